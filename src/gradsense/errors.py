@@ -1,0 +1,98 @@
+"""Every error that gradsense raises on purpose.
+
+``GradsenseError`` is what a user may see: the command line prints its text on one line and
+exits with its ``exit_code``. Anything else that escapes is a defect and shows its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class GradsenseError(Exception):
+    """Base of all errors meant for people. ``exit_code`` 1: the work failed."""
+
+    exit_code = 1
+
+
+class InputError(GradsenseError):
+    """Something the user gave is wrong: a file, a field, an option. ``exit_code`` 2.
+
+    The text always says where the fault is and how to mend it.
+
+    Args:
+        what: what is wrong, in one clause.
+        mend: what to do about it, in one clause.
+        file, line, field: where the fault is, as far as known.
+    """
+
+    exit_code = 2
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        mend: str,
+        file: Path | str | None = None,
+        line: int | None = None,
+        field: str | None = None,
+    ) -> None:
+        self.what, self.mend, self.file, self.line, self.field = what, mend, file, line, field
+        place = ":".join(str(part) for part in (file, line) if part is not None)
+        if field is not None:
+            place = f"{place}: field '{field}'" if place else f"field '{field}'"
+        super().__init__(f"{place}: {what}; {mend}" if place else f"{what}; {mend}")
+
+
+class UpdateRefused(GradsenseError):
+    """The coordinator turned an update away. ``reason`` is the name it is counted under."""
+
+    reason = "refused"
+
+
+class UnknownBase(UpdateRefused):
+    """The update starts from a global model that was never issued or is too old."""
+
+    reason = "unknown-base"
+
+
+class UnknownTensor(UpdateRefused):
+    """The update names a tensor that the global model does not have, or is empty."""
+
+    reason = "unknown-tensor"
+
+
+class WrongShape(UpdateRefused):
+    """A tensor's shape differs from the global model's."""
+
+    reason = "wrong-shape"
+
+
+class WrongDtype(UpdateRefused):
+    """A tensor's dtype is not the global model's."""
+
+    reason = "wrong-dtype"
+
+
+class NotFinite(UpdateRefused):
+    """A tensor holds NaN or infinity."""
+
+    reason = "not-finite"
+
+
+class Replay(UpdateRefused):
+    """The update's sequence number was seen before."""
+
+    reason = "replay"
+
+
+class NotInvited(UpdateRefused):
+    """The client is not enrolled, or was not asked to take part in this round."""
+
+    reason = "not-invited"
+
+
+class BadSampleCount(UpdateRefused):
+    """The update claims a sample count that is not positive."""
+
+    reason = "bad-sample-count"

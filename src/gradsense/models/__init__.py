@@ -1,0 +1,1 @@
+"""Text in, decision out: build, tokenize, adapt, save and load small language models."""

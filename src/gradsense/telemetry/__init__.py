@@ -1,0 +1,1 @@
+"""What devices say: Zeek flows, their labels, cleaning, splits, partitions, synthetic traffic."""
