@@ -1,0 +1,167 @@
+"""Flows a second of gradsense's reader against zat and pandas, on one log in one run.
+
+    python benchmarks/parser.py [--flows N]
+
+The log is a real IoT-23 capture where GRADSENSE_DATA (or ``../shared/data``) has one, and
+synthetic lines otherwise, repeated to the wanted length. Readers take turns; the best of three
+counts. zat's two memory modes and pandas read the whole file into one frame; so does gradsense
+here, and once more by blocks that are dropped as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import polars as pl
+from zat.log_to_dataframe import LogToDataFrame
+
+from gradsense.telemetry.tally import Tally
+from gradsense.telemetry.zeek import read_conn
+
+ROUNDS = 3
+DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+REAL = DATA / "iot23" / "CTU-IoT-Malware-Capture-34-1" / "bro" / "conn.log.labeled"
+
+_NAMES = [
+    "ts",
+    "uid",
+    "id.orig_h",
+    "id.orig_p",
+    "id.resp_h",
+    "id.resp_p",
+    "proto",
+    "service",
+    "duration",
+    "orig_bytes",
+    "resp_bytes",
+    "conn_state",
+    "local_orig",
+    "local_resp",
+    "missed_bytes",
+    "history",
+    "orig_pkts",
+    "orig_ip_bytes",
+    "resp_pkts",
+    "resp_ip_bytes",
+]
+_TYPES = [
+    "time",
+    "string",
+    "addr",
+    "port",
+    "addr",
+    "port",
+    "enum",
+    "string",
+    "interval",
+    "count",
+    "count",
+    "string",
+    "bool",
+    "bool",
+    "count",
+    "string",
+    "count",
+    "count",
+    "count",
+    "count",
+]
+_LAST = "tunnel_parents   label   detailed-label"
+_HEADER = "\n".join(
+    [
+        "#separator \\x09",
+        "#set_separator\t,",
+        "#empty_field\t(empty)",
+        "#unset_field\t-",
+        "#path\tconn",
+        "\t".join(["#fields", *_NAMES, _LAST]),
+        "\t".join(["#types", *_TYPES, "set[string]   string   string"]),
+    ]
+)
+_SYNTHETIC = (
+    "1545403816.962094\tCrDn63WjJEmrWGjqf\t192.168.1.195\t41040\t185.244.25.235\t80\ttcp\t-\t"
+    "3.139211\t0\t0\tS0\t-\t-\t0\tS\t3\t180\t0\t0\t-   Benign   -",
+    "1545403824.181240\tCY9lJW3gh1Eje4usP6\t192.168.1.195\t123\t81.2.254.224\t123\tudp\t-\t"
+    "0.005490\t48\t48\tSF\t-\t-\t0\tDd\t1\t76\t1\t76\t(empty)   Malicious   C&C",
+)
+
+
+def source() -> tuple[str, list[str], str]:
+    """Header, lines and the name of what the benchmark log is made of."""
+    if not REAL.is_file():
+        return _HEADER, list(_SYNTHETIC), "synthetic lines"
+    lines = REAL.read_text().splitlines()
+    header = [line for line in lines if line.startswith("#") and not line.startswith("#close")]
+    rows = [line for line in lines if not line.startswith("#")]
+    return "\n".join(header), rows, "IoT-23 capture 34-1"
+
+
+def write_log(path: Path, header: str, rows: list[str], flows: int) -> None:
+    with path.open("w") as log:
+        log.write(header + "\n")
+        for begin in range(0, flows, len(rows)):
+            log.write("\n".join(rows[: flows - begin]) + "\n")
+
+
+def gradsense_frame(path: Path) -> int:
+    return pl.concat(list(read_conn(path, tally=Tally()))).height
+
+
+def gradsense_stream(path: Path) -> int:
+    return sum(frame.height for frame in read_conn(path, tally=Tally()))
+
+
+def zat_frame(path: Path) -> int:
+    return len(LogToDataFrame().create_dataframe(str(path), ts_index=False))
+
+
+def pandas_frame(path: Path) -> int:
+    names = [*_NAMES, _LAST]
+    return len(pd.read_csv(path, sep="\t", comment="#", names=names, na_values="-"))
+
+
+READERS: dict[str, Callable[[Path], int]] = {
+    "gradsense": gradsense_frame,
+    "gradsense, streamed": gradsense_stream,
+    "zat LogToDataFrame": zat_frame,
+    "pandas.read_csv": pandas_frame,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--flows", type=int, default=500_000)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    header, rows, name = source()
+    best = dict.fromkeys(READERS, float("inf"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "conn.log.labeled"
+        write_log(path, header, rows, options.flows)
+        megabytes = path.stat().st_size / 1e6
+        for _ in range(ROUNDS):
+            for reader, read in READERS.items():
+                start = time.perf_counter()
+                count = read(path)
+                best[reader] = min(best[reader], time.perf_counter() - start)
+                if count != options.flows:
+                    raise SystemExit(f"{reader} read {count} flows, not {options.flows}")
+    rates = {reader: options.flows / seconds for reader, seconds in best.items()}
+    if options.json:
+        print(json.dumps({"flows": options.flows, "source": name, "flows_per_s": rates}))
+        return
+    print(f"{options.flows:,} flows ({megabytes:.0f} MB) of {name}, best of {ROUNDS}")
+    for reader, rate in rates.items():
+        ratio = rates["gradsense"] / rate
+        print(f"{reader:22} {rate:12,.0f} flows/s   gradsense is {ratio:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Who carries messages between clients and coordinator: today in one process, in virtual time."""

@@ -1,0 +1,84 @@
+"""A run at rest: one file, written whole or not at all, from which a run continues exactly.
+
+zstd around safetensors, with the JSON values in the safetensors metadata. An array that several
+clients share is stored once and shared again after loading.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from gradsense.errors import GradsenseError, InputError
+
+#: A checkpoint larger than this once unpacked is not ours.
+MAX_BYTES = 16 << 30
+Groups = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
+    """Write a checkpoint; whoever reads ``path`` sees the old one or the new one, whole.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    keys: dict[int, str] = {}
+    tensors: dict[str, np.ndarray] = {}
+    layouts: dict[int, int] = {}
+    shared: list[dict[str, str]] = []
+    members: dict[str, int] = {}
+    for group, arrays in groups.items():
+        # Clients that hold the same global model hold the same mapping: one layout serves all.
+        if id(arrays) not in layouts:
+            layout = {}
+            for name, array in arrays.items():
+                key = keys.setdefault(id(array), f"t{len(keys)}")
+                tensors[key] = np.ascontiguousarray(array)
+                layout[name] = key
+            layouts[id(arrays)] = len(shared)
+            shared.append(layout)
+        members[group] = layouts[id(arrays)]
+    text = json.dumps({"values": values, "layouts": shared, "groups": members})
+    data = zstandard.ZstdCompressor(level=1).compress(save_tensors(tensors, {"gradsense": text}))
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the checkpoint: {error.strerror}",
+            mend="free some space or choose another --out",
+            file=path,
+        ) from None
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """The values and groups of a checkpoint.
+
+    Raises:
+        GradsenseError: the file is damaged.
+    """
+    try:
+        data = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=MAX_BYTES)
+        header_size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + header_size])
+        meta = json.loads(header["__metadata__"]["gradsense"])
+        tensors = load_tensors(data)
+        layouts = [{n: tensors[k] for n, k in layout.items()} for layout in meta["layouts"]]
+        return meta["values"], {group: layouts[i] for group, i in meta["groups"].items()}
+    except (zstandard.ZstdError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise GradsenseError(
+            f"{path}: the checkpoint is damaged ({error}); delete it to start the run again"
+        ) from None

@@ -1,0 +1,1 @@
+"""Compare strategies (Table III), evaluate models, write reports."""

@@ -1,0 +1,145 @@
+"""What every kind of run shares: the model, the trainer, the examples, and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradsense.config import RunSettings
+from gradsense.experiments import results
+from gradsense.experiments.corpus import Corpus, by_client, examples
+from gradsense.federation.update import Tensors
+from gradsense.learning import metrics
+from gradsense.learning.trainer import Examples, LocalLearner, Trainer
+from gradsense.models.build import build
+from gradsense.prompts.templates import get_template
+
+
+@dataclass
+class Bench:
+    """One corpus and one model, set up for one seed.
+
+    Attributes:
+        trainer: holds the process's one model.
+        initial: the trainable tensors before any training; the same for every strategy.
+        learners: a learner for each client with training flows.
+        train, test: pooled examples.
+        own_tests: each client's own test flows, where it has any.
+    """
+
+    settings: RunSettings
+    corpus: Corpus
+    trainer: Trainer
+    initial: Tensors
+    learners: dict[str, LocalLearner]
+    train: Examples
+    test: Examples
+    own_tests: dict[str, Examples] = field(default_factory=dict)
+
+    def evaluate(self, tensors: Tensors) -> tuple[float, metrics.Scores, np.ndarray]:
+        """Loss in nats, scores, and predicted classes of the whole test set."""
+        loss, predicted = self.trainer.evaluate(self.test, tensors)
+        return loss, self.score(self.test, predicted), predicted
+
+    def score(self, truth: Examples, predicted: np.ndarray) -> metrics.Scores:
+        """Verdicts against the truth."""
+        return metrics.score(truth.labels.numpy(), predicted, self.corpus.classes)
+
+    def own_score(self, client: str, tensors: Tensors) -> metrics.Scores | None:
+        """A client's model on its own site's test flows; None where the site has none."""
+        own = self.own_tests.get(client)
+        if own is None:
+            return None
+        return self.score(own, self.trainer.evaluate(own, tensors)[1])
+
+    def details(self, predicted: np.ndarray) -> dict[str, Any]:
+        """The ``Row`` fields on classes and sites, from the verdicts on the whole test set."""
+        scores = self.score(self.test, predicted)
+        sites = self.corpus.parts.test["client"].to_numpy()
+        truth = self.test.labels.numpy()
+        per_site = {}
+        for site in dict.fromkeys(sites.tolist()):
+            here = sites == site
+            own = metrics.score(truth[here], predicted[here], self.corpus.classes)
+            per_site[site] = results.SiteScores(
+                accuracy=own.accuracy, f1_macro=own.f1_macro, flows=int(here.sum())
+            )
+        return {
+            "per_class": {
+                name: results.ClassScores(
+                    precision=one.precision, recall=one.recall, f1=one.f1, support=one.support
+                )
+                for name, one in scores.per_class.items()
+                if one.support
+            },
+            "per_site": per_site,
+            "confusion": [list(row) for row in scores.confusion],
+            "classes": list(self.corpus.classes),
+        }
+
+
+def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
+    """Build the model and encode the corpus.
+
+    Raises:
+        InputError: an unknown model or template.
+    """
+    torch.set_num_threads(settings.threads)
+    classifier = build(
+        settings.model,
+        template=get_template(settings.template),
+        labels=corpus.classes,
+        seed=settings.seed,
+        lora_rank=settings.lora_rank,
+    )
+    trainer = Trainer(
+        classifier,
+        optimizer=settings.optimizer,
+        lr=settings.lr,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    parts = corpus.parts
+    train = examples(parts.train, corpus, classifier)
+    test = examples(parts.test, corpus, classifier)
+    validation = examples(parts.validation, corpus, classifier) if len(parts.validation) else None
+    train_sets = by_client(parts.train, train)
+    validation_sets = by_client(parts.validation, validation) if validation else {}
+    learners = {
+        client: LocalLearner(trainer, own, validation_sets.get(client, own), stream)
+        for stream, (client, own) in enumerate(train_sets.items())
+    }
+    return Bench(
+        settings,
+        corpus,
+        trainer,
+        classifier.tensors(),
+        learners,
+        train,
+        test,
+        by_client(parts.test, test),
+    )
+
+
+def scores_row(scores: metrics.Scores) -> results.Scores:
+    """The five figures of the contract."""
+    return results.Scores(
+        accuracy=scores.accuracy,
+        precision=scores.precision,
+        recall=scores.recall,
+        f1_weighted=scores.f1_weighted,
+        f1_macro=scores.f1_macro,
+    )
+
+
+def average(scores: Mapping[str, results.Scores]) -> results.Scores | None:
+    """The mean over clients; None without any."""
+    if not scores:
+        return None
+    fields = results.Scores.model_fields
+    rows = [one.model_dump() for one in scores.values()]
+    return results.Scores(**{key: float(np.mean([row[key] for row in rows])) for key in fields})

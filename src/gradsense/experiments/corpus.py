@@ -1,0 +1,133 @@
+"""From settings to the examples of every client: load, render, split, partition, encode."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+
+from gradsense.config import RunSettings
+from gradsense.errors import InputError
+from gradsense.learning.trainer import Examples
+from gradsense.models.classifier import TextClassifier
+from gradsense.prompts.templates import get_template
+from gradsense.telemetry.contradictions import contradictions, resolve
+from gradsense.telemetry.dataset import Dataset, load
+from gradsense.telemetry.partition import partition
+from gradsense.telemetry.split import Split, split
+from gradsense.telemetry.synthetic import write_fleet
+
+OnFile = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Labelled flows, ready for the models.
+
+    Attributes:
+        parts: train, test and validation frames with ``text``, ``class``, ``capture``, ``client``.
+        classes: class names; their places are the class numbers.
+        synthetic: whether the traffic was generated.
+        notes: what a person should know about this data, one sentence each.
+    """
+
+    parts: Split
+    classes: tuple[str, ...]
+    synthetic: bool
+    notes: tuple[str, ...]
+
+    @property
+    def clients(self) -> list[str]:
+        """Sites with at least one training flow, in the data's order."""
+        return self.parts.train["client"].unique(maintain_order=True).to_list()
+
+
+def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
+    """Read the captures that the settings name, or generate synthetic ones.
+
+    Raises:
+        InputError: unreadable data, or a split that leaves nothing to train or test on.
+    """
+    if settings.data is not None:
+        return _prepare(settings, _load(settings, settings.data, on_file))
+    with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
+        # The traffic is the same for all seeds of a comparison; splits and models differ.
+        write_fleet(Path(folder), seed=0)
+        return _prepare(settings, _load(settings, Path(folder), on_file))
+
+
+def _load(settings: RunSettings, root: Path, on_file: OnFile | None) -> Dataset:
+    return load(
+        root,
+        cap=settings.cap,
+        seed=settings.seed,
+        view=settings.view,
+        unknown=settings.unknown,
+        strict=settings.strict,
+        on_file=on_file,
+    )
+
+
+def _prepare(settings: RunSettings, dataset: Dataset) -> Corpus:
+    template = get_template(settings.template)
+    flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
+    report = contradictions(flows["text"], flows["class"])
+    notes = list(dataset.tally.lines())
+    if report.flows:
+        notes.append(
+            f"{report.flows:,} of {flows.height:,} flows read the same as a flow with another "
+            f"label; --contradictions {settings.contradictions}"
+        )
+    parts = split(flows, how=settings.split, seed=settings.seed)
+    train, touched = resolve(parts.train, settings.contradictions)
+    if touched:
+        notes.append(f"{touched:,} contradicting training flows relabelled or removed")
+    parts = Split(train=train, test=parts.test, validation=parts.validation)
+    parts = partition(
+        parts,
+        how=settings.partition,
+        clients=settings.clients,
+        alpha=settings.alpha,
+        seed=settings.seed,
+    )
+    for name, frame in (("train", parts.train), ("test", parts.test)):
+        if frame.is_empty():
+            raise InputError(f"no flows left to {name} on", mend="give more flows, or raise --cap")
+    trained = set(parts.train["client"].unique())
+    silent = sorted(set(parts.test["client"].unique()) - trained)
+    if silent:
+        notes.append(f"sites without a training flow, tested only: {', '.join(silent)}")
+    return Corpus(parts, dataset.classes, dataset.synthetic, tuple(notes))
+
+
+def examples(frame: pl.DataFrame, corpus: Corpus, classifier: TextClassifier) -> Examples:
+    """The flows of ``frame`` as token ids and class numbers, each distinct prompt once."""
+    distinct = frame["text"].unique(maintain_order=True)
+    rows = pl.DataFrame({"text": distinct, "row": np.arange(len(distinct))})
+    index = frame.select("text").join(rows, on="text", how="left", maintain_order="left")["row"]
+    return Examples(
+        classifier.encode(distinct.to_list()),
+        torch.from_numpy(index.to_numpy().astype(np.int64)),
+        torch.from_numpy(class_numbers(frame, corpus)),
+    )
+
+
+def class_numbers(frame: pl.DataFrame, corpus: Corpus) -> np.ndarray:
+    """The class of each flow as its place in ``corpus.classes``, int64 of shape [flows]."""
+    places = {name: place for place, name in enumerate(corpus.classes)}
+    numbers = frame["class"].replace_strict(places, return_dtype=pl.Int64)
+    return numbers.to_numpy().astype(np.int64)
+
+
+def by_client(frame: pl.DataFrame, whole: Examples) -> dict[str, Examples]:
+    """``whole``, the examples of ``frame``, cut by client."""
+    rows = frame.with_row_index("row").group_by("client", maintain_order=True).agg("row")
+    return {
+        client: whole.select(torch.tensor(members, dtype=torch.int64))
+        for client, members in rows.iter_rows()
+    }

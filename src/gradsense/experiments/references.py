@@ -1,0 +1,145 @@
+"""The rows that keep a comparison honest: no federation, all data in one place, no language model.
+
+Local-only and centralised training spend the same local compute as the federated strategies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gradsense.experiments import forest as random_forest
+from gradsense.experiments import results
+from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.experiments.run import OnProgress, Progress, claim, write_model
+from gradsense.federation.update import Tensors
+
+
+def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors | None]:
+    """Every client trains alone; there is no central model."""
+    settings, whole, own = bench.settings, {}, {}
+    began, trained = time.monotonic(), 0
+    for number, (client, learner) in enumerate(bench.learners.items()):
+        steps = max(1, round(settings.epochs * learner.steps_per_epoch))
+        tensors: Tensors = bench.initial
+        for visit in range(settings.rounds):
+            tensors = learner.train(tensors, first_step=visit * steps, steps=steps).tensors
+        trained += round(settings.rounds * steps / learner.steps_per_epoch * learner.samples)
+        whole[client] = scores_row(bench.evaluate(tensors)[1])
+        on_own = bench.own_score(client, tensors)
+        if on_own is not None:
+            own[client] = scores_row(on_own)
+        mean = average(whole)
+        assert mean is not None
+        share = (number + 1) / len(bench.learners)
+        on_progress(Progress(share, 0, mean.accuracy, mean.f1_macro))
+    return _row(
+        bench,
+        "local-only",
+        clients=average(whole),
+        clients_own=average(own),
+        samples_trained=trained,
+        wall_s=time.monotonic() - began,
+    ), None
+
+
+def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors | None]:
+    """The same model on the pooled flows, which the whole point is not to pool."""
+    settings, began = bench.settings, time.monotonic()
+    per_epoch = -(-len(bench.train) // settings.batch_size)
+    steps = max(1, round(settings.epochs * per_epoch))
+    # One optimiser throughout: a reference must not be weaker than it could be.
+    optimizer = bench.trainer.new_optimizer()
+    tensors, curve = bench.initial, []
+    loss, scores, predicted = bench.evaluate(tensors)
+    for epoch in range(settings.rounds + 1):
+        if epoch:
+            tensors = bench.trainer.train(
+                bench.train,
+                tensors,
+                stream=len(bench.learners),
+                first_step=(epoch - 1) * steps,
+                steps=steps,
+                optimizer=optimizer,
+            ).tensors
+            loss, scores, predicted = bench.evaluate(tensors)
+        curve.append(
+            results.Point(
+                aggregation=epoch,
+                virtual_s=0.0,
+                uplink_bytes=0,
+                accuracy=scores.accuracy,
+                f1_macro=scores.f1_macro,
+                loss=loss,
+            )
+        )
+        share = epoch / settings.rounds
+        on_progress(Progress(share, epoch, scores.accuracy, scores.f1_macro))
+    return _row(
+        bench,
+        "centralised",
+        central=scores_row(scores),
+        curve=curve,
+        samples_trained=round(settings.rounds * settings.epochs * len(bench.train)),
+        wall_s=time.monotonic() - began,
+        **bench.details(predicted),
+    ), tensors
+
+
+def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors | None]:
+    """A random forest on the pooled raw features of the same flows."""
+    began, parts = time.monotonic(), bench.corpus.parts
+    predicted = random_forest.predict(
+        parts.train, parts.test, bench.corpus.classes, seed=bench.settings.seed
+    )
+    scores = bench.score(bench.test, predicted)
+    on_progress(Progress(1.0, 0, scores.accuracy, scores.f1_macro))
+    return _row(
+        bench,
+        "forest",
+        central=scores_row(scores),
+        wall_s=time.monotonic() - began,
+        **bench.details(predicted),
+    ), None
+
+
+def _row(bench: Bench, name: str, **fields: object) -> results.Row:
+    return results.Row.model_validate(
+        {
+            "strategy": name,
+            "kind": "reference",
+            "seed": bench.settings.seed,
+            "rounds": bench.settings.rounds,
+            "synthetic": bench.corpus.synthetic,
+            **fields,
+        }
+    )
+
+
+Reference = Callable[[Bench, OnProgress], tuple[results.Row, Tensors | None]]
+
+#: Every reference row by name.
+REFERENCES: dict[str, Reference] = {
+    "local-only": local_only,
+    "centralised": centralised,
+    "forest": forest,
+}
+
+
+def run_reference(
+    bench: Bench, name: str, out: Path, *, resume: bool, on_progress: OnProgress
+) -> results.Row:
+    """One reference into ``out``; a finished one is only read.
+
+    Raises:
+        InputError: as ``run.train``.
+    """
+    finished = claim(out, bench, resume=resume)
+    if finished is not None:
+        return finished
+    row, tensors = REFERENCES[name](bench, on_progress)
+    if tensors is not None:
+        write_model(bench, tensors, out, name)
+    results.save([row], out / "results.json")
+    return row

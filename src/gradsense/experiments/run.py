@@ -1,0 +1,341 @@
+"""One federated run: simulate, evaluate each global model, checkpoint, and write what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradsense.engines import checkpoint
+from gradsense.engines.devices import assign
+from gradsense.engines.simulator import Cost, Faults, Simulator
+from gradsense.errors import InputError
+from gradsense.experiments import results
+from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.federation.client import Client
+from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.strategies import get_strategy
+from gradsense.federation.update import GlobalModel, Tensors
+from gradsense.models import folder
+
+CHECKPOINT, SETTINGS, RESULTS, MODEL = "checkpoint.zst", "settings.json", "results.json", "model"
+
+#: The clients' average is taken over all of them up to this many, else over a seeded sample.
+CLIENT_SAMPLE = 50
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is. ``share`` is 0..1 of its local compute or of its aggregations."""
+
+    share: float
+    aggregation: int
+    accuracy: float | None = None
+    f1_macro: float | None = None
+    uplink_bytes: int = 0
+    virtual_s: float = 0.0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+class FederatedRun:
+    """A simulator together with what is measured on the way.
+
+    Args:
+        bench: model and data for one seed.
+        on_progress: told after each visit.
+    """
+
+    def __init__(self, bench: Bench, on_progress: OnProgress = lambda progress: None) -> None:
+        self.bench = bench
+        self.on_progress = on_progress
+        settings = bench.settings
+        strategy = get_strategy(settings.strategy)
+        clients = [
+            Client(name, learner, strategy, visit_epochs=settings.epochs)
+            for name, learner in bench.learners.items()
+        ]
+        names = [client.name for client in clients]
+        self.budgets = {client.name: settings.rounds * client.visit_steps for client in clients}
+        self.simulator = Simulator(
+            Coordinator(
+                bench.initial,
+                strategy,
+                seed=settings.seed,
+                participation=settings.participation,
+            ),
+            clients,
+            devices=assign(names, settings.devices, seed=settings.seed),
+            cost=flow_cost(bench),
+            budgets=self.budgets,
+            max_aggregations=settings.rounds,
+            seed=settings.seed,
+            faults=Faults(settings.dropout, settings.offline_s, settings.late, settings.late_s),
+            on_model=self._on_model,
+            on_last_work=self._on_last_work,
+        )
+        rng = np.random.default_rng([settings.seed, 21])
+        chosen = rng.permutation(len(names))[:CLIENT_SAMPLE]
+        self.sample = {names[i] for i in chosen}
+        self.curve: list[results.Point] = []
+        self.clients: dict[str, results.Scores] = {}
+        self.clients_own: dict[str, results.Scores] = {}
+        self.wall_s = 0.0  # of earlier processes, where the run was resumed
+
+    # While it runs --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Measure version 0 and send it out."""
+        self._point(0, self.bench.initial)
+        self.simulator.start()
+
+    def step(self) -> bool:
+        """Handle one event; False when the run is over."""
+        visits = self.simulator.meter.visits
+        more = self.simulator.step()
+        if self.simulator.meter.visits != visits:
+            self.on_progress(self.progress())
+        return more
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        meter, last = self.simulator.meter, self.curve[-1]
+        spent = sum(client.steps for client in self.simulator.clients.values())
+        share = max(
+            spent / sum(self.budgets.values()), meter.aggregations / self.bench.settings.rounds
+        )
+        return Progress(
+            min(share, 1.0),
+            meter.aggregations,
+            last.accuracy,
+            last.f1_macro,
+            meter.uplink_bytes,
+            self.simulator.now,
+        )
+
+    def _on_model(self, model: GlobalModel) -> None:
+        self._point(model.version, model.tensors)
+
+    def _point(self, version: int, tensors: Tensors) -> None:
+        loss, scores, _ = self.bench.evaluate(tensors)
+        self.curve.append(
+            results.Point(
+                aggregation=version,
+                virtual_s=self.simulator.now,
+                uplink_bytes=self.simulator.meter.uplink_bytes,
+                accuracy=scores.accuracy,
+                f1_macro=scores.f1_macro,
+                loss=loss,
+            )
+        )
+
+    def _on_last_work(self, client: Client) -> None:
+        """Score a client's own model before a broadcast changes it."""
+        if client.name not in self.sample:
+            return
+        self.clients[client.name] = scores_row(self.bench.evaluate(client.local)[1])
+        own = self.bench.own_score(client.name, client.local)
+        if own is not None:
+            self.clients_own[client.name] = scores_row(own)
+
+    # At rest --------------------------------------------------------------------------------
+
+    def save(self, path: Path, wall_s: float) -> None:
+        """Write a checkpoint from which ``restore`` continues exactly."""
+        values, groups = self.simulator.state()
+        own = {
+            "curve": [point.model_dump() for point in self.curve],
+            "clients": {name: one.model_dump() for name, one in self.clients.items()},
+            "clients_own": {name: one.model_dump() for name, one in self.clients_own.items()},
+            "wall_s": wall_s,
+        }
+        checkpoint.save(path, {"simulator": values, "run": own}, groups)
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint of a run with the same settings and data."""
+        values, groups = checkpoint.load(path)
+        self.simulator.restore(values["simulator"], groups)
+        own = values["run"]
+        self.curve = [results.Point(**point) for point in own["curve"]]
+        self.clients = {name: results.Scores(**one) for name, one in own["clients"].items()}
+        self.clients_own = {name: results.Scores(**one) for name, one in own["clients_own"].items()}
+        self.wall_s = own["wall_s"]
+
+    # Afterwards -----------------------------------------------------------------------------
+
+    def row(self, wall_s: float) -> results.Row:
+        """What came out, as a row of ``results.json``."""
+        simulator, meter = self.simulator, self.simulator.meter
+        for client in simulator.clients.values():
+            if client.name not in self.clients and client.steps:
+                self._on_last_work(client)
+        _, scores, predicted = self.bench.evaluate(simulator.coordinator.model.tensors)
+        central_s, client_s = simulator.central_latency_s(), simulator.client_latency_s()
+        settings = self.bench.settings
+        return results.Row(
+            strategy=settings.strategy,
+            kind="federated",
+            seed=settings.seed,
+            rounds=settings.rounds,
+            synthetic=self.bench.corpus.synthetic,
+            central=scores_row(scores),
+            clients=average(self.clients),
+            clients_own=average(self.clients_own),
+            central_latency_s=central_s,
+            client_latency_s=client_s,
+            requests_per_min=60 / central_s if central_s else None,
+            client_requests_per_min=60 / client_s if client_s else None,
+            energy_j=meter.energy_j,
+            uplink_bytes=meter.uplink_bytes,
+            downlink_bytes=meter.downlink_bytes,
+            uploads=meter.uploads,
+            aggregations=meter.aggregations,
+            samples_trained=meter.samples_trained,
+            virtual_s=simulator.now,
+            wall_s=wall_s,
+            refused=dict(simulator.coordinator.refused),
+            triggers=dict(simulator.triggers),
+            dropped_out=meter.dropped_out,
+            curve=self.curve,
+            uploads_log=[
+                results.UploadMark(
+                    virtual_s=mark.virtual_s,
+                    client=mark.client,
+                    reason=mark.reason,
+                    bytes=mark.bytes,
+                    aggregation=mark.aggregation,
+                )
+                for mark in simulator.uploads
+            ],
+            **self.bench.details(predicted),
+        )
+
+
+def flow_cost(bench: Bench) -> Cost:
+    """FLOP of one flow: 2 N a token forwards, 2 N back to the activations, 2 N to the weights.
+
+    N leaves out the embedding tables, which are looked up, not multiplied (Kaplan et al. 2020,
+    §2.1). The last part is due only for the parameters that train.
+    """
+    model, length = bench.trainer.classifier.model, bench.train.encoded.input_ids.shape[1]
+    used = [(name, p) for name, p in model.named_parameters() if "embed" not in name]
+    total = sum(p.numel() for _, p in used)
+    trained = sum(p.numel() for _, p in used if p.requires_grad)
+    return Cost(training=length * (4 * total + 2 * trained), inference=length * 2 * total)
+
+
+def train(
+    bench: Bench,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_s: float = 10.0,
+    on_progress: OnProgress = lambda progress: None,
+) -> results.Row:
+    """One federated run into ``out``: model, results, settings, and a checkpoint while it runs.
+
+    Args:
+        bench: model and data.
+        out: a new folder, or with ``resume`` that of a run with the same settings.
+        resume: continue from the last checkpoint; a finished run is only read.
+        checkpoint_s: seconds between checkpoints.
+        on_progress: told after each visit.
+
+    Raises:
+        InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
+    """
+    finished = claim(out, bench, resume=resume)
+    if finished is not None:
+        return finished
+    run = FederatedRun(bench, on_progress)
+    saved = out / CHECKPOINT
+    if resume and saved.exists():
+        run.restore(saved)
+    else:
+        run.start()
+    began = last = time.monotonic()
+    while run.step():
+        now = time.monotonic()
+        if now - last >= checkpoint_s:
+            run.save(saved, run.wall_s + now - began)
+            last = time.monotonic()
+    row = run.row(run.wall_s + time.monotonic() - began)
+    write_model(bench, run.simulator.coordinator.model.tensors, out, row.strategy)
+    results.save([row], out / RESULTS)
+    saved.unlink(missing_ok=True)
+    return row
+
+
+def write_model(bench: Bench, tensors: Tensors, out: Path, strategy: str) -> None:
+    """Write the model folder of these tensors."""
+    bench.trainer.load(tensors)
+    extra = {
+        "strategy": strategy,
+        "seed": bench.settings.seed,
+        "synthetic": bench.corpus.synthetic,
+    }
+    folder.save(bench.trainer.classifier, out / MODEL, extra=extra)
+
+
+def fingerprint(bench: Bench) -> dict[str, Any]:
+    """What must be equal for a run to be continued: the settings, and the training texts."""
+    digest = hashlib.sha256()
+    for frame in (bench.corpus.parts.train, bench.corpus.parts.test):
+        for column in ("client", "class", "text"):
+            digest.update("\n".join(frame[column]).encode())
+    return {
+        "settings": json.loads(bench.settings.model_dump_json()),
+        "data_sha256": digest.hexdigest(),
+    }
+
+
+def claim(out: Path, bench: Bench, *, resume: bool) -> results.Row | None:
+    """Make ``out`` this run's folder; its row if the run is already finished.
+
+    Raises:
+        InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        own, path = fingerprint(bench), out / SETTINGS
+        if path.exists():
+            if not resume:
+                raise InputError(
+                    "the folder holds a run already",
+                    mend="add --resume to continue it, or choose another --out",
+                    file=out,
+                )
+            _compare(json.loads(path.read_text()), own, path)
+            if (out / RESULTS).exists():
+                return results.load(out / RESULTS)[0]
+            return None
+        results.write_text(path, json.dumps(own, indent=1) + "\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "settings.json is damaged"
+        raise InputError(
+            f"cannot use the folder: {reason}", mend="choose another --out", file=out
+        ) from None
+    return None
+
+
+def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
+    before, now = saved.get("settings", {}), own["settings"]
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"that run had {key} {before.get(key)}, this one has {now.get(key)}",
+                mend="give the same options, or choose another --out",
+                file=path,
+                field=key,
+            )
+    if saved.get("data_sha256") != own["data_sha256"]:
+        raise InputError(
+            "the data changed since that run", mend="choose another --out", file=path, field="data"
+        )

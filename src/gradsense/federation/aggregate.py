@@ -1,0 +1,217 @@
+"""How does the cloud aggregate? The third column of the strategy table.
+
+An aggregator is a frozen value with ``init`` and ``apply`` over a serialisable state of named
+tensors (server moments, for example). Deltas are added, so eq 2's mean of models becomes the
+mean of their deltas on the common base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from gradsense.federation.pool import Entry
+from gradsense.federation.update import Array, Tensors
+
+
+class Aggregator(Protocol):
+    """The interface of every aggregator."""
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        """The server's state before the first aggregation."""
+        ...
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The next global tensors and the next state.
+
+        Args:
+            tensors: the current global model.
+            entries: the pool, at least one update.
+            submissions: updates accepted from each client since the run began, the pool's included.
+            state: what ``init`` or the last ``apply`` returned.
+        """
+        ...
+
+
+def weighted_sum(entries: Sequence[Entry], weights: Sequence[float]) -> dict[str, Array]:
+    """Σ w_i Δθ_i by tensor, summed in float64 in the order of arrival.
+
+    A tensor that an update leaves out counts as zero movement: its client keeps the remainder and
+    sends it when it has grown.
+    """
+    total: dict[str, np.ndarray] = {}
+    for entry, weight in zip(entries, weights, strict=True):
+        for name, delta in entry.update.delta.items():
+            if name in total:
+                total[name] += np.multiply(delta, weight, dtype=np.float64)
+            else:
+                total[name] = np.multiply(delta, weight, dtype=np.float64)
+    return {name: value.astype(np.float32) for name, value in total.items()}
+
+
+def _add(tensors: Tensors, step: Tensors) -> dict[str, Array]:
+    # Untouched tensors are passed on, not copied.
+    return {n: t + step[n] if n in step else t for n, t in tensors.items()}
+
+
+@dataclass(frozen=True)
+class WeightedMean:
+    """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        return {}
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        total = sum(entry.update.samples for entry in entries)
+        weights = [entry.update.samples / total for entry in entries]
+        return _add(tensors, weighted_sum(entries, weights)), dict(state)
+
+
+@dataclass(frozen=True)
+class ServerOptimizer:
+    """FedOpt (eq 3-6; Reddi et al. 2021, arXiv 2003.00295).
+
+    g = (1/N) Σ Δθ_k in the sign of a gradient (eq 3); m ← β₁ m + (1−β₁) g (eq 4);
+    v ← β₂ v + (1−β₂) g² for Adam (eq 5); θ ← θ − η m / (√v + ε) (eq 6). Yogi and Adagrad change
+    only v: Yogi v ← v − (1−β₂) g² sign(v − g²), Adagrad v ← v + g². v starts at ε² as in
+    Reddi et al., and there is no bias correction, as in both papers.
+
+    Attributes:
+        kind: adam, yogi or adagrad.
+        lr: η, the server's learning rate.
+        beta1, beta2: memories of m and v.
+        epsilon: ε, the adaptivity: larger is closer to plain averaging.
+    """
+
+    kind: Literal["adam", "yogi", "adagrad"] = "adam"
+    lr: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    epsilon: float = 1e-3
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        state: dict[str, Array] = {}
+        for name, tensor in tensors.items():
+            state[f"m:{name}"] = np.zeros_like(tensor)
+            state[f"v:{name}"] = np.full_like(tensor, self.epsilon**2)
+        return state
+
+    def _second_moment(self, v: Array, g: Array) -> Array:
+        square = np.square(g)
+        new: np.ndarray
+        if self.kind == "adam":
+            new = self.beta2 * v + (1 - self.beta2) * square
+        elif self.kind == "yogi":
+            new = v - (1 - self.beta2) * square * np.sign(v - square)
+        else:
+            new = v + square
+        return new.astype(np.float32)
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        mean = weighted_sum(entries, [1 / len(entries)] * len(entries))
+        moved, new = dict(tensors), {}
+        for name, tensor in tensors.items():
+            g = -mean[name] if name in mean else np.zeros_like(tensor)
+            m = (self.beta1 * state[f"m:{name}"] + (1 - self.beta1) * g).astype(np.float32)
+            v = self._second_moment(state[f"v:{name}"], g)
+            step = self.lr * m / (np.sqrt(v) + self.epsilon)
+            moved[name] = (tensor - step).astype(np.float32)
+            new[f"m:{name}"], new[f"v:{name}"] = m, v
+        return moved, new
+
+
+@dataclass(frozen=True)
+class StalenessMean:
+    """FedBuff (Nguyen et al. 2022, arXiv 2106.06639): the mean over K of Δθ / (1 + staleness)^a.
+
+    The sum is divided by K, not by the sum of discounts: a pool of old news moves less.
+    """
+
+    exponent: float = 0.5
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        return {}
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        weights = [(1 + e.staleness) ** -self.exponent / len(entries) for e in entries]
+        return _add(tensors, weighted_sum(entries, weights)), dict(state)
+
+
+@dataclass(frozen=True)
+class FrequencyMean:
+    """GSFS (eq 13-14): θ ← θ + Σ α_k Δθ_k, α_k proportional to k's submission frequency.
+
+    Read literally, the share of all submissions so far: α_k = s_k / Σ_j s_j over the pool's
+    distinct clients. Several entries of one client are consecutive pieces of one movement, so
+    each carries the whole α_k. ``gsfs`` tempers this in three ways on which the paper is silent.
+
+    Attributes:
+        samples_power: multiply the weight by |D_k|^p. 0 is the paper; 0.5 listens to large sites
+            without letting them drown the small.
+        frequency_power: use s_k^p. 1 is the paper, 0 ignores frequency.
+        frequency_bound: s_k counts at most this many times the pool's smallest; None is the
+            paper. It keeps a chatty client from speaking for the fleet.
+        staleness_exponent: discount (1 + staleness)^-a; 0 is the paper.
+    """
+
+    samples_power: float = 0.0
+    frequency_power: float = 1.0
+    frequency_bound: float | None = None
+    staleness_exponent: float = 0.0
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        return {}
+
+    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+        """One weight an entry; over distinct clients the undiscounted weights sum to 1."""
+        samples = {entry.update.client: entry.update.samples for entry in entries}
+        frequency = {client: float(submissions[client]) for client in samples}
+        if self.frequency_bound is not None:
+            ceiling = self.frequency_bound * min(frequency.values())
+            frequency = {client: min(value, ceiling) for client, value in frequency.items()}
+        raw = {
+            client: value**self.frequency_power * samples[client] ** self.samples_power
+            for client, value in frequency.items()
+        }
+        total = sum(raw.values())
+        return [
+            raw[e.update.client] / total * (1 + e.staleness) ** -self.staleness_exponent
+            for e in entries
+        ]
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        weights = self.weights(entries, submissions)
+        return _add(tensors, weighted_sum(entries, weights)), dict(state)

@@ -1,0 +1,194 @@
+"""The client: one site's training role, as a state machine without clock, socket or file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gradsense.federation.strategies import Strategy
+from gradsense.federation.trigger import Sensed
+from gradsense.federation.update import Array, GlobalModel, Tensors, Update, layer_of
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What local training gives back.
+
+    Attributes:
+        tensors: θ after the steps, new arrays.
+        gradient_norms: layer to the batch gradient's L2 norm, averaged over the steps.
+        loss: mean training loss over the steps, in nats.
+    """
+
+    tensors: dict[str, Array]
+    gradient_norms: dict[str, float]
+    loss: float
+
+
+class Learner(Protocol):
+    """One device's data and the means to train on it (eq 1). ``learning.trainer`` has the real one.
+
+    Attributes:
+        samples: |D_k|.
+        steps_per_epoch: batches in one pass over D_k.
+        validation_samples: |D_k^val|.
+    """
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def validation_samples(self) -> int: ...
+
+    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
+        """Take ``steps`` steps from ``tensors``. ``first_step`` counts the client's whole life:
+        it fixes the order of the batches, so that a resumed run sees the same ones."""
+        ...
+
+    def score(self, tensors: Tensors) -> float:
+        """M(θ; D_k^val): the validation loss in nats."""
+        ...
+
+
+class Client:
+    """Local training, sensing, and the decision to speak.
+
+    The client holds θ (``local``) and a reference point (``reference``): the adopted global model
+    plus all that was sent since. Their difference is the unsent movement. After an upload the
+    reference moves by exactly what was sent, so a layer that stayed behind, or what a lossy codec
+    rounded away, remains in the difference and travels later (error feedback).
+
+    Args:
+        name: unique in the fleet.
+        learner: the site's data and trainer.
+        strategy: whose trigger decides.
+        visit_epochs: E, the local epochs between two decisions; at least one step.
+    """
+
+    def __init__(
+        self, name: str, learner: Learner, strategy: Strategy, *, visit_epochs: float = 1.0
+    ) -> None:
+        self.name = name
+        self.learner = learner
+        self.strategy = strategy
+        self.visit_steps = max(1, round(visit_epochs * learner.steps_per_epoch))
+        self.version = -1  # nothing adopted yet
+        self.local: Tensors = {}
+        self.reference: Tensors = {}
+        self.sequence = 0
+        self.spoke_on = -1  # the version of the last upload's base
+        self.steps = 0
+        self.visits = 0  # since the last upload
+        self.fresh = False  # adopted a model and has not looked at it yet
+        self.sensing = strategy.trigger.init()
+
+    def adopt(self, model: GlobalModel) -> None:
+        """Take a new global model and reset the reference point (eq 15).
+
+        With ``keep_local`` the unsent movement is put on top of the new model; without, it is
+        lost, as in the paper. An older model than the one held is ignored.
+        """
+        if model.version <= self.version:
+            return
+        if self.strategy.keep_local and self.local is not self.reference:
+            self.local = {
+                name: tensor
+                if self.local[name] is self.reference[name]
+                else tensor + (self.local[name] - self.reference[name])
+                for name, tensor in model.tensors.items()
+            }
+        else:
+            self.local = model.tensors
+        self.reference = model.tensors
+        self.version = model.version
+        self.fresh = True
+
+    def plan(self, budget: int) -> tuple[int, int]:
+        """What the next ``work(budget)`` will cost: training steps, and passes over D_k^val."""
+        passes = 1 + self.fresh if self.strategy.trigger.needs_score else 0
+        return min(budget, self.visit_steps), passes
+
+    def work(self, budget: int) -> Update | None:
+        """One visit of local training (eq 1), then the trigger's decision.
+
+        Args:
+            budget: steps that may still be spent; the visit is cut to it.
+
+        Returns:
+            The update to send, or None to stay silent.
+
+        Raises:
+            RuntimeError: no global model was adopted yet.
+            ValueError: a budget below one step.
+        """
+        if self.version < 0:
+            raise RuntimeError(f"client '{self.name}' has no global model to start from")
+        if budget < 1:
+            raise ValueError("a visit needs a budget of at least one step")
+        trigger = self.strategy.trigger
+        if self.fresh:  # the broadcast moved the reference: eq 7 compares with M(θ_ref) from here
+            score = self.learner.score(self.reference) if trigger.needs_score else None
+            self.sensing = trigger.reset(self.sensing, score)
+            self.fresh = False
+        steps = min(budget, self.visit_steps)
+        trained = self.learner.train(self.local, first_step=self.steps, steps=steps)
+        self.local = trained.tensors
+        self.steps += steps
+        self.visits += 1
+        score = self.learner.score(self.local) if trigger.needs_score else None
+        seen = Sensed(trained.gradient_norms, score, self.visits)
+        self.sensing, decision = trigger.sense(self.sensing, seen)
+        if decision.reason is None:
+            return None
+        return self._speak(decision.reason, decision.layers, score)
+
+    def _speak(self, reason: str, layers: tuple[str, ...] | None, score: float | None) -> Update:
+        chosen = set(layers) if self.strategy.partial and layers is not None else None
+        delta = {
+            name: tensor - self.reference[name]
+            for name, tensor in self.local.items()
+            if chosen is None or layer_of(name) in chosen
+        }
+        self.sequence += 1
+        self.spoke_on = self.version
+        self.visits = 0
+        self.sensing = self.strategy.trigger.reset(self.sensing, score)
+        # What was sent whole needs no second copy: the reference is then θ itself.
+        self.reference = {n: self.local[n] if n in delta else self.reference[n] for n in self.local}
+        return Update(
+            client=self.name,
+            base_version=self.version,
+            sequence=self.sequence,
+            samples=self.learner.samples,
+            reason=reason,
+            delta=delta,
+            score=score,
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensors]]:
+        """All that a resumed client needs: JSON-able values, and named groups of tensors."""
+        values = {
+            "version": self.version,
+            "sequence": self.sequence,
+            "spoke_on": self.spoke_on,
+            "steps": self.steps,
+            "visits": self.visits,
+            "fresh": self.fresh,
+            "sensing": self.sensing,
+        }
+        return values, {"local": self.local, "reference": self.reference}
+
+    def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
+        """Continue exactly where ``state`` was taken."""
+        self.version = values["version"]
+        self.sequence = values["sequence"]
+        self.spoke_on = values["spoke_on"]
+        self.steps = values["steps"]
+        self.visits = values["visits"]
+        self.fresh = values["fresh"]
+        self.sensing = dict(values["sensing"])
+        self.local, self.reference = tensors["local"], tensors["reference"]

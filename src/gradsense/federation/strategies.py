@@ -1,0 +1,202 @@
+"""The table of strategies. A new strategy is a new row.
+
+``get_strategy("gsfs:keep_local=false:deadline_s=60")`` takes a row and changes named values
+anywhere inside it, so that the effect of one switch can be measured without new code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from gradsense.errors import InputError
+from gradsense.federation.aggregate import (
+    Aggregator,
+    FrequencyMean,
+    ServerOptimizer,
+    StalenessMean,
+    WeightedMean,
+)
+from gradsense.federation.pool import AllInvited, Count, Pool, Quorum
+from gradsense.federation.trigger import (
+    AnyOf,
+    EveryVisit,
+    Gradient,
+    Performance,
+    Silence,
+    Trigger,
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Trigger × pool × aggregator, and what a client does at the two ends of a broadcast.
+
+    Attributes:
+        name: what people call it, with any changed values.
+        summary: one line for tables and ``--help``.
+        trigger, pool, aggregator: the three columns.
+        partial: upload only the layers that triggered; the rest stays on the client and grows.
+        keep_local: put the client's unsent movement on top of a new global model. False
+            overwrites it, as eq 15 does.
+    """
+
+    name: str
+    summary: str
+    trigger: Trigger
+    pool: Pool
+    aggregator: Aggregator
+    partial: bool = False
+    keep_local: bool = False
+
+
+_SENSING = (Performance(), Gradient())
+
+_ROWS = (
+    Strategy(
+        "fedavg",
+        "everyone trains, then the mean weighted by samples (eq 1-2)",
+        EveryVisit(),
+        AllInvited(),
+        WeightedMean(),
+    ),
+    Strategy(
+        "fedopt",
+        "as FedAvg, with Adam on the server (eq 3-6)",
+        EveryVisit(),
+        AllInvited(),
+        ServerOptimizer("adam"),
+    ),
+    Strategy(
+        "fedyogi",
+        "as FedAvg, with Yogi on the server (eq 3-6)",
+        EveryVisit(),
+        AllInvited(),
+        ServerOptimizer("yogi"),
+    ),
+    Strategy(
+        "fedadagrad",
+        "as FedAvg, with Adagrad on the server (eq 3-6)",
+        EveryVisit(),
+        AllInvited(),
+        ServerOptimizer("adagrad"),
+    ),
+    Strategy(
+        "fedbuff",
+        "whoever is done uploads; mean of every 10 updates, stale ones discounted",
+        EveryVisit(),
+        Count(10),
+        StalenessMean(),
+    ),
+    Strategy(
+        "gsfs-paper",
+        "gradient sensing exactly as the paper has it (eq 7-15)",
+        AnyOf(_SENSING),
+        Quorum(0.6),
+        FrequencyMean(),
+    ),
+    Strategy(
+        "gsfs",
+        "gradient sensing with a deadline, bounded weights, partial uploads, local progress kept",
+        AnyOf((*_SENSING, Silence(3))),
+        Quorum(0.6, deadline_s=120.0),
+        FrequencyMean(
+            samples_power=0.5, frequency_power=0.5, frequency_bound=2.0, staleness_exponent=0.5
+        ),
+        partial=True,
+        keep_local=True,
+    ),
+)
+
+#: Every strategy by name.
+STRATEGIES: dict[str, Strategy] = {row.name: row for row in _ROWS}
+
+
+def _replace(value: Any, key: str, new: object) -> tuple[Any, int]:
+    """``value`` with every dataclass field called ``key`` set to ``new``, and how many were."""
+    if isinstance(value, tuple):
+        pairs = [_replace(item, key, new) for item in value]
+        return tuple(item for item, _ in pairs), sum(count for _, count in pairs)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value, 0
+    changes, total = {}, 0
+    for field in dataclasses.fields(value):
+        if field.name == key:
+            changes[key], count = new, 1
+        else:
+            changes[field.name], count = _replace(getattr(value, field.name), key, new)
+        total += count
+    return dataclasses.replace(value, **changes), total
+
+
+def _same_kind(old: object, new: object) -> bool:
+    numbers = (int, float)
+    if isinstance(old, bool) or isinstance(new, bool):
+        return isinstance(old, bool) and isinstance(new, bool)
+    if old is None or new is None:
+        return isinstance(old, (*numbers, type(None))) and isinstance(new, (*numbers, type(None)))
+    if isinstance(old, numbers):
+        return isinstance(new, numbers)
+    return isinstance(new, type(old))
+
+
+def _find(value: Any, key: str) -> list[object]:
+    """The values of every dataclass field called ``key`` inside ``value``."""
+    if isinstance(value, tuple):
+        return [found for item in value for found in _find(item, key)]
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return []
+    found: list[object] = []
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        found += [inner] if field.name == key else _find(inner, key)
+    return found
+
+
+def get_strategy(spec: str) -> Strategy:
+    """The strategy that ``name`` or ``name:key=value:key=value`` means.
+
+    Raises:
+        InputError: an unknown name, an unknown key, or a value of the wrong kind.
+    """
+    name, *changes = spec.split(":")
+    if name not in STRATEGIES:
+        raise InputError(
+            f"unknown strategy '{name}'", mend=f"choose from {', '.join(sorted(STRATEGIES))}"
+        )
+    strategy = STRATEGIES[name]
+    for change in changes:
+        key, _, text = change.partition("=")
+        old = [] if key in ("name", "summary") else _find(strategy, key)
+        if not old or any(dataclasses.is_dataclass(value) for value in old):
+            raise InputError(
+                f"strategy '{name}' has no value '{key}'",
+                mend=f"write {name}:key=value with one of {', '.join(sorted(_keys(strategy)))}",
+            )
+        try:
+            new = json.loads(text)
+        except ValueError:
+            new = text
+        if not all(_same_kind(value, new) for value in old):
+            raise InputError(
+                f"strategy '{name}': '{text}' does not fit '{key}'",
+                mend=f"give a value like the present {json.dumps(old[0])}",
+            )
+        strategy, _ = _replace(strategy, key, new)
+    return dataclasses.replace(strategy, name=spec)
+
+
+def _keys(value: Any) -> set[str]:
+    """The names of the plain values that a spec may change."""
+    if isinstance(value, tuple):
+        return {key for item in value for key in _keys(item)}
+    keys: set[str] = set()
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner) or isinstance(inner, tuple):
+            keys |= _keys(inner)
+        elif field.name not in ("name", "summary", "synchronous", "needs_score"):
+            keys.add(field.name)
+    return keys

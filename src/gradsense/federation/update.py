@@ -1,0 +1,78 @@
+"""What travels: a client's ``Update`` upwards, the ``GlobalModel`` downwards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Tensors = Mapping[str, Array]  # name to float32 array; treated as immutable everywhere
+
+_NUMBERED_BLOCK = re.compile(r"^(.*?\.\d+)\.")
+
+
+def layer_of(name: str) -> str:
+    """The layer a tensor belongs to: its numbered block, or else its module.
+
+    ``model.decoder.layers.0.fc1.weight`` is in ``model.decoder.layers.0``, ``score.weight`` in
+    ``score``. Sensing works by layer (eq 9-11), not by tensor: the parts of one block move
+    together, and a handful of layers can be shown to a person.
+    """
+    block = _NUMBERED_BLOCK.match(name)
+    return block.group(1) if block else name.rpartition(".")[0] or name
+
+
+def layers_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The distinct layers of these tensors, in their order."""
+    return tuple(dict.fromkeys(layer_of(name) for name in names))
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one client says: named deltas, and what the coordinator must know about them.
+
+    Attributes:
+        client: who speaks.
+        base_version: the global model that the delta starts from.
+        sequence: 1, 2, 3, ... for each client; a number is never used twice.
+        samples: |D_k|, the flows that the client trains on.
+        reason: why it speaks now, in the trigger's words.
+        delta: what to add to the base. Tensors that are not named did not move enough to travel.
+        score: the client's validation loss when it spoke, or None where none was taken.
+    """
+
+    client: str
+    base_version: int
+    sequence: int
+    samples: int
+    reason: str
+    delta: Tensors
+    score: float | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that travel."""
+        return layers_of(self.delta)
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """What the cloud tells everybody.
+
+    Attributes:
+        version: 0 for the first model, one more with each aggregation.
+        tensors: every tensor that is trained.
+        participants: who is asked to train on it; None asks everybody.
+    """
+
+    version: int
+    tensors: Tensors
+    participants: frozenset[str] | None = None
+
+    def invites(self, client: str) -> bool:
+        """Whether this client is asked to train on this model."""
+        return self.participants is None or client in self.participants

@@ -1,0 +1,1 @@
+"""One device's own training, and how well a model does."""

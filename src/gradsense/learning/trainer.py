@@ -1,0 +1,191 @@
+"""Local training (eq 1): one model in memory, lent to one client after another.
+
+A client's own state is only its trained tensors. The optimiser starts afresh with each visit,
+so nothing else has to be kept for a thousand clients, and a resumed run needs nothing more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from gradsense.federation.client import Trained
+from gradsense.federation.update import Tensors, layer_of
+from gradsense.models.classifier import Encoded, TextClassifier
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Encoded prompts and their class numbers.
+
+    Attributes:
+        encoded: the distinct prompts, token ids of shape [distinct, length].
+        index: for each flow, its prompt's row in ``encoded``, int64 of shape [flows].
+        labels: for each flow, its class number, int64 of shape [flows].
+    """
+
+    encoded: Encoded
+    index: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, flows: torch.Tensor) -> Examples:
+        """These flows, with only the prompts that they need."""
+        rows, index = torch.unique(self.index[flows], return_inverse=True)
+        return Examples(self.encoded.take(rows), index, self.labels[flows])
+
+
+class Trainer:
+    """The one model of a process, and how it learns.
+
+    Args:
+        classifier: lent to whoever trains; its trainable tensors are overwritten.
+        optimizer: ``adamw``, or ``sgd`` for eq 1 to the letter.
+        lr: η, the learning rate.
+        batch_size: flows a step.
+        seed: with the client's number and epoch it fixes the order of the batches.
+    """
+
+    def __init__(
+        self,
+        classifier: TextClassifier,
+        *,
+        optimizer: Literal["adamw", "sgd"] = "adamw",
+        lr: float = 3e-3,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
+        self.classifier = classifier
+        self.optimizer = optimizer
+        self.lr = lr
+        self.batch_size = batch_size
+        self.seed = seed
+        self.parameters = classifier.trainable()
+        self.layers: dict[str, list[int]] = defaultdict(list)
+        for position, name in enumerate(self.parameters):
+            self.layers[layer_of(name)].append(position)
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """A fresh optimiser over the trainable tensors."""
+        parameters = list(self.parameters.values())
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self.lr)
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.01, fused=True)
+
+    def load(self, tensors: Tensors) -> None:
+        """Make the one model this client's."""
+        self.classifier.load(tensors)
+
+    def train(
+        self,
+        examples: Examples,
+        tensors: Tensors,
+        *,
+        stream: int,
+        first_step: int,
+        steps: int,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Trained:
+        """Take ``steps`` optimiser steps from ``tensors``.
+
+        Args:
+            examples: D_k, at least one flow.
+            stream: the client's number; each has its own order of batches.
+            first_step: steps that this client has taken in its life; the epoch and the place in
+                it follow from it, so the order needs no state.
+            steps: how many to take.
+            optimizer: from ``new_optimizer``, to go on with its moments; None starts afresh.
+        """
+        self.load(tensors)
+        model = self.classifier.model
+        model.train()
+        # Dropout, where a model has it, draws from torch's own generator.
+        state = np.random.SeedSequence([self.seed, stream, first_step]).generate_state(1)
+        torch.manual_seed(int(state[0]))
+        optimizer = optimizer or self.new_optimizer()
+        parameters = list(self.parameters.values())
+        per_epoch = -(-len(examples) // self.batch_size)
+        layer_sums = dict.fromkeys(self.layers, 0.0)
+        total_loss, order, epoch = 0.0, None, -1
+        for step in range(first_step, first_step + steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                rng = np.random.default_rng([self.seed, stream, epoch])
+                order = torch.from_numpy(rng.permutation(len(examples)))
+            assert order is not None
+            start = step % per_epoch * self.batch_size
+            batch = order[start : start + self.batch_size]
+            logits = self.classifier.forward(examples.encoded, examples.index[batch])
+            loss = functional.cross_entropy(logits, examples.labels[batch])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            gradients = [parameter.grad for parameter in parameters]
+            squares = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
+            for layer, positions in self.layers.items():
+                layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
+            optimizer.step()
+            total_loss += loss.item()
+        return Trained(
+            tensors=self.classifier.tensors(),
+            gradient_norms={layer: value / steps for layer, value in layer_sums.items()},
+            loss=total_loss / steps,
+        )
+
+    @torch.inference_mode()
+    def logits(self, examples: Examples, batch_size: int = 1024) -> torch.Tensor:
+        """Logits of the distinct prompts under the loaded tensors, shape [distinct, classes]."""
+        self.classifier.model.eval()
+        parts = torch.arange(len(examples.encoded)).split(batch_size)
+        return torch.cat([self.classifier.forward(examples.encoded, rows) for rows in parts])
+
+    def evaluate(self, examples: Examples, tensors: Tensors) -> tuple[float, np.ndarray]:
+        """Mean cross-entropy in nats, and the predicted class of each flow, shape [flows]."""
+        self.load(tensors)
+        # Identical prompts get identical answers: each distinct one is computed once.
+        logits = self.logits(examples)[examples.index]
+        loss = functional.cross_entropy(logits, examples.labels).item()
+        return loss, logits.argmax(dim=1).numpy()
+
+
+@dataclass(frozen=True)
+class LocalLearner:
+    """One client's data, bound to the process's trainer; a ``federation.client.Learner``.
+
+    Attributes:
+        trainer: shared by all clients of the process.
+        train_set: D_k.
+        validation_set: D_k^val; a site without any validates on its training flows.
+        stream: the client's number in the fleet.
+    """
+
+    trainer: Trainer
+    train_set: Examples
+    validation_set: Examples
+    stream: int
+
+    @property
+    def samples(self) -> int:
+        return len(self.train_set)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.train_set) // self.trainer.batch_size)
+
+    @property
+    def validation_samples(self) -> int:
+        return len(self.validation_set)
+
+    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
+        return self.trainer.train(
+            self.train_set, tensors, stream=self.stream, first_step=first_step, steps=steps
+        )
+
+    def score(self, tensors: Tensors) -> float:
+        return self.trainer.evaluate(self.validation_set, tensors)[0]

@@ -1,0 +1,272 @@
+"""Builds the classifiers that gradsense trains: small embedded OPTs and Hugging Face models."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    OPTConfig,
+    OPTForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.pytorch_utils import Conv1D
+
+from gradsense.errors import InputError
+from gradsense.models.classifier import TextClassifier
+from gradsense.models.tokenizer import BOS, EOS, PAD, SPECIALS, build_tokenizer
+
+if TYPE_CHECKING:
+    from gradsense.prompts.templates import Template
+
+
+@dataclass(frozen=True)
+class Size:
+    """Shape of an embedded OPT. Few wide layers: on a CPU they train faster than many thin ones."""
+
+    hidden: int
+    layers: int
+    heads: int
+
+
+#: The embedded models; the feed-forward width is four times ``hidden``, as in OPT.
+SIZES: dict[str, Size] = {
+    "nano": Size(hidden=80, layers=2, heads=4),  # about 0.2 M parameters
+    "micro": Size(hidden=160, layers=3, heads=5),  # about 1 M
+    "mini": Size(hidden=320, layers=4, heads=5),  # about 5 M
+}
+
+#: LoRA rank of a Hugging Face model when nobody asks for another.
+DEFAULT_LORA_RANK = 8
+
+#: Seconds to find out whether the hub can be reached.
+_HUB_TIMEOUT = 10.0
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def build(
+    model: str,
+    *,
+    template: Template,
+    labels: tuple[str, ...],
+    seed: int,
+    lora_rank: int | None = None,
+) -> TextClassifier:
+    """Build a classifier of ``labels`` for prompts of ``template``.
+
+    Args:
+        model: a size of ``SIZES``, a local Hugging Face folder, or ``owner/name`` on the hub.
+            Weights are read from safetensors only and no code of the model's is run.
+        seed: fixes the initial weights that no checkpoint brings: all of an embedded model, else
+            the head and the adapters. The global random state is left as it was.
+        lora_rank: rank of the LoRA adapters, 0 for none. None means 8 for a Hugging Face model
+            and none for an embedded one. With adapters only they and the head train and travel.
+
+    Raises:
+        InputError: there is no such model, it cannot be loaded, or the rank is negative.
+    """
+    if lora_rank is not None and lora_rank < 0:
+        raise InputError(f"LoRA rank {lora_rank} is negative", mend="use 0 for none, or 4 to 64")
+    with _seeded(seed):
+        if model in SIZES:
+            network, tokenizer = _embedded(SIZES[model], template, labels)
+            heads, rank = _heads(network), lora_rank or 0
+        else:
+            network, tokenizer, heads = _pretrained(model, labels)
+            rank = DEFAULT_LORA_RANK if lora_rank is None else lora_rank
+        adapted = _with_lora(network, rank, heads) if rank else network
+    return TextClassifier(
+        adapted, tokenizer, labels=labels, template=template, base=model, lora_rank=rank or None
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Weights drawn inside depend on ``seed`` alone; the CPU generator resumes afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def _embedded(
+    size: Size, template: Template, labels: tuple[str, ...]
+) -> tuple[PreTrainedModel, Any]:
+    tokenizer = build_tokenizer(template.vocabulary(), max_tokens=template.budget)
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        ffn_dim=4 * size.hidden,
+        # Two more than the longest prompt: room for [BOS] and [EOS] in pretraining.
+        max_position_embeddings=template.budget + 2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        layerdrop=0.0,
+        use_cache=False,  # a classifier never generates, and the cache costs time each step
+        pad_token_id=SPECIALS.index(PAD),
+        bos_token_id=SPECIALS.index(BOS),
+        eos_token_id=SPECIALS.index(EOS),
+        **_label_maps(labels),
+    )
+    return OPTForSequenceClassification(config), tokenizer
+
+
+def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any, list[str]]:
+    """Model, tokenizer and the names of the modules that the checkpoint does not bring."""
+    local = _find(name)
+    sources = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **sources)
+        with _quiet_loader():
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_label_maps(labels),
+                **sources,
+            )
+    except Exception as error:  # any library below may raise anything on a broken folder
+        raise InputError(
+            f"cannot load model '{name}': {_first_line(error)}",
+            mend="it needs config.json, model.safetensors and a tokenizer of a family that "
+            "AutoModelForSequenceClassification knows",
+        ) from error
+    network.float()  # many checkpoints rest in half precision, in which a CPU trains badly
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"the tokenizer of '{name}' has neither a padding nor an end token",
+                mend="set pad_token in its tokenizer_config.json",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if network.config.pad_token_id is None:
+        network.config.pad_token_id = tokenizer.pad_token_id
+    return network, tokenizer, _heads(network) + _fresh_modules(network, info, name)
+
+
+def _find(name: str) -> bool:
+    """Whether ``name`` is on this machine; raises InputError where it cannot be had at all."""
+    if (Path(name) / "config.json").is_file():
+        return True
+    if Path(name).is_dir():
+        raise InputError(
+            "the model folder has no config.json",
+            mend="give a folder in the Hugging Face layout",
+            file=name,
+        )
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(
+            f"unknown model '{name}'",
+            mend=f"use {', '.join(SIZES)}, a Hugging Face folder, or a hub name such as "
+            "facebook/opt-350m",
+        )
+    try:
+        # The loaders retry for half a minute; one question tells whether that is worth it.
+        if HF_HUB_OFFLINE:
+            raise ConnectionError("HF_HUB_OFFLINE is set and the cache lacks the model")
+        model_info(name, timeout=_HUB_TIMEOUT)
+    except Exception as error:  # the HTTP library's own errors included
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return True
+        raise InputError(
+            f"cannot get model '{name}' from the Hugging Face hub: {_first_line(error)}",
+            mend="check the name and the connection, or give a local folder",
+        ) from error
+    return False
+
+
+def _label_maps(labels: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def _base(network: PreTrainedModel) -> nn.Module:
+    """The encoder or decoder under the classification head."""
+    base: nn.Module = getattr(network, network.base_model_prefix)
+    return base
+
+
+def _heads(network: PreTrainedModel) -> list[str]:
+    """Names of the modules on top of the base: ``score``, ``classifier``, sometimes a pooler."""
+    return [
+        name
+        for name, module in network.named_children()
+        if module is not _base(network) and any(True for _ in module.parameters())
+    ]
+
+
+def _fresh_modules(network: PreTrainedModel, info: dict[str, Any], name: str) -> list[str]:
+    """Modules inside the base that the checkpoint lacks; they start at random and must train."""
+    prefix = f"{network.base_model_prefix}."
+    missing = [key for key in info["missing_keys"] if key.startswith(prefix)]
+    mismatched = [entry[0] for entry in info["mismatched_keys"] if entry[0].startswith(prefix)]
+    if mismatched or 2 * len(missing) > len(list(_base(network).parameters())):
+        raise InputError(
+            f"the weights of '{name}' do not fit its config.json "
+            f"({len(missing)} tensors missing, {len(mismatched)} of another shape)",
+            mend="give a folder whose two files belong together",
+        )
+    return sorted({key.rsplit(".", 1)[0] for key in missing})
+
+
+def _with_lora(network: PreTrainedModel, rank: int, heads: list[str]) -> nn.Module:
+    """LoRA on every linear layer of the base; ``heads`` train whole (Hu et al. 2021)."""
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  a second that nano need not pay
+
+    base = _base(network)
+    linear = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and name.startswith(f"{network.base_model_prefix}.")
+        and name not in heads
+    }
+    if not linear:
+        raise InputError(
+            f"LoRA finds no linear layer in a {type(base).__name__}",
+            mend="train the whole model with LoRA rank 0",
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules=list(linear),
+        modules_to_save=heads,
+        fan_in_fan_out=all(isinstance(module, Conv1D) for module in linear.values()),
+    )
+    adapted: nn.Module = get_peft_model(network, config)
+    return adapted
+
+
+@contextmanager
+def _quiet_loader() -> Iterator[None]:
+    """Without the loader's report that the head is new: it always is."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

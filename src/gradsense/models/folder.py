@@ -1,0 +1,202 @@
+"""Model folders: the Hugging Face layout plus ``gradsense.json``.
+
+``AutoModelForSequenceClassification`` and ``AutoTokenizer`` open such a folder as it is;
+``gradsense.json`` adds what gradsense needs to feed it flows: labels and prompt template.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import gradsense
+from gradsense.errors import GradsenseError, InputError
+from gradsense.models.classifier import TextClassifier
+from gradsense.prompts.templates import Template, get_template
+
+CARD_FILE = "gradsense.json"
+_FILES = (CARD_FILE, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+#: A JSON file of a model folder is small; a larger one is damaged or hostile.
+_MAX_JSON_BYTES = 4 << 20
+_MAX_TOKENIZER_BYTES = 128 << 20
+
+
+class TemplateName(BaseModel):
+    """Which prompt template a model was trained with."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    version: int
+
+
+class Card(BaseModel):
+    """What ``gradsense.json`` says. ``format`` is the version of this file's own layout."""
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal[1] = 1
+    labels: tuple[str, ...] = Field(min_length=2)
+    template: TemplateName
+    base: str
+    lora_rank: int | None
+    gradsense: str
+    extra: dict[str, Any] = {}
+
+
+def save(
+    classifier: TextClassifier, path: Path | str, *, extra: dict[str, Any] | None = None
+) -> None:
+    """Write a model folder, all of it or nothing.
+
+    LoRA adapters are merged into a copy of the base, so that the folder needs no PEFT and the
+    classifier goes on training unchanged. A model folder already at ``path`` is replaced.
+
+    Args:
+        extra: more JSON values for the card: scores, the training command.
+
+    Raises:
+        InputError: ``path`` holds something that is no model folder.
+        GradsenseError: it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path / CARD_FILE).is_file() and not _is_empty_folder(path):
+        raise InputError(
+            f"it exists and is no model folder (no {CARD_FILE})",
+            mend="give a new path; nothing was overwritten",
+            file=path,
+        )
+    card = Card(
+        labels=classifier.labels,
+        template=TemplateName(name=classifier.template.name, version=classifier.template.version),
+        base=classifier.base,
+        lora_rank=classifier.lora_rank,
+        gradsense=gradsense.__version__,
+        extra=extra or {},
+    )
+    fresh = path.parent / f".{path.name}.{os.getpid()}.new"
+    stale = path.parent / f".{path.name}.{os.getpid()}.old"
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        _plain_model(classifier).save_pretrained(fresh)
+        classifier.tokenizer.save_pretrained(fresh)
+        text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
+        (fresh / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+        # A folder cannot be swapped in one call; for a moment there is none, but never a half.
+        if path.exists():
+            path.rename(stale)
+        fresh.rename(path)
+    except OSError as error:
+        raise GradsenseError(f"{path}: cannot write the model: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def read_card(path: Path | str) -> Card:
+    """The card of a model folder. Raises InputError for a missing or damaged one."""
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(
+            "no such model folder", mend="give the folder that training wrote", file=path
+        )
+    for name in _FILES:
+        file = path / name
+        if not file.is_file():
+            raise InputError(
+                f"the model folder lacks {name}",
+                mend="give a folder that gradsense wrote, or write it again",
+                file=path,
+            )
+        limit = _MAX_TOKENIZER_BYTES if name == "tokenizer.json" else _MAX_JSON_BYTES
+        if file.suffix == ".json" and file.stat().st_size > limit:
+            raise InputError(
+                f"the file is larger than {limit >> 20} MiB", mend="write the folder again", file=file
+            )
+    try:
+        return Card.model_validate_json((path / CARD_FILE).read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            fault["msg"],
+            mend="write the folder again with this version of gradsense",
+            file=path / CARD_FILE,
+            field=".".join(str(part) for part in fault["loc"]) or None,
+        ) from error
+
+
+def load(path: Path | str) -> TextClassifier:
+    """Open a model folder that ``save`` wrote. All of its weights train if it is trained on.
+
+    Raises:
+        InputError: the folder or a file is missing or damaged, labels and weights disagree, or
+            the prompt template is not the one that the model was trained with.
+    """
+    path = Path(path)
+    card = read_card(path)
+    template = _template(card, path)
+    try:
+        network, info = AutoModelForSequenceClassification.from_pretrained(
+            str(path),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the libraries below raise anything on a damaged file
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"cannot open the model: {lines[0]}", mend="write the folder again", file=path
+        ) from error
+    if info["missing_keys"]:
+        raise InputError(
+            f"the weights lack {len(info['missing_keys'])} tensors of config.json, "
+            f"{min(info['missing_keys'])} first",
+            mend="write the folder again",
+            file=path / "model.safetensors",
+        )
+    if network.config.num_labels != len(card.labels):
+        raise InputError(
+            f"{len(card.labels)} labels, but the model answers {network.config.num_labels}",
+            mend="write the folder again",
+            file=path / CARD_FILE,
+            field="labels",
+        )
+    return TextClassifier(
+        network, tokenizer, labels=card.labels, template=template, base=str(path)
+    )
+
+
+def _plain_model(classifier: TextClassifier) -> Any:
+    """The Hugging Face model itself, adapters merged."""
+    model: Any = classifier.model
+    if classifier.lora_rank is None:
+        return model
+    # On a copy: taking a merge back leaves rounding errors in the base weights.
+    return copy.deepcopy(model).merge_and_unload()
+
+
+def _template(card: Card, path: Path) -> Template:
+    template = get_template(card.template.name)
+    if template.version != card.template.version:
+        raise InputError(
+            f"the model was trained with version {card.template.version} of template "
+            f"'{template.name}', this gradsense has version {template.version}",
+            mend=f"use gradsense {card.gradsense} or train the model again",
+            file=path / CARD_FILE,
+        )
+    return template
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

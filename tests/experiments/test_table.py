@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from report_rows import federated, reference
+from rich.console import Console
+
+from gradsense.experiments.results import Row
+from gradsense.experiments.table import (
+    BYTES,
+    COLUMNS,
+    Column,
+    Stat,
+    by_strategy,
+    footnotes,
+    human_bytes,
+    human_seconds,
+    lines,
+    markdown,
+    stat,
+    table,
+    title,
+    written,
+)
+
+
+def printed(rows: list[Row], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table(rows, width=width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def plain(digits: int | None = None, units: tuple[tuple[float, str], ...] = ((1.0, ""),)) -> Column:
+    return Column("cost", "", "", lambda row: None, digits, units)
+
+
+def test_mean_and_sample_deviation_by_hand() -> None:
+    # Mean of 2, 4, 9 is 5; deviations -3, -1, 4; squares sum to 26; 26 / 2 = 13.
+    assert stat([2.0, 4.0, 9.0]) == Stat(5.0, pytest.approx(13**0.5))
+    assert stat([2.0, None, 4.0]) == Stat(3.0, pytest.approx(2**0.5))
+    assert stat([7.0]) == Stat(7.0, None)
+    assert stat([None]) is None
+
+
+def test_a_line_takes_the_seeds_together() -> None:
+    (line,) = lines([federated(seed=0, f1=0.6), federated(seed=1, f1=0.7)])
+    macro = [column.title for column in COLUMNS].index("macro-F1")
+    assert line.seeds == 2
+    assert line.stats[macro] == Stat(pytest.approx(0.65), pytest.approx(0.005**0.5))
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "expected"),
+    [
+        (Stat(0.65, 0.0707), plain(3), ("0.650", "± 0.071")),
+        (Stat(0.65, None), plain(3), ("0.650", "")),
+        (Stat(48.123, 3.21), plain(), ("48.1", "± 3.2")),
+        (Stat(12_340_000, 450_000), plain(units=BYTES), ("12.3 MB", "± 0.5")),
+        (Stat(950, 1), plain(units=BYTES), ("950 B", "± 1")),
+        (Stat(0.0, 0.0), plain(units=BYTES), ("0 B", "± 0")),
+        (Stat(0.9, 0.00001), plain(3), ("0.900", "± <0.001")),
+        (None, plain(), ("–", "")),
+    ],
+)
+def test_how_numbers_are_written(
+    value: Stat | None, column: Column, expected: tuple[str, str]
+) -> None:
+    assert written(value, column) == expected
+
+
+def test_human_units() -> None:
+    assert human_bytes(999) == "999 B"
+    assert human_bytes(1_500) == "1.50 kB"
+    assert human_bytes(2_000_000_000) == "2.00 GB"
+    assert human_seconds(59) == "59.0 s"
+    assert human_seconds(5400) == "1.50 h"
+
+
+def test_references_stand_below_the_strategies() -> None:
+    rows = [reference("forest"), federated("gsfs"), federated("fedavg")]
+    assert list(by_strategy(rows)) == ["gsfs", "fedavg", "forest"]
+    text = printed(rows, 120)
+    assert text.index("fedavg") < text.index("forest")
+
+
+@pytest.mark.parametrize("width", [100, 110, 120, 200])
+def test_the_table_fits_the_terminal_uncut(width: int) -> None:
+    names = ["fedavg", "fedopt-adagrad", "gsfs-paper", "gsfs"]
+    rows = [federated(name, seed, f1=0.5 + 0.1 * seed) for name in names for seed in range(3)]
+    rows += [reference(name, seed) for name in ("centralised", "forest") for seed in range(3)]
+    text = printed(rows, width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "…" not in text
+    for name in [*names, "centralised", "forest"]:
+        assert text.count(f" {name} ") == 2  # once for quality, once for cost
+    assert "5.00 MB" in text
+    assert "± 0.100" in text
+
+
+def test_a_narrow_terminal_cuts_nothing() -> None:
+    text = printed([federated("a-strategy-with-a-long-name")], 60)
+    assert "…" not in text
+
+
+def test_names_are_not_markup() -> None:
+    assert "[bold]x[/bold]" in printed([federated("[bold]x[/bold]")], 120)
+
+
+def test_synthetic_traffic_is_said_loudly() -> None:
+    rows = [federated(synthetic=True)]
+    assert title(rows).startswith("SYNTHETIC TRAFFIC")
+    assert "SYNTHETIC TRAFFIC" in printed(rows, 100)
+    assert "SYNTHETIC TRAFFIC" in markdown(rows)
+    assert "SYNTHETIC" not in title([federated()])
+
+
+def test_the_title_counts_seeds() -> None:
+    assert "one seed" in title([federated()])
+    assert "over 2 seeds" in title([federated(seed=0), federated(seed=1)])
+
+
+def test_the_footnotes_say_what_latency_spans() -> None:
+    text = footnotes()
+    assert "from one global model to the next" in text
+    assert "waiting included" in text
+    assert "60 / latency" in text
+    assert "paper does not say" in text
+
+
+def test_markdown_has_both_parts_and_escapes_bars() -> None:
+    text = markdown([federated("a|b"), reference("forest")])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 * (2 + 2)
+    assert sum("a\\|b" in line for line in rows) == 2
+    quality, cost = rows[:4], rows[4:]
+    assert {line.replace("\\|", "").count("|") for line in quality} == {8}
+    assert {line.replace("\\|", "").count("|") for line in cost} == {11}
+    assert "forest (reference)" in text
