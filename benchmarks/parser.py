@@ -4,8 +4,10 @@
 
 The log is a real IoT-23 capture where GRADSENSE_DATA (or ``../shared/data``) has one, and
 synthetic lines otherwise, repeated to the wanted length. Readers take turns; the best of three
-counts. zat's two memory modes and pandas read the whole file into one frame; so does gradsense
-here, and once more by blocks that are dropped as they come.
+counts. zat and pandas read the whole file into one frame on one thread, and leave IoT-23's last
+column in one piece. gradsense does the same with its threads, splits the labels and checks every
+value; ``streamed`` drops each block as it comes. For one core:
+``POLARS_MAX_THREADS=1 taskset -c 0 python benchmarks/parser.py``.
 """
 
 from __future__ import annotations
@@ -29,50 +31,28 @@ ROUNDS = 3
 DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 REAL = DATA / "iot23" / "CTU-IoT-Malware-Capture-34-1" / "bro" / "conn.log.labeled"
 
-_NAMES = [
-    "ts",
-    "uid",
-    "id.orig_h",
-    "id.orig_p",
-    "id.resp_h",
-    "id.resp_p",
-    "proto",
-    "service",
-    "duration",
-    "orig_bytes",
-    "resp_bytes",
-    "conn_state",
-    "local_orig",
-    "local_resp",
-    "missed_bytes",
-    "history",
-    "orig_pkts",
-    "orig_ip_bytes",
-    "resp_pkts",
-    "resp_ip_bytes",
-]
-_TYPES = [
-    "time",
-    "string",
-    "addr",
-    "port",
-    "addr",
-    "port",
-    "enum",
-    "string",
-    "interval",
-    "count",
-    "count",
-    "string",
-    "bool",
-    "bool",
-    "count",
-    "string",
-    "count",
-    "count",
-    "count",
-    "count",
-]
+_COLUMNS = {
+    "ts": "time",
+    "uid": "string",
+    "id.orig_h": "addr",
+    "id.orig_p": "port",
+    "id.resp_h": "addr",
+    "id.resp_p": "port",
+    "proto": "enum",
+    "service": "string",
+    "duration": "interval",
+    "orig_bytes": "count",
+    "resp_bytes": "count",
+    "conn_state": "string",
+    "local_orig": "bool",
+    "local_resp": "bool",
+    "missed_bytes": "count",
+    "history": "string",
+    "orig_pkts": "count",
+    "orig_ip_bytes": "count",
+    "resp_pkts": "count",
+    "resp_ip_bytes": "count",
+}
 _LAST = "tunnel_parents   label   detailed-label"
 _HEADER = "\n".join(
     [
@@ -81,8 +61,8 @@ _HEADER = "\n".join(
         "#empty_field\t(empty)",
         "#unset_field\t-",
         "#path\tconn",
-        "\t".join(["#fields", *_NAMES, _LAST]),
-        "\t".join(["#types", *_TYPES, "set[string]   string   string"]),
+        "\t".join(["#fields", *_COLUMNS, _LAST]),
+        "\t".join(["#types", *_COLUMNS.values(), "set[string]   string   string"]),
     ]
 )
 _SYNTHETIC = (
@@ -123,7 +103,7 @@ def zat_frame(path: Path) -> int:
 
 
 def pandas_frame(path: Path) -> int:
-    names = [*_NAMES, _LAST]
+    names = [*_COLUMNS, _LAST]
     return len(pd.read_csv(path, sep="\t", comment="#", names=names, na_values="-"))
 
 

@@ -1,4 +1,8 @@
-"""Everything that fixes the result of a run: one value, checked once, stored beside the result."""
+"""Everything that fixes the result of a run: one value, checked once, stored beside the result.
+
+The command line makes its options from these fields, so a setting is described here and nowhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +15,73 @@ from gradsense.errors import InputError
 
 
 class RunSettings(BaseModel):
-    """The settings of one federated run. Same settings, same machine: same result, bit for bit."""
+    """The settings of one run. Same settings, same data, same machine: the same result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: Path | None = Field(None, description="captures; None means synthetic traffic")
-    cap: int = Field(1000, ge=0, description="flows kept of each (capture, class); 0 keeps all")
-    view: Literal["classes", "binary"] = "classes"
-    unknown: Literal["error", "drop"] = "error"
-    strict: bool = False
-    contradictions: Literal["keep", "majority", "drop"] = "keep"
-    split: Literal["grouped", "random"] = "grouped"
-    partition: Literal["natural", "dirichlet", "iid"] = "natural"
-    clients: int | None = Field(None, ge=1, description="how many, unless natural")
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration")
+    data: Path | None = Field(
+        None, description="Folder of captures, or one log. Without it: synthetic traffic."
+    )
+    cap: int = Field(1000, ge=0, description="Flows kept of each (capture, class); 0 keeps all.")
+    view: Literal["classes", "binary"] = Field(
+        "classes", description="IoT-23's classes, or benign against malicious."
+    )
+    unknown_labels: Literal["error", "drop"] = Field(
+        "error", description="What to do about a label that is not IoT-23's."
+    )
+    strict: bool = Field(False, description="Stop at the first malformed line.")
+    contradictions: Literal["keep", "majority", "drop"] = Field(
+        "keep", description="Training flows that read the same but carry different labels."
+    )
+    split: Literal["grouped", "random"] = Field(
+        "grouped",
+        description="70/20/10 into train, test, validation; grouped keeps identical prompts in "
+        "one part, random is the paper's.",
+    )
+    partition: Literal["natural", "dirichlet", "iid"] = Field(
+        "natural", description="Flows to clients: one client a capture, Dirichlet by class, IID."
+    )
+    clients: int | None = Field(None, ge=1, description="How many clients, unless natural.")
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed.")
 
-    template: str = "compact"
-    model: str = "nano"
-    lora_rank: int | None = Field(None, ge=1)
+    template: str = Field("compact", description="Prompt template: compact, plain or context.")
+    model: str = Field(
+        "nano",
+        description="nano, micro, mini, a Hugging Face folder, or a hub name such as "
+        "facebook/opt-350m.",
+    )
+    lora_rank: int | None = Field(
+        None, ge=0, description="Train adapters of this rank and the head only; 0 trains all."
+    )
 
-    strategy: str = "gsfs"
-    rounds: int = Field(10, ge=1, description="aggregations at most, and rounds of local work")
-    epochs: float = Field(1.0, gt=0, description="E, local epochs of one visit")
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(3e-3, gt=0)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    participation: float = Field(1.0, gt=0, le=1)
+    strategy: str = Field(
+        "gsfs", description="A strategy, or one with changed values: gsfs:keep_local=false."
+    )
+    rounds: int = Field(
+        10, ge=1, description="Aggregations at most, and visits of local training per client."
+    )
+    epochs: float = Field(1.0, gt=0, description="E, local epochs of one visit.")
+    batch_size: int = Field(32, ge=1, description="Flows a training step.")
+    lr: float = Field(3e-3, gt=0, description="Local learning rate.")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw", description="Local optimiser; sgd is eq 1 to the letter."
+    )
+    participation: float = Field(
+        1.0, gt=0, le=1, description="Share of clients asked in each synchronous round."
+    )
 
-    devices: str = "mixed"
-    dropout: float = Field(0.0, ge=0, lt=1)
-    offline_s: float = Field(60.0, ge=0)
-    late: float = Field(0.0, ge=0, lt=1)
-    late_s: float = Field(60.0, ge=0)
+    devices: str = Field(
+        "mixed", description="Device profiles: mixed, pi4, jetson-nano, gateway, lte-node."
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a device vanishes during a visit."
+    )
+    offline_s: float = Field(60.0, ge=0, description="Mean virtual seconds until it is back.")
+    late: float = Field(0.0, ge=0, lt=1, description="Share of clients that join late.")
+    late_s: float = Field(60.0, ge=0, description="They join within these virtual seconds.")
 
-    threads: int = Field(1, ge=1, description="torch threads; sums depend on how they are split")
-    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1, description="Torch threads; part of the result's last bits.")
+    seed: int = Field(0, ge=0, description="Draws, splits, weights, faults: all follow from it.")
 
 
 def settings(**values: object) -> RunSettings:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from report_rows import federated, reference
 
 from gradsense.errors import InputError
 from gradsense.experiments.results import Point, load, save, write_text
+from report_rows import federated, reference
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

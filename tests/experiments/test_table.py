@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 
 import pytest
-from report_rows import federated, reference
 from rich.console import Console
 
 from gradsense.experiments.results import Row
@@ -23,6 +22,7 @@ from gradsense.experiments.table import (
     title,
     written,
 )
+from report_rows import federated, reference
 
 
 def printed(rows: list[Row], width: int) -> str:

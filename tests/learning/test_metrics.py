@@ -37,6 +37,12 @@ def test_by_hand() -> None:
     assert scores.detection_rate == 3 / 4
 
 
+def test_counts_stand_for_repeated_rows() -> None:
+    truth, predicted = np.array([0, 0, 1, 1, 2]), np.array([0, 2, 1, 0, 2])
+    counted = score(truth, predicted, CLASSES, counts=np.array([3, 1, 1, 1, 2]))
+    assert counted == score(TRUTH, PREDICTED, CLASSES)
+
+
 def test_an_attack_taken_for_another_is_still_detected() -> None:
     scores = score(np.array([1, 2]), np.array([2, 1]), CLASSES)
     assert (scores.accuracy, scores.detection_rate, scores.false_alarm_rate) == (0, 1, None)
@@ -53,11 +59,9 @@ def test_json_has_the_names_of_the_contract() -> None:
     assert keys <= json.loads(text).keys()
 
 
-@pytest.mark.parametrize(
-    ("truth", "predicted"), [([], []), ([0], [0, 1]), ([4], [0]), ([0], [-1])]
-)
+@pytest.mark.parametrize(("truth", "predicted"), [([], []), ([0], [0, 1]), ([4], [0]), ([0], [-1])])
 def test_rows_that_cannot_be_scored(truth: list[int], predicted: list[int]) -> None:
-    with pytest.raises(ValueError, match="class number|compare"):
+    with pytest.raises(ValueError, match=r"class number|compare"):
         score(np.array(truth, dtype=np.int64), np.array(predicted, dtype=np.int64), CLASSES)
 
 

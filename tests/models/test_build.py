@@ -26,7 +26,7 @@ def _step(classifier: TextClassifier) -> None:
     with torch.no_grad():
         for parameter in classifier.trainable().values():
             assert parameter.grad is not None
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
 
 
 @pytest.mark.parametrize(("size", "least", "most"), [("nano", 1e5, 3e5), ("micro", 8e5, 1.3e6)])

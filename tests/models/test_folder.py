@@ -53,6 +53,9 @@ def test_hugging_face_opens_the_folder(classifier: TextClassifier, tmp_path: Pat
         logits.softmax(dim=-1).numpy(), classifier.probabilities(texts), atol=1e-6
     )
     assert model.config.id2label == dict(enumerate(LABELS))
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+    assert "PreTrainedTokenizerFast" in (tmp_path / "model" / "tokenizer_config.json").read_text()
 
 
 @pytest.mark.parametrize("family", ["opt", "bert", "gpt2"])

@@ -40,5 +40,5 @@ def test_every_word_is_one_token_and_comes_back(words: list[str]) -> None:
 
 @pytest.mark.parametrize("word", ["", "two words", "[PAD]", "tail "])
 def test_a_word_must_be_one_word(word: str) -> None:
-    with pytest.raises(ValueError, match="word|special"):
+    with pytest.raises(ValueError, match=r"word|special"):
         build_tokenizer(["fine", word], max_tokens=8)

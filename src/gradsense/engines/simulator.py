@@ -318,9 +318,9 @@ class Simulator:
             "meter": asdict(self.meter),
             "triggers": dict(self.triggers),
             "uploads": [asdict(upload) for upload in self.uploads],
-            "cycles": self.cycles,
+            "cycles": {name: list(cycle) for name, cycle in self.cycles.items()},
             "busy": sorted(self._busy),
-            "started": self._started,
+            "started": dict(self._started),
             "attempts": dict(self._attempts),
         }
         groups: dict[str, Mapping[str, np.ndarray]] = {}

@@ -67,7 +67,7 @@ def _load(settings: RunSettings, root: Path, on_file: OnFile | None) -> Dataset:
         cap=settings.cap,
         seed=settings.seed,
         view=settings.view,
-        unknown=settings.unknown,
+        unknown=settings.unknown_labels,
         strict=settings.strict,
         on_file=on_file,
     )

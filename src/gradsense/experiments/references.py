@@ -12,7 +12,8 @@ from pathlib import Path
 from gradsense.experiments import forest as random_forest
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
-from gradsense.experiments.run import OnProgress, Progress, claim, write_model
+from gradsense.experiments.run import OnProgress, Progress, write_model
+from gradsense.experiments.rundir import RESULTS, claim
 from gradsense.federation.update import Tensors
 
 
@@ -135,11 +136,11 @@ def run_reference(
     Raises:
         InputError: as ``run.train``.
     """
-    finished = claim(out, bench, resume=resume)
+    finished = claim(out, bench.settings, bench.corpus, resume=resume)
     if finished is not None:
         return finished
     row, tensors = REFERENCES[name](bench, on_progress)
     if tensors is not None:
         write_model(bench, tensors, out, name)
-    results.save([row], out / "results.json")
+    results.save([row], out / RESULTS)
     return row

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradsense.engines import checkpoint
 from gradsense.engines.devices import assign
 from gradsense.engines.simulator import Cost, Faults, Simulator
-from gradsense.errors import InputError
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel, Tensors
 from gradsense.models import folder
-
-CHECKPOINT, SETTINGS, RESULTS, MODEL = "checkpoint.zst", "settings.json", "results.json", "model"
 
 #: The clients' average is taken over all of them up to this many, else over a seeded sample.
 CLIENT_SAMPLE = 50
@@ -251,7 +246,7 @@ def train(
     Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
     """
-    finished = claim(out, bench, resume=resume)
+    finished = claim(out, bench.settings, bench.corpus, resume=resume)
     if finished is not None:
         return finished
     run = FederatedRun(bench, on_progress)
@@ -282,60 +277,3 @@ def write_model(bench: Bench, tensors: Tensors, out: Path, strategy: str) -> Non
         "synthetic": bench.corpus.synthetic,
     }
     folder.save(bench.trainer.classifier, out / MODEL, extra=extra)
-
-
-def fingerprint(bench: Bench) -> dict[str, Any]:
-    """What must be equal for a run to be continued: the settings, and the training texts."""
-    digest = hashlib.sha256()
-    for frame in (bench.corpus.parts.train, bench.corpus.parts.test):
-        for column in ("client", "class", "text"):
-            digest.update("\n".join(frame[column]).encode())
-    return {
-        "settings": json.loads(bench.settings.model_dump_json()),
-        "data_sha256": digest.hexdigest(),
-    }
-
-
-def claim(out: Path, bench: Bench, *, resume: bool) -> results.Row | None:
-    """Make ``out`` this run's folder; its row if the run is already finished.
-
-    Raises:
-        InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        own, path = fingerprint(bench), out / SETTINGS
-        if path.exists():
-            if not resume:
-                raise InputError(
-                    "the folder holds a run already",
-                    mend="add --resume to continue it, or choose another --out",
-                    file=out,
-                )
-            _compare(json.loads(path.read_text()), own, path)
-            if (out / RESULTS).exists():
-                return results.load(out / RESULTS)[0]
-            return None
-        results.write_text(path, json.dumps(own, indent=1) + "\n")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "settings.json is damaged"
-        raise InputError(
-            f"cannot use the folder: {reason}", mend="choose another --out", file=out
-        ) from None
-    return None
-
-
-def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
-    before, now = saved.get("settings", {}), own["settings"]
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise InputError(
-                f"that run had {key} {before.get(key)}, this one has {now.get(key)}",
-                mend="give the same options, or choose another --out",
-                file=path,
-                field=key,
-            )
-    if saved.get("data_sha256") != own["data_sha256"]:
-        raise InputError(
-            "the data changed since that run", mend="choose another --out", file=path, field="data"
-        )

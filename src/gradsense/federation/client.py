@@ -94,7 +94,8 @@ class Client:
         """
         if model.version <= self.version:
             return
-        if self.strategy.keep_local and self.local is not self.reference:
+        unsent = self.version >= 0 and self.local is not self.reference
+        if self.strategy.keep_local and unsent:
             self.local = {
                 name: tensor
                 if self.local[name] is self.reference[name]

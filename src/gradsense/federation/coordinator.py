@@ -185,7 +185,7 @@ class Coordinator:
             "connected": list(self.connected),
             "enrolled": sorted(self.enrolled),
             "entries": entries,
-            "last_sequence": self.last_sequence,
+            "last_sequence": dict(self.last_sequence),
             "submissions": dict(self.submissions),
             "refused": dict(self.refused),
         }

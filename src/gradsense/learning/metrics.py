@@ -57,6 +57,7 @@ def score(
     predicted: npt.NDArray[np.integer[Any]],
     classes: Sequence[str],
     *,
+    counts: npt.NDArray[np.integer[Any]] | None = None,
     benign: str = BENIGN,
 ) -> Scores:
     """Compare verdicts with the truth.
@@ -64,6 +65,7 @@ def score(
     Args:
         truth, predicted: class numbers [n], places in ``classes``.
         classes: class names.
+        counts: how many flows each row stands for [n], at least one; 1 where not given.
         benign: the name of the class that is no attack.
 
     Raises:
@@ -75,12 +77,12 @@ def score(
     if not (np.isin(truth, numbers).all() and np.isin(predicted, numbers).all()):
         raise ValueError(f"a class number is outside 0..{len(classes) - 1}")
     precision, recall, f1, support = precision_recall_fscore_support(
-        truth, predicted, labels=numbers, average=None, zero_division=0
+        truth, predicted, labels=numbers, average=None, zero_division=0, sample_weight=counts
     )
-    confusion = confusion_matrix(truth, predicted, labels=numbers)
+    confusion = confusion_matrix(truth, predicted, labels=numbers, sample_weight=counts)
     is_benign = np.array([name == benign for name in classes])
     return Scores(
-        accuracy=float(np.mean(truth == predicted)),
+        accuracy=float(np.average(truth == predicted, weights=counts)),
         precision=float(np.average(precision, weights=support)),
         recall=float(np.average(recall, weights=support)),
         f1_weighted=float(np.average(f1, weights=support)),

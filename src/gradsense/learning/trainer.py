@@ -125,8 +125,8 @@ class Trainer:
             logits = self.classifier.forward(examples.encoded, examples.index[batch])
             loss = functional.cross_entropy(logits, examples.labels[batch])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            gradients = [parameter.grad for parameter in parameters]
+            loss.backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad for p in parameters if p.grad is not None]
             squares = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
             for layer, positions in self.layers.items():
                 layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
@@ -142,7 +142,7 @@ class Trainer:
     def logits(self, examples: Examples, batch_size: int = 1024) -> torch.Tensor:
         """Logits of the distinct prompts under the loaded tensors, shape [distinct, classes]."""
         self.classifier.model.eval()
-        parts = torch.arange(len(examples.encoded)).split(batch_size)
+        parts = torch.split(torch.arange(len(examples.encoded)), batch_size)
         return torch.cat([self.classifier.forward(examples.encoded, rows) for rows in parts])
 
     def evaluate(self, examples: Examples, tensors: Tensors) -> tuple[float, np.ndarray]:

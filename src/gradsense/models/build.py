@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as hf_logging
 
 from gradsense.errors import InputError
 from gradsense.models.classifier import TextClassifier
@@ -130,7 +130,7 @@ def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, An
     sources = {"local_files_only": local, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **sources)
-        with _quiet_loader():
+        with quiet_transformers():
             network, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 use_safetensors=True,
@@ -256,15 +256,17 @@ def _with_lora(network: PreTrainedModel, rank: int, heads: list[str]) -> nn.Modu
 
 
 @contextmanager
-def _quiet_loader() -> Iterator[None]:
-    """Without the loader's report that the head is new: it always is."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet_transformers() -> Iterator[None]:
+    """Without progress bars and the report that the head is new: it always is."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,9 +75,7 @@ class TextClassifier:
         self.template, self.base, self.lora_rank = template, base, lora_rank
         config: Any = model.config
         self.max_tokens = _max_tokens(config, tokenizer)
-        self._mask_free = (
-            config.model_type in _MASK_FREE and tokenizer.padding_side == "right"
-        )
+        self._mask_free = config.model_type in _MASK_FREE and tokenizer.padding_side == "right"
         # Walking the module tree costs a millisecond; a fleet loads tensors thousands of times.
         self._trainable = {
             name: parameter
@@ -166,7 +164,7 @@ class TextClassifier:
         self.model.eval()
         try:
             with torch.inference_mode():
-                for rows in torch.split(_by_length(encoded), batch_size):
+                for rows in _batches(encoded, batch_size):
                     logits = self.forward(encoded, rows).float()
                     table[rows.numpy()] = torch.softmax(logits, dim=-1).cpu().numpy()
         finally:
@@ -174,11 +172,14 @@ class TextClassifier:
         return table[places]
 
 
-def _by_length(encoded: Encoded) -> torch.Tensor:
+def _batches(encoded: Encoded, size: int) -> Iterator[torch.Tensor]:
     """All rows, the short ones first, so that a batch holds little padding."""
     if encoded.attention_mask is None:
-        return torch.arange(len(encoded))
-    return torch.argsort(encoded.attention_mask.sum(dim=1), stable=True)
+        order = torch.arange(len(encoded))
+    else:
+        order = torch.argsort(encoded.attention_mask.sum(dim=1), stable=True)
+    for start in range(0, len(encoded), size):
+        yield order[start : start + size]
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:

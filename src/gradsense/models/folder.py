@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gradsense
 from gradsense.errors import GradsenseError, InputError
+from gradsense.models.build import quiet_transformers
 from gradsense.models.classifier import TextClassifier
 from gradsense.prompts.templates import Template, get_template
 
@@ -85,8 +86,10 @@ def save(
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        _plain_model(classifier).save_pretrained(fresh)
-        classifier.tokenizer.save_pretrained(fresh)
+        with quiet_transformers():
+            _plain_model(classifier).save_pretrained(fresh)
+            classifier.tokenizer.save_pretrained(fresh)
+        _open_to_others(fresh)
         text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
         (fresh / CARD_FILE).write_text(text + "\n", encoding="utf-8")
         # A folder cannot be swapped in one call; for a moment there is none, but never a half.
@@ -94,7 +97,9 @@ def save(
             path.rename(stale)
         fresh.rename(path)
     except OSError as error:
-        raise GradsenseError(f"{path}: cannot write the model: {error.strerror or error}") from error
+        raise GradsenseError(
+            f"{path}: cannot write the model: {error.strerror or error}"
+        ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
@@ -118,7 +123,9 @@ def read_card(path: Path | str) -> Card:
         limit = _MAX_TOKENIZER_BYTES if name == "tokenizer.json" else _MAX_JSON_BYTES
         if file.suffix == ".json" and file.stat().st_size > limit:
             raise InputError(
-                f"the file is larger than {limit >> 20} MiB", mend="write the folder again", file=file
+                f"the file is larger than {limit >> 20} MiB",
+                mend="write the folder again",
+                file=file,
             )
     try:
         return Card.model_validate_json((path / CARD_FILE).read_bytes())
@@ -143,13 +150,14 @@ def load(path: Path | str) -> TextClassifier:
     card = read_card(path)
     template = _template(card, path)
     try:
-        network, info = AutoModelForSequenceClassification.from_pretrained(
-            str(path),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with quiet_transformers():
+            network, info = AutoModelForSequenceClassification.from_pretrained(
+                str(path),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         tokenizer = AutoTokenizer.from_pretrained(
             str(path), local_files_only=True, trust_remote_code=False
         )
@@ -172,9 +180,7 @@ def load(path: Path | str) -> TextClassifier:
             file=path / CARD_FILE,
             field="labels",
         )
-    return TextClassifier(
-        network, tokenizer, labels=card.labels, template=template, base=str(path)
-    )
+    return TextClassifier(network, tokenizer, labels=card.labels, template=template, base=str(path))
 
 
 def _plain_model(classifier: TextClassifier) -> Any:
@@ -184,6 +190,16 @@ def _plain_model(classifier: TextClassifier) -> Any:
         return model
     # On a copy: taking a merge back leaves rounding errors in the base weights.
     return copy.deepcopy(model).merge_and_unload()
+
+
+def _open_to_others(folder: Path) -> None:
+    """Undo two habits of the libraries that keep others from opening the folder."""
+    # safetensors makes its file private, though a service may run as another user.
+    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+    # Releases of transformers before 5 know the same class by its older name only.
+    file = folder / "tokenizer_config.json"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
 
 
 def _template(card: Card, path: Path) -> Template:

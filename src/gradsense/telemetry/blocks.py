@@ -84,7 +84,8 @@ def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
         InputError: the file cannot be read, or its gzip data is damaged.
     """
     with _opened(path) as stream:
-        rest, rest_size = [], 0  # pieces of the unfinished last line
+        rest: list[bytes] = []  # pieces of the unfinished last line
+        rest_size = 0
         first = True
         while piece := stream.read(max(block_bytes, len(_BOM))):
             if first:

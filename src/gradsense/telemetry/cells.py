@@ -73,6 +73,8 @@ def to_flows(
         names: flow column to the log's own name, for messages.
         faults: where faults are counted. A row with several counts once, by its first column.
     """
+    numeric = [n for n, t in FLOW_SCHEMA.items() if t != pl.String and n in cells.columns]
+    cells = cells.with_columns(_unpadded(name) for name in numeric)
     typed = cells.select(
         _cast(name, dtype, name in cells.columns)
         for name, dtype in FLOW_SCHEMA.items()
@@ -94,10 +96,29 @@ def to_flows(
     return typed.filter(~bad) if found else typed
 
 
+def complete(typed: pl.DataFrame, numbers: NDArray[np.int64]) -> pl.DataFrame | None:
+    """Columns that were read under their dtypes as flows; None where any value has a fault."""
+    flows = typed.select(
+        pl.col(name) if name in typed.columns else pl.lit(None, dtype=dtype).alias(name)
+        for name, dtype in FLOW_SCHEMA.items()
+        if name != "line"
+    ).with_columns(pl.Series("line", numbers, dtype=pl.Int64))
+    faulty = next(_checks(typed, flows), None)
+    return flows if faulty is None else None
+
+
 def _cast(name: str, dtype: type[pl.DataType], present: bool) -> pl.Expr:
     if not present:
         return pl.lit(None, dtype=dtype).alias(name)
-    return pl.col(name) if dtype == pl.String else pl.col(name).cast(dtype, strict=False)
+    if dtype == pl.String:
+        return pl.col(name)
+    return pl.col(name).cast(dtype, strict=False)
+
+
+def _unpadded(name: str) -> pl.Expr:
+    """Without leading spaces, which polars ignores when it reads CSV under a number's dtype."""
+    text = pl.col(name).str.strip_chars_start(" ")
+    return pl.when(text != "").then(text).alias(name)
 
 
 def _iso_seconds(text: pl.Series) -> pl.Series:

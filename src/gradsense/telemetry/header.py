@@ -34,14 +34,12 @@ class Layout:
 
     Args:
         columns: one unique name per column of the file; a flow column has its flow name.
-        wanted: the positions of the columns to read.
-        nullable: names of the wanted columns in which the unset marker means null.
+        nullable: flow columns in which the unset marker means null.
         compound: the parts of IoT-23's last column, empty where the log has none.
         names: flow column to the log's own name, for messages.
     """
 
     columns: tuple[str, ...]
-    wanted: tuple[int, ...]
     nullable: tuple[str, ...]
     compound: tuple[str, ...]
     names: dict[str, str]
@@ -86,22 +84,17 @@ class Header:
             return None
         compound = tuple(self.fields[-1].split())
         compound = tuple(map(_flow_name, compound)) if len(compound) > 1 else ()
-        columns, wanted = [], []
+        columns: list[str] = []
         names: dict[str, str] = {}
         for position, field_name in enumerate(self.fields):
             name = _flow_name(field_name)
             if name in FLOW_SCHEMA and name != "line" and name not in names:
                 names[name] = field_name
                 columns.append(name)
-                wanted.append(position)
             else:
                 columns.append(f"#{position}")
-        if compound:
-            wanted.append(len(columns) - 1)
-        read = [columns[position] for position in wanted]
-        labels = {"label", "detail", columns[-1] if compound else ""}
-        nullable = tuple(name for name in read if name not in labels)
-        return Layout(tuple(columns), tuple(wanted), nullable, compound, names)
+        nullable = tuple(name for name in names if name not in {"label", "detail"})
+        return Layout(tuple(columns), nullable, compound, names)
 
 
 def _separator(declared: str, file: Path, line: int) -> str:

@@ -7,7 +7,10 @@ none. A faulty line is dropped and counted by reason; a fault of the whole file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +26,10 @@ from gradsense.telemetry.zeek_json import JsonParser, load_json
 from gradsense.telemetry.zeek_tsv import TsvParser, missing_columns
 
 BLOCK_BYTES = 8 << 20
+#: Blocks parsed at the same time; polars holds no lock while it parses.
+WORKERS = min(4, os.cpu_count() or 1)
+
+_Block = tuple[list[pl.DataFrame], Faults]
 
 
 def read_conn(
@@ -31,25 +38,40 @@ def read_conn(
     """Yield the flows of one log as frames with exactly ``FLOW_SCHEMA``, in file order.
 
     Lines and reasons are counted in ``tally``. Blank lines hold no record and are not counted.
-    Memory is bounded by ``block_bytes``, whatever the file's size.
+    Memory is bounded by a few times ``block_bytes``, whatever the file's size.
 
     Raises:
         InputError: the file is empty, binary, unreadable, damaged, has no ``#fields`` or lacks
             a required column; with ``strict`` also at the first malformed line.
     """
     head = read_head(path)
-    parser: TsvParser | JsonParser = JsonParser() if _is_json(path, head) else TsvParser(path)
-    first_line = 1
-    for block in read_blocks(path, block_bytes):
-        faults = Faults()
-        lines = Lines(block, first_line)
-        frames = [frame for frame in parser.parse(lines, faults) if frame.height]
-        if strict:
-            faults.raise_first(path)
-        faults.into(tally, path)
-        tally.read += sum(frame.height for frame in frames)
-        yield from frames
-        first_line += len(lines)
+    parser = JsonParser() if _is_json(path, head) else TsvParser(path)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pending: deque[Future[_Block]] = deque()
+        first_line = 1
+        for block in read_blocks(path, block_bytes):
+            lines, faults = Lines(block, first_line), Faults()
+            pending.append(pool.submit(_run, parser.plan(lines, faults), faults))
+            first_line += len(lines)
+            if len(pending) > WORKERS:
+                yield from _counted(pending.popleft().result(), path, tally, strict)
+        while pending:
+            yield from _counted(pending.popleft().result(), path, tally, strict)
+
+
+def _run(calls: Sequence[Callable[[], pl.DataFrame]], faults: Faults) -> _Block:
+    return [call() for call in calls], faults
+
+
+def _counted(block: _Block, path: Path, tally: Tally, strict: bool) -> Iterator[pl.DataFrame]:
+    frames, faults = block
+    if strict:
+        faults.raise_first(path)
+    faults.into(tally, path)
+    for frame in frames:
+        if frame.height:
+            tally.read += frame.height
+            yield frame
 
 
 def is_synthetic(path: Path) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -28,15 +29,19 @@ _NAMES = {name: keys[0] for name, keys in _KEYS.items()}
 class JsonParser:
     """Parses blocks of JSON lines; holds no state between blocks."""
 
-    def parse(self, lines: Lines, faults: Faults) -> Iterator[pl.DataFrame]:
-        good = lines.legible(faults)
-        if not good.any():
-            return
-        data = lines.join(0, len(good), good)
-        cells = _json_cells_fast(data, int(good.sum()))
-        if cells is None:
-            cells, good = _json_cells(lines, good, faults)
-        yield to_flows(cells, lines.numbers[good], _NAMES, faults)
+    def plan(self, lines: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+        """The work on one block, a call that may run later and elsewhere."""
+        return [partial(_rows, lines, faults)]
+
+
+def _rows(lines: Lines, faults: Faults) -> pl.DataFrame:
+    good = lines.legible(faults)
+    if not good.any():
+        return pl.DataFrame(schema=FLOW_SCHEMA)
+    cells = _json_cells_fast(lines.join(0, len(good), good), int(good.sum()))
+    if cells is None:
+        cells, good = _json_cells(lines, good, faults)
+    return to_flows(cells, lines.numbers[good], _NAMES, faults)
 
 
 def _json_cells_fast(data: bytes, rows: int) -> pl.DataFrame | None:

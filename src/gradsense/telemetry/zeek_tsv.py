@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.errors import InputError
-from gradsense.telemetry.cells import Faults, to_flows
+from gradsense.telemetry.cells import Faults, complete, to_flows
 from gradsense.telemetry.flows import FLOW_SCHEMA
 from gradsense.telemetry.header import Header, Layout
 from gradsense.telemetry.lines import Lines
@@ -33,23 +34,29 @@ def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError
 
 
 class TsvParser:
-    """Parses blocks of one file in order; holds the header in force."""
+    """Takes the blocks of one file in order; holds the header in force."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.header = Header()
 
-    def parse(self, lines: Lines, faults: Faults) -> Iterator[pl.DataFrame]:
+    def plan(self, lines: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+        """The work on one block: a call for each run of rows under one header.
+
+        Headers are read here, in file order; the calls may run later and elsewhere.
+        """
         good = lines.legible(faults)
-        comments = np.flatnonzero(good & (lines.bytes[lines.starts] == _HASH))
+        comments = np.flatnonzero(good & (lines.bytes[lines.starts] == _HASH)).tolist()
         good[comments] = False
+        calls: list[Callable[[], pl.DataFrame]] = []
         begin = 0
-        for comment in [*comments.tolist(), len(good)]:
+        for comment in [*comments, len(good)]:
             if comment > begin and good[begin:comment].any():
-                yield self._rows(lines, begin, comment, good, faults)
+                calls.append(partial(_rows, lines, begin, comment, good, self.header, faults))
             if comment < len(good):
                 self._directive(lines, comment)
             begin = comment + 1
+        return calls
 
     def _directive(self, lines: Lines, index: int) -> None:
         text = lines.raw(index).decode()
@@ -60,98 +67,119 @@ class TsvParser:
             if missing:
                 raise missing_columns(self.path, missing, line)
 
-    def _rows(
-        self, lines: Lines, lo: int, hi: int, good: NDArray[np.bool_], faults: Faults
-    ) -> pl.DataFrame:
-        """Parse lines ``lo`` to ``hi``, which stand under one header."""
-        if self.header.layout is None:
-            mask = np.zeros_like(good)
-            mask[lo:hi] = good[lo:hi]
-            lines.drop(mask, NO_HEADER, faults)
-            return pl.DataFrame(schema=FLOW_SCHEMA)
-        layout = self.header.layout
-        wrong = good[lo:hi] & (self._separators(lines, lo, hi) != len(layout.columns) - 1)
-        if wrong.any():
-            mask = np.zeros_like(good)
-            mask[lo:hi] = wrong
-            lines.drop(mask, FIELD_COUNT, faults)
-            good = good & ~mask
-        numbers = lines.numbers[lo:hi][good[lo:hi]]
-        if not len(numbers):
-            return pl.DataFrame(schema=FLOW_SCHEMA)
-        cells = self._cells(lines.join(lo, hi, good), layout)
-        if layout.compound:
-            cells, numbers = self._split_compound(cells, numbers, layout, faults)
-        return to_flows(cells, numbers, layout.names, faults)
 
-    def _separators(self, lines: Lines, lo: int, hi: int) -> NDArray[np.int64]:
-        """How many separators each of the lines ``lo`` to ``hi`` holds."""
-        start, end = int(lines.starts[lo]), int(lines.ends[hi - 1])
-        found = np.flatnonzero(lines.bytes[start:end] == ord(self.header.separator)) + start
-        wanted = len(self.header.fields) - 1
-        starts, ends = lines.starts[lo:hi], lines.ends[lo:hi]
-        if wanted and len(found) == wanted * (hi - lo):
-            # The usual case without a search: if the k-th group of separators lies within the
-            # k-th line for every k, then every line holds exactly as many as wanted.
-            groups = found.reshape(hi - lo, wanted)
-            if ((groups[:, 0] >= starts) & (groups[:, -1] < ends)).all():
-                return np.full(hi - lo, wanted)
-        return np.searchsorted(found, ends) - np.searchsorted(found, starts)
-
-    def _cells(self, data: bytes, layout: Layout) -> pl.DataFrame:
-        """The wanted cells as text; unset and empty ones null, labels as written."""
-        cells = pl.read_csv(
-            data,
-            separator=self.header.separator,
-            has_header=False,
-            quote_char=None,
-            schema=dict.fromkeys(layout.columns, pl.String),
-            columns=list(layout.wanted),
-            null_values=dict.fromkeys(layout.nullable, self.header.unset),
-        )
-        empty = self.header.empty
-        held = [n for n in layout.nullable if n in cells.columns and (cells[n] == empty).any()]
-        if held:
-            cells = cells.with_columns(
-                pl.when(pl.col(n) != empty).then(pl.col(n)).alias(n) for n in held
-            )
-        return _unescape(cells) if data.find(b"\\") >= 0 else cells
-
-    def _split_compound(
-        self,
-        cells: pl.DataFrame,
-        numbers: NDArray[np.int64],
-        layout: Layout,
-        faults: Faults,
-    ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
-        """Split IoT-23's last column, ``tunnel_parents   label   detailed-label``.
-
-        Its distinct values are few, so they are split once each.
-        """
-        column = cells[layout.columns[-1]]
-        distinct = column.unique(maintain_order=True).drop_nulls()
-        parts = distinct.str.splitn("   ", len(layout.compound)).struct.unnest()
-        parts.columns = [f"\0{i}" for i in range(len(layout.compound))]
-        whole = distinct.filter(parts.to_series(-1).is_not_null())
-        good = column.is_in(whole.implode()).fill_null(False)
-        if not good.all():
-            bad = (~good).arg_true()
+def _rows(  # noqa: PLR0917
+    lines: Lines, lo: int, hi: int, good: NDArray[np.bool_], header: Header, faults: Faults
+) -> pl.DataFrame:
+    """Parse the good ones of lines ``lo`` to ``hi``, which stand under one header."""
+    within = np.zeros_like(good)
+    within[lo:hi] = good[lo:hi]
+    layout = header.layout
+    if layout is None:
+        lines.drop(within, NO_HEADER, faults)
+        return pl.DataFrame(schema=FLOW_SCHEMA)
+    data, numbers = lines.join(lo, hi, good), lines.numbers[within]
+    flows = _typed_flows(data, numbers, header, layout)
+    if flows is not None:
+        return flows
+    wrong = within.copy()
+    wrong[lo:hi] &= _separators(lines, lo, hi, header) != len(layout.columns) - 1
+    lines.drop(wrong, FIELD_COUNT, faults)
+    within &= ~wrong
+    numbers = lines.numbers[within]
+    if not len(numbers):
+        return pl.DataFrame(schema=FLOW_SCHEMA)
+    cells = _read(
+        lines.join(lo, hi, within), header, layout, dict.fromkeys(layout.columns, pl.String)
+    )
+    if data.find(b"\\") >= 0:
+        cells = _unescape(cells)
+    if layout.compound:
+        cells = _split_compound(cells, layout)
+        good_rows = cells["#whole"]
+        if not good_rows.all():
+            bad = (~good_rows).arg_true()
             first = int(bad[0])
-            faults.add(
-                FIELD_COUNT,
-                int(numbers[first]),
-                self.header.fields[-1],
-                str(column[first] or ""),
-                len(bad),
-            )
-            cells, numbers = cells.filter(good), numbers[good.to_numpy()]
-            column = cells[layout.columns[-1]]
-        places = [(i, name) for i, name in enumerate(layout.compound) if name in FLOW_SCHEMA]
-        split = [
-            column.replace_strict(distinct, parts.to_series(i), return_dtype=pl.String).alias(name)
-            for i, name in places
-        ]
-        return cells.with_columns(split), numbers
+            text = str(cells[layout.columns[-1]][first] or "")
+            faults.add(FIELD_COUNT, int(numbers[first]), header.fields[-1], text, len(bad))
+            cells, numbers = cells.filter(good_rows), numbers[good_rows.to_numpy()]
+    return to_flows(cells, numbers, layout.names, faults)
+
+
+def _typed_flows(
+    data: bytes, numbers: NDArray[np.int64], header: Header, layout: Layout
+) -> pl.DataFrame | None:
+    """The flows in one go; None where any line has a fault or needs a closer look.
+
+    Polars raises at a line with too many fields but fills up one with too few. With the right
+    number of separators in all, there is none with too few unless there is one with too many.
+    """
+    separators = len(layout.columns) - 1
+    if data.count(header.separator.encode()) != separators * len(numbers):
+        return None
+    if data.find(b"\\") >= 0:
+        return None
+    schema = {name: FLOW_SCHEMA.get(name, pl.String) for name in layout.columns}
+    try:
+        flows = _read(data, header, layout, schema)
+    except pl.exceptions.PolarsError:
+        return None
+    if flows.height != len(numbers):
+        return None
+    if layout.compound:
+        flows = _split_compound(flows, layout)
+        if not flows["#whole"].all():
+            return None
+    return complete(flows, numbers)
+
+
+def _read(
+    data: bytes, header: Header, layout: Layout, schema: dict[str, type[pl.DataType]]
+) -> pl.DataFrame:
+    """All cells; unset and empty ones null, labels as written."""
+    cells = pl.read_csv(
+        data,
+        separator=header.separator,
+        has_header=False,
+        quote_char=None,
+        schema=schema,
+        null_values=dict.fromkeys(layout.nullable, header.unset),
+    )
+    texts = [name for name in layout.nullable if schema[name] == pl.String]
+    held = [name for name in texts if (cells[name] == header.empty).any()]
+    if held:
+        cells = cells.with_columns(
+            pl.when(pl.col(name) != header.empty).then(pl.col(name)).alias(name) for name in held
+        )
+    return cells
+
+
+def _separators(lines: Lines, lo: int, hi: int, header: Header) -> NDArray[np.int64]:
+    """How many separators each of the lines ``lo`` to ``hi`` holds."""
+    found = np.flatnonzero(lines.bytes == ord(header.separator))
+    return np.searchsorted(found, lines.ends[lo:hi]) - np.searchsorted(found, lines.starts[lo:hi])
+
+
+def _split_compound(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+    """Split IoT-23's last column, ``tunnel_parents   label   detailed-label``.
+
+    Adds the parts that are flow columns, and ``#whole``: whether the row has all parts. The
+    distinct values are few, so they are split once each.
+    """
+    column = cells[layout.columns[-1]]
+    distinct = column.unique(maintain_order=True).drop_nulls()
+    parts = distinct.str.splitn("   ", len(layout.compound)).struct.unnest()
+    added = [
+        column.replace_strict(
+            distinct, parts.to_series(place), default=None, return_dtype=pl.String
+        ).alias(name)
+        for place, name in enumerate(layout.compound)
+        if name in FLOW_SCHEMA
+    ]
+    last = column.replace_strict(
+        distinct, parts.to_series(-1), default=None, return_dtype=pl.String
+    )
+    return cells.with_columns(*added, last.is_not_null().alias("#whole"))
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")

@@ -1,0 +1,44 @@
+"""The tree of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from gradsense import __version__
+from gradsense.cli import data
+from gradsense.cli.compare import compare
+from gradsense.cli.demo import demo
+from gradsense.cli.evaluate import evaluate
+from gradsense.cli.synth import synthesize
+from gradsense.cli.train import train
+
+app = typer.Typer(
+    name="gradsense",
+    help="Federated small language models that guard IoT fleets.",
+    epilog="Start with: gradsense demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+data.app.command("synth", epilog="Example: gradsense data synth captures/ --sites 8 --seed 1")(
+    synthesize
+)
+app.add_typer(data.app, name="data")
+app.command(epilog="Example: gradsense demo --out demo")(demo)
+app.command(epilog="Example: gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/")(
+    train
+)
+app.command(
+    epilog="Example: gradsense compare --data iot23/ --strategies fedavg,fedopt,gsfs "
+    "--seeds 3 --out table3/"
+)(compare)
+app.command(epilog="Example: gradsense evaluate --model run/model --data iot23/ --json")(evaluate)

@@ -1,0 +1,110 @@
+"""``gradsense compare``: the paper's Table III for your own data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gradsense.cli.options import with_settings
+from gradsense.cli.progress import bars, news
+from gradsense.config import RunSettings
+
+if TYPE_CHECKING:
+    from gradsense.experiments.compare import Job
+    from gradsense.experiments.results import Row
+
+
+@with_settings("strategy")
+def compare(
+    run: RunSettings,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the runs.")],
+    strategies: Annotated[
+        str, typer.Option(help="Names with commas between them.")
+    ] = "fedavg,fedopt,gsfs",
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 3,
+    references: Annotated[
+        bool, typer.Option(help="Also local-only, centralised and a random forest.")
+    ] = True,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes side by side; default: one a core.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Read finished rows, continue the others.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
+) -> None:
+    """Compare strategies with equal local compute over several seeds, and print Table III."""
+    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    rows = run_comparison(run, names, seeds, out, references=references, jobs=jobs, resume=resume)
+    if as_json:
+        typer.echo((out / "results.json").read_text(), nl=False)
+        return
+    show(rows, out)
+
+
+def run_comparison(
+    run: RunSettings,
+    strategies: list[str],
+    seeds: int,
+    out: Path,
+    *,
+    references: bool,
+    jobs: int | None,
+    resume: bool,
+) -> list[Row]:
+    """The comparison, with bars."""
+    from gradsense.experiments.compare import compare as compare_all
+    from gradsense.experiments.compare import plan
+
+    planned = plan(run, strategies, seeds, out, references=references)
+    with bars() as progress:
+        whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
+        tasks: dict[str, Any] = {}
+        done = 0
+
+        def on_news(job: Job, message: dict[str, Any]) -> None:
+            nonlocal done
+            if job.name not in tasks:
+                tasks[job.name] = progress.add_task(job.name, total=1.0, news="")
+            if message["event"] == "done":
+                done += 1
+                progress.remove_task(tasks[job.name])
+                progress.update(whole, completed=done, news=f"{done} of {len(planned)}")
+                return
+            line = news(
+                message["aggregation"],
+                message["accuracy"],
+                message["f1_macro"],
+                message["uplink_bytes"],
+            )
+            progress.update(tasks[job.name], completed=message["share"], news=line)
+
+        return compare_all(
+            planned,
+            out,
+            workers=jobs or os.cpu_count() or 1,
+            resume=resume,
+            on_news=on_news,
+        )
+
+
+def show(rows: list[Row], out: Path) -> None:
+    """Table III, what it means, and where the rest is."""
+    from gradsense.experiments.findings import findings
+    from gradsense.experiments.table import footnotes, table
+
+    console = Console()
+    console.print(table(rows, width=console.width))
+    console.print(footnotes(), style="dim", markup=False, highlight=False)
+    for finding in findings(rows):
+        console.print(f"• {finding}", markup=False, highlight=False)
+    console.print(
+        f"\nresults {out / 'results.json'}\nreport  {out / 'report.html'}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

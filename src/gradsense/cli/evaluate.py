@@ -1,0 +1,139 @@
+"""``gradsense evaluate``: put a trained model before logs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+_EPILOG = (
+    "Example: gradsense evaluate --model RUN/model --data captures/ --json > scores.json. "
+    "For verdicts on an unlabelled log: gradsense evaluate --model RUN/model --data conn.log "
+    "--out verdicts.jsonl"
+)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Option(help="The model folder that training wrote.")],
+    data: Annotated[Path, typer.Option(help="A conn.log, or a folder of captures.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write one JSON line a flow: verdict and its probability.")
+    ] = None,
+    cap: Annotated[
+        int, typer.Option(help="At most so many flows per capture and class, the first; 0 for all.")
+    ] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first malformed line.")
+    ] = False,
+) -> None:
+    """Show how a model does on logs: precision, recall, F1, accuracy, confusion, latency."""
+    # The language model libraries take seconds to import; --help should not.
+    from gradsense.experiments.evaluate import evaluate as run
+
+    with _progress() as on_file:
+        result = run(model, data, out=out, cap=cap, strict=strict, on_file=on_file)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        show(result, Console())
+        if out is not None:
+            Console(stderr=True).print(f"verdicts: {out}", markup=False, highlight=False)
+
+
+#: What the lead's ``app.command`` needs beside the function.
+COMMAND: dict[str, Any] = {"name": "evaluate", "epilog": _EPILOG}
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that moves with every file; silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("loading the model", total=None)
+
+        def on_file(name: str, index: int, total: int) -> None:
+            bar.update(task, description=name, completed=index, total=total)
+
+        yield on_file
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print the result of ``experiments.evaluate`` as tables for people."""
+    source = "synthetic traffic" if result["synthetic"] else "logs as given"
+    console.print(
+        f"{result['flows']:,} flows of {result['captures']} captures ({source}), "
+        f"{result['labelled']:,} of them labelled",
+        highlight=False,
+    )
+    scores = result["scores"]
+    if scores is not None:
+        _show_scores(scores, console)
+    verdicts = Table("verdict", title="Verdicts", title_justify="left")
+    verdicts.add_column("flows", justify="right")
+    for name, flows in result["verdicts"].items():
+        verdicts.add_row(name, f"{flows:,}")
+    console.print(verdicts)
+    for name, flows in result["unknown_classes"].items():
+        console.print(
+            f"{flows:,} flows of class '{name}', which the model does not know: counted as wrong",
+            markup=False,
+            highlight=False,
+        )
+    for reason, drop in result["dropped"].items():
+        console.print(
+            f"dropped {drop['count']:,} x {reason}, first at {drop['file']}:{drop['line']}",
+            markup=False,
+            highlight=False,
+        )
+    if result["capped"]:
+        console.print(f"left out by --cap: {result['capped']:,} flows", highlight=False)
+    latency = result["latency"]
+    speed = Table(title="Speed", title_justify="left", show_header=False)
+    speed.add_row("latency of a flow, mean", f"{latency['mean_ms']:.2f} ms")
+    speed.add_row("latency of a flow, 95 % within", f"{latency['p95_ms']:.2f} ms")
+    speed.add_row("requests a minute", f"{latency['requests_per_min']:,.0f}")
+    speed.add_row("in batches, file to verdict", f"{result['flows_per_s']:,.0f} flows/s")
+    console.print(speed)
+    console.print(f"latency spans {latency['spans']}", markup=False, highlight=False)
+
+
+def _show_scores(scores: dict[str, Any], console: Console) -> None:
+    whole = Table(title="Scores (averages weighted by class size)", title_justify="left")
+    names = ("accuracy", "precision", "recall", "F1", "macro-F1", "detection", "false alarms")
+    for name in names:
+        whole.add_column(name, justify="right")
+    keys = ("accuracy", "precision", "recall", "f1_weighted", "f1_macro", "detection_rate")
+    whole.add_row(*(_rate(scores[key]) for key in (*keys, "false_alarm_rate")))
+    console.print(whole)
+    present = [
+        name
+        for place, name in enumerate(scores["classes"])
+        if scores["per_class"][name]["support"] or any(row[place] for row in scores["confusion"])
+    ]
+    each = Table("class", title="Classes and confusion", title_justify="left")
+    for name in ("precision", "recall", "F1", "flows"):
+        each.add_column(name, justify="right")
+    for number, _ in enumerate(present, start=1):
+        each.add_column(f"→{number}", justify="right", style="dim")
+    places = [scores["classes"].index(name) for name in present]
+    for number, (name, place) in enumerate(zip(present, places, strict=True), start=1):
+        one = scores["per_class"][name]
+        cells = [f"{scores['confusion'][place][other]:,}" for other in places]
+        rates = (_rate(one[key]) for key in ("precision", "recall", "f1"))
+        each.add_row(f"{number} {name}", *rates, f"{one['support']:,}", *cells)
+    console.print(each)
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,49 @@
+"""Options of train and compare, made from the fields of ``RunSettings``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from gradsense.config import RunSettings, settings
+
+
+def with_settings(*hidden: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of ``RunSettings`` but the hidden ones.
+
+    The command takes the checked settings as its first parameter, ``run``.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "run"]
+        names = {name: f for name, f in RunSettings.model_fields.items() if name not in hidden}
+        fields = get_type_hints(RunSettings)
+
+        def wrapped(**values: Any) -> None:
+            chosen = {name: values.pop(name) for name in names}
+            command(settings(**chosen), **values)
+
+        parameters = [
+            p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY) for p in own
+        ]
+        for name, field in names.items():
+            kind: Any = fields[name]
+            option = typer.Option(help=field.description)
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=Annotated[kind, option],  # a real type only at run time
+                )
+            )
+        wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
+        wrapped.__annotations__ = {p.name: p.annotation for p in parameters}
+        wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return wrapped
+
+    return decorate

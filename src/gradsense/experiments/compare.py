@@ -1,0 +1,187 @@
+"""Table III for one's own data: every strategy and reference, several seeds, the same compute."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradsense.config import RunSettings
+from gradsense.errors import GradsenseError, InputError
+from gradsense.experiments import results
+from gradsense.experiments.report import write_report
+from gradsense.experiments.rundir import REPORT, RESULTS, SETTINGS, claimable
+
+#: The rows that every comparison carries; ``references.REFERENCES`` runs them.
+REFERENCE_NAMES = ("local-only", "centralised", "forest")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a strategy or reference with one seed, and its folder."""
+
+    settings: RunSettings
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """For progress lines."""
+        return f"{self.settings.strategy} seed {self.settings.seed}"
+
+
+#: Told (job, its news): ``event`` is progress, done or error; see ``worker``.
+OnNews = Callable[[Job, dict[str, Any]], None]
+
+
+def plan(
+    base: RunSettings, strategies: Sequence[str], seeds: int, out: Path, *, references: bool
+) -> list[Job]:
+    """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus."""
+    names = [*strategies, *(REFERENCE_NAMES if references else ())]
+    return [
+        Job(
+            base.model_copy(update={"strategy": name, "seed": seed}),
+            out / f"{name.replace(':', '_').replace('=', '-')}-seed{seed}",
+        )
+        for seed in range(base.seed, base.seed + seeds)
+        for name in names
+    ]
+
+
+def compare(
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    workers: int,
+    resume: bool = False,
+    on_news: OnNews = lambda job, news: None,
+    title: str = "gradsense: strategies compared",
+) -> list[results.Row]:
+    """Run all jobs and write ``results.json`` and ``report.html`` into ``out``.
+
+    Args:
+        jobs: from ``plan``.
+        out: the comparison's folder.
+        workers: processes side by side.
+        resume: read finished rows, continue unfinished ones.
+        on_news: told of progress.
+
+    Raises:
+        InputError: the first job's complaint about input, or an unwritable ``out``.
+        GradsenseError: a worker died.
+    """
+    prepare(out, resume=resume)
+    notes = _run_all(jobs, workers, resume, on_news)
+    rows = [results.load(job.out / RESULTS)[0] for job in jobs]
+    order = {strategy: i for i, strategy in enumerate(dict.fromkeys(r.strategy for r in rows))}
+    rows.sort(key=lambda row: (row.kind == "reference", order[row.strategy], row.seed))
+    results.save(rows, out / RESULTS)
+    write_report(rows, out / REPORT, title=title, settings=shown(jobs[0].settings, notes))
+    return rows
+
+
+def prepare(out: Path, *, resume: bool) -> None:
+    """Make the folder of a comparison.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a comparison and no ``resume``.
+    """
+    claimable(out, resume=resume)
+    if not resume and any(out.glob(f"*-seed*/{SETTINGS}")):
+        raise InputError(
+            "the folder holds a comparison already",
+            mend="add --resume to continue it, or choose another --out",
+            file=out,
+        )
+
+
+def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
+    """The settings and notes that a report shows."""
+    hidden = {"strategy", "seed", "threads"}
+    pairs = json.loads(settings.model_dump_json(exclude=hidden, exclude_none=True))
+    pairs = {key.replace("_", " "): str(value) for key, value in pairs.items()}
+    if settings.data is not None:
+        pairs["data"] = settings.data.name
+    return pairs | {f"note {i}": note for i, note in enumerate(notes, start=1)}
+
+
+def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -> tuple[str, ...]:
+    """Deal the jobs to worker processes; the notes on the first seed's data."""
+    news: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
+    waiting = list(enumerate(jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(jobs[0].settings.threads)}
+    team: list[subprocess.Popen[str]] = []
+    notes: tuple[str, ...] = ()
+
+    def listen(index: int, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            news.put((index, json.loads(line)))
+        news.put((index, {"event": "gone", "code": process.wait()}))
+
+    def hand_out(process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None
+        if not waiting:
+            process.stdin.close()
+            return
+        number, job = waiting.pop(0)
+        message = {
+            "number": number,
+            "settings": json.loads(job.settings.model_dump_json()),
+            "out": str(job.out),
+            "resume": resume,
+        }
+        process.stdin.write(json.dumps(message) + "\n")
+        process.stdin.flush()
+
+    try:
+        for index in range(min(workers, len(jobs))):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gradsense.experiments.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            team.append(process)
+            threading.Thread(target=listen, args=(index, process), daemon=True).start()
+            hand_out(process)
+        working = len(team)
+        while working:
+            index, message = news.get()
+            match message["event"]:
+                case "gone":
+                    if message["code"]:
+                        raise GradsenseError(
+                            f"a worker process died with code {message['code']}; "
+                            "run the same command with --resume to go on"
+                        )
+                    working -= 1
+                case "error":
+                    error = InputError if message["exit_code"] == 2 else GradsenseError
+                    raise _reported(error, message["text"])
+                case "done":
+                    notes = notes or tuple(message["notes"])
+                    on_news(jobs[message["number"]], message)
+                    hand_out(team[index])
+                case _:
+                    on_news(jobs[message["number"]], message)
+    finally:
+        for process in team:
+            process.kill()
+            process.wait()
+    return notes
+
+
+def _reported(kind: type[GradsenseError], text: str) -> GradsenseError:
+    """An error that a worker put into words already."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error

@@ -1,0 +1,77 @@
+"""What the demonstration adds to a comparison: a fleet to learn from, and a log to read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from gradsense.errors import InputError
+from gradsense.experiments.evaluate import evaluate
+from gradsense.telemetry.labels import normalise
+from gradsense.telemetry.synthetic import write_fleet, write_sample
+
+#: Marks a folder that the demonstration made and may therefore make again.
+_MARK = "gradsense-demo"
+
+
+def fresh_folder(out: Path) -> None:
+    """Make ``out`` an empty folder of the demonstration; an earlier one is replaced.
+
+    Raises:
+        InputError: it holds something else, or cannot be written.
+    """
+    try:
+        if (out / _MARK).exists():
+            shutil.rmtree(out)
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise InputError(
+                "holds something that the demonstration did not make",
+                mend="choose another --out",
+                file=out,
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        (out / _MARK).write_text("made by `gradsense demo`, which replaces this folder\n")
+    except OSError as error:
+        raise InputError(
+            f"cannot write here: {error.strerror}", mend="choose another --out", file=out
+        ) from None
+
+
+def make_fleet(out: Path, *, seed: int) -> Path:
+    """Write the labelled logs of a synthetic fleet; the folder of its captures."""
+    write_fleet(out / "captures", seed=seed)
+    return out / "captures"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A log as the trained model reads it.
+
+    Attributes:
+        log: the unlabelled log.
+        verdicts: the file with one verdict a flow.
+        summary: what ``evaluate`` returns.
+        right: share of flows whose verdict agrees with the generator's truth, 0..1.
+        examples: the first flow of each verdict, with ``resp_h, resp_p, verdict, score, class``.
+    """
+
+    log: Path
+    verdicts: Path
+    summary: dict[str, Any]
+    right: float
+    examples: pl.DataFrame
+
+
+def read_sample(out: Path, model: Path, *, seed: int) -> Reading:
+    """Write an unlabelled log of a network that the model never saw, and classify it."""
+    log, verdicts = out / "sample" / "conn.log", out / "sample" / "verdicts.jsonl"
+    truth = normalise(write_sample(log, seed=seed))
+    summary = evaluate(model, log, out=verdicts)
+    judged = pl.read_ndjson(verdicts).with_columns(truth["class"])
+    right = judged.select((pl.col("verdict") == pl.col("class")).mean()).item()
+    examples = judged.unique("verdict", keep="first", maintain_order=True)
+    return Reading(log, verdicts, summary, right, examples)

@@ -1,0 +1,88 @@
+"""The folder of a run: what lies in it, and whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradsense.config import RunSettings
+from gradsense.errors import InputError
+from gradsense.experiments import results
+
+if TYPE_CHECKING:
+    from gradsense.experiments.corpus import Corpus
+
+CHECKPOINT, SETTINGS, RESULTS, MODEL = "checkpoint.zst", "settings.json", "results.json", "model"
+REPORT = "report.html"
+
+
+def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
+    """What must be equal for a run to be continued: the settings, and the training texts."""
+    digest = hashlib.sha256()
+    for frame in (corpus.parts.train, corpus.parts.test):
+        for column in ("client", "class", "text"):
+            digest.update("\n".join(frame[column]).encode())
+    return {
+        "settings": json.loads(settings.model_dump_json()),
+        "data_sha256": digest.hexdigest(),
+    }
+
+
+def claimable(out: Path, *, resume: bool) -> None:
+    """Complain about a folder before minutes are spent on a run that could not use it.
+
+    Raises:
+        InputError: ``out`` cannot be written, or holds a run and no ``resume``.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write here: {error.strerror}", mend="choose another --out", file=out
+        ) from None
+    if not resume and (out / SETTINGS).exists():
+        raise InputError(
+            "the folder holds a run already",
+            mend="add --resume to continue it, or choose another --out",
+            file=out,
+        )
+
+
+def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> results.Row | None:
+    """Make ``out`` this run's folder; its row if the run is already finished.
+
+    Raises:
+        InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
+    """
+    claimable(out, resume=resume)
+    own, path = fingerprint(settings, corpus), out / SETTINGS
+    if not path.exists():
+        results.write_text(path, json.dumps(own, indent=1) + "\n")
+        return None
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise InputError("damaged or unreadable", mend="choose another --out", file=path) from None
+    _compare(saved, own, path)
+    return results.load(out / RESULTS)[0] if (out / RESULTS).exists() else None
+
+
+def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
+    before, now = saved.get("settings", {}), own["settings"]
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"that run had {key} {before.get(key)}, this one has {now.get(key)}",
+                mend="give the same options, or choose another --out",
+                file=path,
+                field=key,
+            )
+    if saved.get("data_sha256") != own["data_sha256"]:
+        raise InputError(
+            "the data changed since that run", mend="choose another --out", file=path, field="data"
+        )

@@ -1,0 +1,96 @@
+"""One worker process of a comparison: jobs come in as JSON lines, news and results go out so.
+
+Separate processes, each with one torch thread, use a small model's cores better than threads do,
+and a run that dies takes no other with it. JSON on pipes, because nothing here is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from gradsense.config import RunSettings
+from gradsense.errors import GradsenseError
+from gradsense.experiments.bench import set_up
+from gradsense.experiments.corpus import Corpus, load_corpus
+from gradsense.experiments.references import REFERENCES, run_reference
+from gradsense.experiments.run import Progress, train
+
+#: Settings that fix a corpus; the others say how it is learnt from.
+_CORPUS = {
+    "data",
+    "cap",
+    "view",
+    "unknown_labels",
+    "strict",
+    "contradictions",
+    "split",
+    "partition",
+    "clients",
+    "alpha",
+    "template",
+    "seed",
+}
+
+
+class Corpora:
+    """The corpus of the last job, kept because the next job mostly has the same."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._corpus: Corpus | None = None
+
+    def get(self, settings: RunSettings) -> Corpus:
+        """The corpus of these settings."""
+        key = settings.model_dump_json(include=_CORPUS)
+        if self._corpus is None or key != self._key:
+            self._key, self._corpus = key, load_corpus(settings)
+        return self._corpus
+
+
+def run_job(
+    job: dict[str, Any], corpora: Corpora, tell: Callable[[Progress], None]
+) -> tuple[str, ...]:
+    """One strategy or reference with one seed, into its folder; the notes on its data."""
+    settings = RunSettings.model_validate(job["settings"])
+    corpus = corpora.get(settings)
+    bench = set_up(settings, corpus)
+    out = Path(job["out"])
+    if settings.strategy in REFERENCES:
+        run_reference(bench, settings.strategy, out, resume=job["resume"], on_progress=tell)
+    else:
+        train(bench, out, resume=job["resume"], on_progress=tell)
+    return corpus.notes
+
+
+def serve(jobs: TextIO, news: TextIO) -> None:
+    """Work until the jobs end. Each job ends in one line, ``done`` or ``error``."""
+
+    def say(**message: object) -> None:
+        # When the comparison is gone this raises, and the worker ends with it.
+        print(json.dumps(message), file=news, flush=True)
+
+    corpora = Corpora()
+    for line in jobs:
+        job = json.loads(line)
+        number = job["number"]
+
+        def tell(progress: Progress, number: int = number) -> None:
+            say(number=number, event="progress", **asdict(progress))
+
+        try:
+            notes = run_job(job, corpora, tell)
+        except GradsenseError as error:
+            say(number=number, event="error", text=str(error), exit_code=error.exit_code)
+        else:
+            say(number=number, event="done", notes=notes)
+
+
+if __name__ == "__main__":
+    # Whatever a library prints must not be taken for news.
+    news, sys.stdout = sys.stdout, sys.stderr
+    serve(sys.stdin, news)

@@ -1,0 +1,175 @@
+"""The coordinator's state machine: pooling, refusing, deadlines."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.toys import tensor, update
+from gradsense import errors
+from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.pool import Quorum
+from gradsense.federation.strategies import STRATEGIES
+
+
+def coordinator(strategy: str = "fedavg", clients: str = "abc", **options: float) -> Coordinator:
+    made = Coordinator({"w": tensor(0.0)}, STRATEGIES[strategy], seed=0, **options)
+    made.enrol(clients)
+    return made
+
+
+def test_a_round_of_fedavg() -> None:
+    cloud = coordinator()
+    assert cloud.receive(update("a"), 1.0) is None
+    assert cloud.receive(update("b"), 2.0) is None
+    model = cloud.receive(update("c", delta={"w": tensor(4.0)}), 3.0)
+    assert model is not None
+    assert model.version == 1
+    assert model.tensors["w"] == pytest.approx([2.0])
+    assert cloud.entries == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"client": "stranger"}, errors.NotInvited),
+        ({"base_version": 1}, errors.UnknownBase),
+        ({"base_version": -1}, errors.UnknownBase),
+        ({"samples": 0}, errors.BadSampleCount),
+        ({"sequence": 0}, errors.Replay),
+        ({"delta": {}}, errors.UnknownTensor),
+        ({"delta": {"v": tensor(1.0)}}, errors.UnknownTensor),
+        ({"delta": {"w": tensor(1.0, 2.0)}}, errors.WrongShape),
+        ({"delta": {"w": np.array([1.0])}}, errors.WrongDtype),
+        ({"delta": {"w": tensor(float("nan"))}}, errors.NotFinite),
+        ({"delta": {"w": tensor(float("inf"))}}, errors.NotFinite),
+    ],
+)
+def test_refusals_are_named_counted_and_change_nothing(
+    changes: dict[str, object], error: type[errors.UpdateRefused]
+) -> None:
+    cloud = coordinator()
+    before = cloud.state()
+    fields = {"client": "a"} | changes
+    with pytest.raises(error):
+        cloud.receive(update(**fields), 0.0)
+    after = cloud.state()
+    assert after[0].pop("refused") == {error.reason: 1}
+    assert before[0].pop("refused") == {}
+    assert after == before
+
+
+def test_a_replay_is_refused() -> None:
+    cloud = coordinator()
+    cloud.receive(update("a"), 0.0)
+    with pytest.raises(errors.Replay):
+        cloud.receive(update("a"), 0.0)
+    assert cloud.refused == {"replay": 1}
+
+
+def test_a_late_answer_to_a_synchronous_round_is_refused() -> None:
+    cloud = coordinator(clients="a")
+    cloud.receive(update("a"), 0.0)
+    with pytest.raises(errors.UnknownBase):
+        cloud.receive(update("a", sequence=2, base_version=0), 1.0)
+
+
+def test_stale_updates_are_counted_where_the_strategy_is_asynchronous() -> None:
+    cloud = coordinator("gsfs-paper", clients="ab", max_staleness=1)
+    for sequence in (1, 2, 3):
+        cloud.receive(update("a", sequence=sequence, base_version=sequence - 1), 0.0)
+        if sequence < 3:
+            cloud.receive(update("b", sequence=sequence, base_version=sequence - 1), 0.0)
+    assert cloud.model.version == 2
+    model = cloud.receive(update("b", sequence=3, base_version=1), 0.0)
+    assert model is not None
+    with pytest.raises(errors.UnknownBase):
+        cloud.receive(update("b", sequence=4, base_version=1), 0.0)
+
+
+def test_quorum_and_deadline() -> None:
+    strategy = dataclasses.replace(STRATEGIES["gsfs"], pool=Quorum(0.6, deadline_s=30.0))
+    cloud = Coordinator({"w": tensor(0.0)}, strategy, seed=0)
+    cloud.enrol("abcde")
+    assert cloud.deadline() is None
+    assert cloud.tick(1e9) is None  # nothing to aggregate
+    cloud.receive(update("a"), 10.0)
+    assert cloud.deadline() == 40.0
+    assert cloud.tick(39.9) is None
+    model = cloud.tick(40.0)
+    assert model is not None
+    assert model.version == 1
+    assert cloud.deadline() is None
+
+
+def test_the_papers_pool_waits_for_ever() -> None:
+    cloud = coordinator("gsfs-paper", clients="abcde")
+    cloud.receive(update("a"), 0.0)
+    assert cloud.deadline() is None
+    assert cloud.tick(1e12) is None
+
+
+def test_who_leaves_is_not_waited_for_and_what_it_sent_counts() -> None:
+    cloud = coordinator()
+    cloud.receive(update("a"), 0.0)
+    cloud.receive(update("b", delta={"w": tensor(3.0)}), 0.0)
+    assert cloud.leave("a") is None
+    model = cloud.leave("c")
+    assert model is not None
+    assert model.tensors["w"] == pytest.approx([2.0])
+    assert cloud.join("c").version == 1
+
+
+def test_participation_is_drawn_and_reproducible() -> None:
+    names = [f"c{i}" for i in range(10)]
+    drawn = []
+    for _ in range(2):
+        cloud = Coordinator({"w": tensor(0.0)}, STRATEGIES["fedavg"], seed=3, participation=0.3)
+        invited = cloud.enrol(names).participants
+        assert invited is not None
+        assert len(invited) == 3
+        with pytest.raises(errors.NotInvited):
+            cloud.receive(update(next(n for n in names if n not in invited)), 0.0)
+        drawn.append(invited)
+    assert drawn[0] == drawn[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(sorted(STRATEGIES)),
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 2), st.floats(-2, 2)), max_size=25),
+    st.integers(0, 24),
+)
+def test_a_restored_coordinator_goes_on_alike(
+    name: str, arrivals: list[tuple[str, int, float]], cut: int
+) -> None:
+    """Whatever arrives, wherever it is cut: versions only grow, a restart changes nothing."""
+
+    def feed(cloud: Coordinator, first: int, last: int) -> None:
+        for number, (client, back, value) in enumerate(arrivals[first:last], start=first):
+            sent = update(
+                client,
+                sequence=number + 1,
+                base_version=max(0, cloud.model.version - back),
+                delta={"w": tensor(value)},
+            )
+            version = cloud.model.version
+            with contextlib.suppress(errors.UpdateRefused):
+                cloud.receive(sent, float(number))
+            cloud.tick(float(number))
+            assert version <= cloud.model.version <= version + 1
+
+    whole = coordinator(name, clients="abcd")
+    feed(whole, 0, len(arrivals))
+    first = coordinator(name, clients="abcd")
+    feed(first, 0, cut)
+    second = coordinator(name, clients="abcd")
+    second.restore(*first.state())
+    feed(second, cut, len(arrivals))
+    assert second.state()[0] == whole.state()[0]
+    assert np.array_equal(second.model.tensors["w"], whole.model.tensors["w"])
