@@ -1,4 +1,4 @@
-"""One set of checks that every strategy, trigger, pool, aggregator, codec and template goes through.
+"""One set of checks for every strategy, trigger, pool, aggregator, codec, device and template.
 
 Found by discovery: a new row in a table is checked without a new test.
 """

@@ -77,6 +77,10 @@ def test_each_distinct_text_is_computed_once(
     np.testing.assert_array_equal(table[0], table[2])
 
 
+def test_an_empty_text_among_others_gets_a_finite_answer(classifier: TextClassifier) -> None:
+    assert np.isfinite(classifier.probabilities(["w0 w1", ""])).all()
+
+
 def test_no_texts(classifier: TextClassifier) -> None:
     assert len(classifier.encode([])) == 0
     assert classifier.probabilities([]).shape == (0, 3)

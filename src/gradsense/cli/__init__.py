@@ -6,6 +6,8 @@ import sys
 
 from gradsense.errors import GradsenseError
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 
 def main() -> None:
     """The entry point: errors meant for people become one line and an exit code."""
@@ -14,11 +16,13 @@ def main() -> None:
     try:
         app()
     except GradsenseError as error:
-        print(f"gradsense: {error}", file=sys.stderr)
+        text = " ".join(str(error).splitlines())  # file names may hold anything
+        print(f"gradsense: {text}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("gradsense: interrupted; --resume continues a run", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            print("gradsense: interrupted; --resume continues a run", file=sys.stderr)
+        raise
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         sys.stderr.close()
         sys.exit(0)

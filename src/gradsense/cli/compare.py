@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from gradsense.cli.console import results_console
 from gradsense.cli.options import with_settings
 from gradsense.cli.progress import bars, news
 from gradsense.config import RunSettings
@@ -97,7 +97,7 @@ def show(rows: list[Row], out: Path) -> None:
     from gradsense.experiments.findings import findings
     from gradsense.experiments.table import footnotes, table
 
-    console = Console()
+    console = results_console()
     console.print(table(rows, width=console.width))
     console.print(footnotes(), style="dim", markup=False, highlight=False)
     for finding in findings(rows):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from gradsense.cli.console import results_console
 from gradsense.prompts.templates import get_template
 from gradsense.telemetry.inspect import Inspection, inspect
 
@@ -45,7 +46,7 @@ def inspect_command(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        _show(found, Console())
+        _show(found, results_console())
 
 
 @contextmanager

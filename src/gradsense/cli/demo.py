@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.compare import run_comparison, show
+from gradsense.cli.console import results_console
 from gradsense.config import settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def demo(
     from gradsense.experiments.demo import fresh_folder, make_fleet, read_sample
     from gradsense.experiments.rundir import MODEL
 
-    console = Console()
+    console = results_console()
     fresh_folder(out)
     console.print("[bold]1. A fleet of sites[/], each with its own devices and infections.")
     captures = make_fleet(out, seed=seed)

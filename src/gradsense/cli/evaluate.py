@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from gradsense.cli.console import results_console
+
 _EPILOG = (
     "Example: gradsense evaluate --model RUN/model --data captures/ --json > scores.json. "
     "For verdicts on an unlabelled log: gradsense evaluate --model RUN/model --data conn.log "
@@ -43,7 +45,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        show(result, Console())
+        show(result, results_console())
         if out is not None:
             Console(stderr=True).print(f"verdicts: {out}", markup=False, highlight=False)
 

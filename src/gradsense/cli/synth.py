@@ -7,9 +7,9 @@ from typing import Annotated
 
 import polars as pl
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from gradsense.cli.console import results_console
 from gradsense.telemetry.synthetic import write_fleet
 from gradsense.telemetry.tally import Tally
 from gradsense.telemetry.zeek import read_conn
@@ -26,7 +26,7 @@ def synthesize(
         path.parents[1].name: _classes(path)
         for path in write_fleet(out, sites=sites, flows=flows, seed=seed)
     }
-    console = Console()
+    console = results_console()
     console.print(_table(counts))
     console.print("This traffic is synthetic: generated, not captured from any network.")
     console.print(f"Next: gradsense data inspect {out}", soft_wrap=True, highlight=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from gradsense.cli.console import results_console
 from gradsense.cli.options import with_settings
 from gradsense.cli.progress import bars, news
 from gradsense.config import RunSettings
@@ -26,14 +26,14 @@ def train(
     from gradsense.experiments.bench import set_up
     from gradsense.experiments.compare import shown
     from gradsense.experiments.corpus import load_corpus
+    from gradsense.experiments.preflight import check
     from gradsense.experiments.report import write_report
     from gradsense.experiments.run import Progress
     from gradsense.experiments.run import train as train_run
     from gradsense.experiments.rundir import MODEL, REPORT, claimable
     from gradsense.experiments.table import footnotes, table
-    from gradsense.federation.strategies import get_strategy
 
-    get_strategy(run.strategy)  # complain before minutes are spent
+    check(run)
     claimable(out, resume=resume)
     with bars() as progress:
         task = progress.add_task(run.strategy, total=1.0, news="reading")
@@ -56,7 +56,7 @@ def train(
     if as_json:
         typer.echo(row.model_dump_json(indent=1))
         return
-    console = Console()
+    console = results_console()
     for note in corpus.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(table([row], width=console.width))

@@ -22,6 +22,18 @@ from gradsense.errors import GradsenseError, InputError
 
 #: A checkpoint larger than this once unpacked is not ours.
 MAX_BYTES = 16 << 30
+#: What a reader of arbitrary bytes may run into.
+_FAULTS = (
+    zstandard.ZstdError,
+    SafetensorError,
+    OSError,
+    MemoryError,
+    RecursionError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -48,7 +60,7 @@ def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
             shared.append(layout)
         members[group] = layouts[id(arrays)]
     text = json.dumps({"values": values, "layouts": shared, "groups": members})
-    data = zstandard.ZstdCompressor(level=1).compress(save_tensors(tensors, {"gradsense": text}))
+    data = _compressor().compress(save_tensors(tensors, {"gradsense": text}))
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -78,7 +90,17 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         tensors = load_tensors(data)
         layouts = [{n: tensors[k] for n, k in layout.items()} for layout in meta["layouts"]]
         return meta["values"], {group: layouts[i] for group, i in meta["groups"].items()}
-    except (zstandard.ZstdError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise GradsenseError(
-            f"{path}: the checkpoint is damaged ({error}); delete it to start the run again"
-        ) from None
+    except _FAULTS as error:
+        raise damaged(path, str(error) or type(error).__name__) from error
+
+
+def damaged(path: Path, why: str) -> GradsenseError:
+    """The error for a checkpoint that cannot be continued from."""
+    return GradsenseError(
+        f"{path}: the checkpoint is damaged ({why}); delete it to start the run again"
+    )
+
+
+def _compressor() -> zstandard.ZstdCompressor:
+    # The checksum finds flipped bits, which would otherwise be trained on.
+    return zstandard.ZstdCompressor(level=1, write_checksum=True)

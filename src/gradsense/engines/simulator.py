@@ -144,6 +144,7 @@ class Simulator:
         self._pending: dict[str, GlobalModel] = {}  # arrived while its client was busy
         self._started: dict[str, float] = {}  # when each client's current cycle began
         self._attempts: Counter[str] = Counter()  # visits begun, lost ones too
+        self._uplink_free: dict[str, float] = {}  # when each device's last upload is through
         self._model_bytes = len(CODECS["none"].pack(coordinator.model.tensors))
 
     # The loop -------------------------------------------------------------------------------
@@ -252,6 +253,9 @@ class Simulator:
         if update is not None:
             message = encode(update, self.codec)
             seconds = device.upload_s(len(message))
+            # One uplink sends one message after another, so updates arrive in order.
+            through = max(self.now, self._uplink_free.get(name, 0.0)) + seconds
+            self._uplink_free[name] = through
             self.meter.uplink_bytes += len(message)
             self.meter.uploads += 1
             self.meter.energy_j += device.radio_w * seconds
@@ -266,7 +270,7 @@ class Simulator:
                     len(update.layers),
                 )
             )
-            self._push(self.now + seconds, "arrive", name, message)
+            self._push(through, "arrive", name, message)
         model = self._pending.pop(name, None)
         if model is not None:
             self._deliver(name, model)
@@ -322,6 +326,7 @@ class Simulator:
             "busy": sorted(self._busy),
             "started": dict(self._started),
             "attempts": dict(self._attempts),
+            "uplink_free": dict(self._uplink_free),
         }
         groups: dict[str, Mapping[str, np.ndarray]] = {}
         values["coordinator"], own = self.coordinator.state()
@@ -384,6 +389,7 @@ class Simulator:
         self._busy = set(values["busy"])
         self._started = dict(values["started"])
         self._attempts = Counter(values["attempts"])
+        self._uplink_free = dict(values["uplink_free"])
         self.coordinator.restore(values["coordinator"], part("coordinator/"))
         for name, client in self.clients.items():
             number = self.numbers[name]

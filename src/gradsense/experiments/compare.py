@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
@@ -16,8 +18,16 @@ from typing import Any
 from gradsense.config import RunSettings
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results
+from gradsense.experiments.preflight import check
 from gradsense.experiments.report import write_report
-from gradsense.experiments.rundir import REPORT, RESULTS, SETTINGS, claimable
+from gradsense.experiments.rundir import (
+    REPORT,
+    RESULTS,
+    SETTINGS,
+    claimable,
+    load_row,
+    writable,
+)
 
 #: The rows that every comparison carries; ``references.REFERENCES`` runs them.
 REFERENCE_NAMES = ("local-only", "centralised", "forest")
@@ -43,12 +53,20 @@ OnNews = Callable[[Job, dict[str, Any]], None]
 def plan(
     base: RunSettings, strategies: Sequence[str], seeds: int, out: Path, *, references: bool
 ) -> list[Job]:
-    """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus."""
-    names = [*strategies, *(REFERENCE_NAMES if references else ())]
+    """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus.
+
+    Raises:
+        InputError: no strategy, or settings that ``preflight.check`` turns down.
+    """
+    names = list(dict.fromkeys([*strategies, *(REFERENCE_NAMES if references else ())]))
+    if not names:
+        raise InputError("nothing to compare", mend="name a strategy", field="--strategies")
+    for name in names:
+        check(base.model_copy(update={"strategy": name}), reference=name in REFERENCE_NAMES)
     return [
         Job(
             base.model_copy(update={"strategy": name, "seed": seed}),
-            out / f"{name.replace(':', '_').replace('=', '-')}-seed{seed}",
+            out / f"{re.sub(r'[^a-z0-9.-]', '_', name.replace('=', '-'))}-seed{seed}",
         )
         for seed in range(base.seed, base.seed + seeds)
         for name in names
@@ -79,7 +97,7 @@ def compare(
     """
     prepare(out, resume=resume)
     notes = _run_all(jobs, workers, resume, on_news)
-    rows = [results.load(job.out / RESULTS)[0] for job in jobs]
+    rows = [load_row(job.out) for job in jobs]
     order = {strategy: i for i, strategy in enumerate(dict.fromkeys(r.strategy for r in rows))}
     rows.sort(key=lambda row: (row.kind == "reference", order[row.strategy], row.seed))
     results.save(rows, out / RESULTS)
@@ -88,18 +106,24 @@ def compare(
 
 
 def prepare(out: Path, *, resume: bool) -> None:
-    """Make the folder of a comparison.
+    """Complain about a folder that the comparison could not use.
 
     Raises:
-        InputError: the folder cannot be written, or holds a comparison and no ``resume``.
+        InputError: it cannot be written, holds a comparison and no ``resume``, or something else.
     """
-    claimable(out, resume=resume)
-    if not resume and any(out.glob(f"*-seed*/{SETTINGS}")):
+    runs = any(out.glob(f"*-seed*/{SETTINGS}"))
+    if runs and not resume:
         raise InputError(
             "the folder holds a comparison already",
             mend="add --resume to continue it, or choose another --out",
             file=out,
         )
+    if (out / SETTINGS).exists():
+        raise InputError("the folder holds a single run", mend="choose another --out", file=out)
+    if runs:
+        writable(out)
+    else:
+        claimable(out, resume=resume)
 
 
 def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
@@ -122,8 +146,9 @@ def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -
 
     def listen(index: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            news.put((index, json.loads(line)))
+        with contextlib.suppress(ValueError):  # a line that a dying worker did not finish
+            for line in process.stdout:
+                news.put((index, json.loads(line)))
         news.put((index, {"event": "gone", "code": process.wait()}))
 
     def hand_out(process: subprocess.Popen[str]) -> None:
@@ -138,8 +163,9 @@ def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -
             "out": str(job.out),
             "resume": resume,
         }
-        process.stdin.write(json.dumps(message) + "\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it died, which ``listen`` will say
+            process.stdin.write(json.dumps(message) + "\n")
+            process.stdin.flush()
 
     try:
         for index in range(min(workers, len(jobs))):
@@ -149,6 +175,7 @@ def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -
                 stdout=subprocess.PIPE,
                 text=True,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is for us, and we end the workers
             )
             team.append(process)
             threading.Thread(target=listen, args=(index, process), daemon=True).start()

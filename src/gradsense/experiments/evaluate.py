@@ -215,6 +215,8 @@ def _verdict_file(path: Path | None) -> Iterator[IO[bytes] | None]:
     if path is None:
         yield None
         return
+    if path.is_dir():
+        raise InputError("is a folder", mend="give a file as --out", file=path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         sink = partial.open("wb")

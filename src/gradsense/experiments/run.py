@@ -154,14 +154,21 @@ class FederatedRun:
         checkpoint.save(path, {"simulator": values, "run": own}, groups)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint of a run with the same settings and data."""
+        """Continue from a checkpoint of a run with the same settings and data.
+
+        Raises:
+            GradsenseError: it is damaged, or another version of gradsense wrote it.
+        """
         values, groups = checkpoint.load(path)
-        self.simulator.restore(values["simulator"], groups)
-        own = values["run"]
-        self.curve = [results.Point(**point) for point in own["curve"]]
-        self.clients = {name: results.Scores(**one) for name, one in own["clients"].items()}
-        self.clients_own = {name: results.Scores(**one) for name, one in own["clients_own"].items()}
-        self.wall_s = own["wall_s"]
+        try:
+            self.simulator.restore(values["simulator"], groups)
+            own = values["run"]
+            self.curve = [results.Point(**point) for point in own["curve"]]
+            self.clients = {k: results.Scores(**one) for k, one in own["clients"].items()}
+            self.clients_own = {k: results.Scores(**one) for k, one in own["clients_own"].items()}
+            self.wall_s = own["wall_s"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise checkpoint.damaged(path, f"lacks or misstates {error}") from error
 
     # Afterwards -----------------------------------------------------------------------------
 
@@ -246,11 +253,11 @@ def train(
     Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
     """
-    finished = claim(out, bench.settings, bench.corpus, resume=resume)
+    finished, saved = claim(out, bench.settings, bench.corpus, resume=resume), out / CHECKPOINT
     if finished is not None:
+        saved.unlink(missing_ok=True)  # the run was stopped between its result and its end
         return finished
     run = FederatedRun(bench, on_progress)
-    saved = out / CHECKPOINT
     if resume and saved.exists():
         run.restore(saved)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -20,9 +21,9 @@ REPORT = "report.html"
 
 
 def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
-    """What must be equal for a run to be continued: the settings, and the training texts."""
+    """What must be equal for a run to be continued: the settings, and the texts."""
     digest = hashlib.sha256()
-    for frame in (corpus.parts.train, corpus.parts.test):
+    for frame in (corpus.parts.train, corpus.parts.test, corpus.parts.validation):
         for column in ("client", "class", "text"):
             digest.update("\n".join(frame[column]).encode())
     return {
@@ -34,10 +35,25 @@ def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
 def claimable(out: Path, *, resume: bool) -> None:
     """Complain about a folder before minutes are spent on a run that could not use it.
 
+    Leaves no trace: an input error found later must not leave a folder behind.
+
     Raises:
-        InputError: ``out`` cannot be written, or holds a run and no ``resume``.
+        InputError: ``out`` cannot be written, holds a run and no ``resume``, or something else.
+    """
+    with contextlib.ExitStack() as traces:
+        for folder in writable(out):
+            traces.callback(_remove_empty, folder)
+    _unclaimed(out, resume=resume)
+
+
+def writable(out: Path) -> list[Path]:
+    """Make the folder ``out``; the folders that it took, outermost first.
+
+    Raises:
+        InputError: ``out`` cannot be made or written to.
     """
     try:
+        made = [folder for folder in (out, *out.parents) if not folder.exists()][::-1]
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
@@ -45,12 +61,46 @@ def claimable(out: Path, *, resume: bool) -> None:
         raise InputError(
             f"cannot write here: {error.strerror}", mend="choose another --out", file=out
         ) from None
-    if not resume and (out / SETTINGS).exists():
+    return made
+
+
+def load_row(out: Path) -> results.Row:
+    """The one row of a finished run.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    rows = results.load(out / RESULTS)
+    if len(rows) != 1:
         raise InputError(
-            "the folder holds a run already",
-            mend="add --resume to continue it, or choose another --out",
-            file=out,
+            f"{len(rows)} rows, not one",
+            mend="delete the run's folder to start it again",
+            file=out / RESULTS,
         )
+    return rows[0]
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _unclaimed(out: Path, *, resume: bool) -> None:
+    if (out / SETTINGS).exists():
+        if not resume:
+            raise InputError(
+                "the folder holds a run already",
+                mend="add --resume to continue it, or choose another --out",
+                file=out,
+            )
+        return
+    for name in (RESULTS, REPORT, MODEL, CHECKPOINT):
+        if (out / name).exists():  # without settings it is not of a run: a comparison, say
+            raise InputError(
+                f"the folder holds a {name} that no run of this kind wrote",
+                mend="choose another --out",
+                file=out,
+            )
 
 
 def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> results.Row | None:
@@ -59,21 +109,25 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
     Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
     """
-    claimable(out, resume=resume)
+    writable(out)
+    _unclaimed(out, resume=resume)
     own, path = fingerprint(settings, corpus), out / SETTINGS
     if not path.exists():
         results.write_text(path, json.dumps(own, indent=1) + "\n")
         return None
     try:
         saved = json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise InputError("damaged or unreadable", mend="choose another --out", file=path) from None
+        damaged = not isinstance(saved["settings"], dict)
+    except (OSError, ValueError, TypeError, KeyError):
+        damaged = True
+    if damaged:
+        raise InputError("damaged or unreadable", mend="choose another --out", file=path)
     _compare(saved, own, path)
-    return results.load(out / RESULTS)[0] if (out / RESULTS).exists() else None
+    return load_row(out) if (out / RESULTS).exists() else None
 
 
 def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
-    before, now = saved.get("settings", {}), own["settings"]
+    before, now = saved["settings"], own["settings"]
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise InputError(

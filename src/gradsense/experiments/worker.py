@@ -7,8 +7,11 @@ and a run that dies takes no other with it. JSON on pipes, because nothing here 
 from __future__ import annotations
 
 import json
+import os
+import queue
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,16 +70,40 @@ def run_job(
     return corpus.notes
 
 
+def _received(jobs: TextIO, busy: threading.Event) -> Iterator[dict[str, Any]]:
+    """The jobs as they come; ``busy`` is set with each, and whoever is done with it clears it.
+
+    The comparison ends its list of jobs only while the worker is idle. Where the list ends before,
+    the comparison was killed, and a worker that went on would write into folders that a resumed
+    comparison uses.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in jobs:
+            busy.set()
+            waiting.put(line)
+        if busy.is_set():
+            os._exit(1)
+        waiting.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while line := waiting.get():
+        yield json.loads(line)
+
+
 def serve(jobs: TextIO, news: TextIO) -> None:
     """Work until the jobs end. Each job ends in one line, ``done`` or ``error``."""
 
     def say(**message: object) -> None:
-        # When the comparison is gone this raises, and the worker ends with it.
-        print(json.dumps(message), file=news, flush=True)
+        try:
+            print(json.dumps(message), file=news, flush=True)
+        except BrokenPipeError:  # the comparison is gone, and nobody is left to complain to
+            os._exit(1)
 
     corpora = Corpora()
-    for line in jobs:
-        job = json.loads(line)
+    busy = threading.Event()
+    for job in _received(jobs, busy):
         number = job["number"]
 
         def tell(progress: Progress, number: int = number) -> None:
@@ -85,8 +112,10 @@ def serve(jobs: TextIO, news: TextIO) -> None:
         try:
             notes = run_job(job, corpora, tell)
         except GradsenseError as error:
+            busy.clear()
             say(number=number, event="error", text=str(error), exit_code=error.exit_code)
         else:
+            busy.clear()
             say(number=number, event="done", notes=notes)
 
 

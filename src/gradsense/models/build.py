@@ -258,15 +258,16 @@ def _with_lora(network: PreTrainedModel, rank: int, heads: list[str]) -> nn.Modu
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without progress bars and the report that the head is new: it always is."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    log: Any = hf_logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        hf_logging.set_verbosity(level)
+        log.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from gradsense.models.last_token import applies_to, last_token_logits
+
 if TYPE_CHECKING:
     from gradsense.prompts.templates import Template
 
@@ -76,6 +78,7 @@ class TextClassifier:
         config: Any = model.config
         self.max_tokens = _max_tokens(config, tokenizer)
         self._mask_free = config.model_type in _MASK_FREE and tokenizer.padding_side == "right"
+        self._last_token_only = self._mask_free and applies_to(model)
         # Walking the module tree costs a millisecond; a fleet loads tensors thousands of times.
         self._trainable = {
             name: parameter
@@ -109,11 +112,13 @@ class TextClassifier:
     def forward(self, encoded: Encoded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [n, classes] of all of ``encoded`` or of these ``rows``, for autograd or not."""
         batch = encoded if rows is None else encoded.take(rows)
-        mask = None if self._mask_free else batch.attention_mask
-        logits: torch.Tensor = self.model(
-            input_ids=batch.input_ids.to(self._device),
-            attention_mask=None if mask is None else mask.to(self._device),
-        ).logits
+        ids, mask = batch.input_ids.to(self._device), batch.attention_mask
+        if self._last_token_only:
+            lengths = None if mask is None else mask.sum(dim=1).clamp(min=1).to(self._device)
+            return last_token_logits(self.model, ids, lengths)
+        if mask is not None:
+            mask = None if self._mask_free else mask.to(self._device)
+        logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         return logits
 
     def to(self, device: torch.device | str) -> TextClassifier:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -81,10 +80,12 @@ def save(
         gradsense=gradsense.__version__,
         extra=extra or {},
     )
-    fresh = path.parent / f".{path.name}.{os.getpid()}.new"
-    stale = path.parent / f".{path.name}.{os.getpid()}.old"
+    # Fixed names: what a killed process left is cleared away by the next.
+    fresh = path.parent / f".{path.name}.new"
+    stale = path.parent / f".{path.name}.old"
     try:
-        shutil.rmtree(fresh, ignore_errors=True)
+        for leftover in (fresh, stale):
+            shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir(parents=True)
         with quiet_transformers():
             _plain_model(classifier).save_pretrained(fresh)
@@ -199,11 +200,21 @@ def _open_to_others(folder: Path) -> None:
     # Releases of transformers before 5 know the same class by its older name only.
     file = folder / "tokenizer_config.json"
     text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8")
+    file.write_text(
+        text.replace('"TokenizersBackend"', '"PreTrainedTokenizerFast"'), encoding="utf-8"
+    )
 
 
 def _template(card: Card, path: Path) -> Template:
-    template = get_template(card.template.name)
+    try:
+        template = get_template(card.template.name)
+    except InputError as error:
+        raise InputError(
+            error.what,
+            mend=f"use gradsense {card.gradsense} or train the model again",
+            file=path / CARD_FILE,
+            field="template",
+        ) from None
     if template.version != card.template.version:
         raise InputError(
             f"the model was trained with version {card.template.version} of template "

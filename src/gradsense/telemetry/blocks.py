@@ -86,15 +86,18 @@ def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
     with _opened(path) as stream:
         rest: list[bytes] = []  # pieces of the unfinished last line
         rest_size = 0
+        # One buffer for all reads: fresh memory costs more than the reading itself.
+        buffer = bytearray(max(block_bytes, len(_BOM)))
+        view = memoryview(buffer)
         first = True
-        while piece := stream.read(max(block_bytes, len(_BOM))):
-            if first:
-                piece, first = piece.removeprefix(_BOM), False
-            cut = piece.rfind(b"\n") + 1
+        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
+            begin = len(_BOM) if first and buffer.startswith(_BOM) else 0
+            first = False
+            cut = buffer.rfind(b"\n", begin, size) + 1
             if cut:
-                yield b"".join([*rest, piece[:cut]])
-                rest, rest_size = [], 0
-            tail = piece[cut:][: MAX_LINE_BYTES + 2 - rest_size]  # 2: room for "\r"
+                yield b"".join([*rest, view[begin:cut]])
+                rest, rest_size, begin = [], 0, cut
+            tail = bytes(view[begin:size][: MAX_LINE_BYTES + 2 - rest_size])  # 2: room for "\r"
             if tail:
                 rest.append(tail)
                 rest_size += len(tail)

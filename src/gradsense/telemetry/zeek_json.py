@@ -38,7 +38,7 @@ def _rows(lines: Lines, faults: Faults) -> pl.DataFrame:
     good = lines.legible(faults)
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    cells = _json_cells_fast(lines.join(0, len(good), good), int(good.sum()))
+    cells = _json_cells_fast(lines.join(good), int(good.sum()))
     if cells is None:
         cells, good = _json_cells(lines, good, faults)
     return to_flows(cells, lines.numbers[good], _NAMES, faults)

@@ -20,8 +20,6 @@ from gradsense.telemetry.lines import Lines
 FIELD_COUNT = "wrong number of fields"
 NO_HEADER = "before any #fields header"
 
-_HASH = 35
-
 
 def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError:
     return InputError(
@@ -45,53 +43,55 @@ class TsvParser:
 
         Headers are read here, in file order; the calls may run later and elsewhere.
         """
-        good = lines.legible(faults)
-        comments = np.flatnonzero(good & (lines.bytes[lines.starts] == _HASH)).tolist()
-        good[comments] = False
         calls: list[Callable[[], pl.DataFrame]] = []
-        begin = 0
-        for comment in [*comments, len(good)]:
-            if comment > begin and good[begin:comment].any():
-                calls.append(partial(_rows, lines, begin, comment, good, self.header, faults))
-            if comment < len(good):
-                self._directive(lines, comment)
-            begin = comment + 1
+        block, number, begin = lines.block, lines.first_line, 0
+        for comment in lines.starting_with(b"#"):
+            if comment > begin:
+                run = Lines(block[begin:comment], number)
+                calls.append(partial(_rows, run, self.header, faults))
+                number += len(run)
+            begin = block.index(b"\n", comment) + 1
+            self._directive(Lines(block[comment:begin], number), faults)
+            number += 1
+        if not begin:
+            calls.append(partial(_rows, lines, self.header, faults))
+        elif begin < len(block):
+            calls.append(partial(_rows, Lines(block[begin:], number), self.header, faults))
         return calls
 
-    def _directive(self, lines: Lines, index: int) -> None:
-        text = lines.raw(index).decode()
-        line = int(lines.numbers[index])
-        self.header = self.header.read(text, self.path, line)
+    def _directive(self, comment: Lines, faults: Faults) -> None:
+        if not comment.legible(faults).all():
+            return
+        text = comment.raw(0).decode()
+        self.header = self.header.read(text, self.path, comment.first_line)
         if text.startswith("#fields"):
             missing = self.header.missing()
             if missing:
-                raise missing_columns(self.path, missing, line)
+                raise missing_columns(self.path, missing, comment.first_line)
 
 
-def _rows(  # noqa: PLR0917
-    lines: Lines, lo: int, hi: int, good: NDArray[np.bool_], header: Header, faults: Faults
-) -> pl.DataFrame:
-    """Parse the good ones of lines ``lo`` to ``hi``, which stand under one header."""
-    within = np.zeros_like(good)
-    within[lo:hi] = good[lo:hi]
+def _rows(lines: Lines, header: Header, faults: Faults) -> pl.DataFrame:
+    """Parse lines that stand under one header."""
     layout = header.layout
+    if layout is not None and lines.sound():
+        flows = _typed_flows(lines.block, lines.numbers, header, layout)
+        if flows is not None:
+            return flows
+    good = lines.legible(faults)
     if layout is None:
-        lines.drop(within, NO_HEADER, faults)
+        lines.drop(good, NO_HEADER, faults)
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    data, numbers = lines.join(lo, hi, good), lines.numbers[within]
-    flows = _typed_flows(data, numbers, header, layout)
-    if flows is not None:
-        return flows
-    wrong = within.copy()
-    wrong[lo:hi] &= _separators(lines, lo, hi, header) != len(layout.columns) - 1
+    if good.any() and not good.all():
+        flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
+        if flows is not None:
+            return flows
+    wrong = good & (_separators(lines, header) != len(layout.columns) - 1)
     lines.drop(wrong, FIELD_COUNT, faults)
-    within &= ~wrong
-    numbers = lines.numbers[within]
-    if not len(numbers):
+    good &= ~wrong
+    if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    cells = _read(
-        lines.join(lo, hi, within), header, layout, dict.fromkeys(layout.columns, pl.String)
-    )
+    data, numbers = lines.join(good), lines.numbers[good]
+    cells = _read(data, header, layout, dict.fromkeys(layout.columns, pl.String))
     if data.find(b"\\") >= 0:
         cells = _unescape(cells)
     if layout.compound:
@@ -111,12 +111,9 @@ def _typed_flows(
 ) -> pl.DataFrame | None:
     """The flows in one go; None where any line has a fault or needs a closer look.
 
-    Polars raises at a line with too many fields but fills up one with too few. With the right
-    number of separators in all, there is none with too few unless there is one with too many.
+    Polars raises at a line with too many fields but fills up one with too few, so that its last
+    cell is null. It skips blank lines, or has them null in a required column.
     """
-    separators = len(layout.columns) - 1
-    if data.count(header.separator.encode()) != separators * len(numbers):
-        return None
     if data.find(b"\\") >= 0:
         return None
     schema = {name: FLOW_SCHEMA.get(name, pl.String) for name in layout.columns}
@@ -125,6 +122,11 @@ def _typed_flows(
     except pl.exceptions.PolarsError:
         return None
     if flows.height != len(numbers):
+        return None
+    separators = (len(layout.columns) - 1) * len(numbers)
+    if flows[layout.columns[-1]].null_count() and (
+        data.count(header.separator.encode()) != separators
+    ):
         return None
     if layout.compound:
         flows = _split_compound(flows, layout)
@@ -154,32 +156,27 @@ def _read(
     return cells
 
 
-def _separators(lines: Lines, lo: int, hi: int, header: Header) -> NDArray[np.int64]:
-    """How many separators each of the lines ``lo`` to ``hi`` holds."""
+def _separators(lines: Lines, header: Header) -> NDArray[np.int64]:
+    """How many separators each of the lines holds."""
     found = np.flatnonzero(lines.bytes == ord(header.separator))
-    return np.searchsorted(found, lines.ends[lo:hi]) - np.searchsorted(found, lines.starts[lo:hi])
+    return np.searchsorted(found, lines.ends) - np.searchsorted(found, lines.starts)
 
 
 def _split_compound(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
     """Split IoT-23's last column, ``tunnel_parents   label   detailed-label``.
 
-    Adds the parts that are flow columns, and ``#whole``: whether the row has all parts. The
-    distinct values are few, so they are split once each.
+    Adds the parts that are flow columns, and ``#whole``: whether the row has all parts. Labels
+    come in long runs of the same value, so each run is split once.
     """
-    column = cells[layout.columns[-1]]
-    distinct = column.unique(maintain_order=True).drop_nulls()
-    parts = distinct.str.splitn("   ", len(layout.compound)).struct.unnest()
-    added = [
-        column.replace_strict(
-            distinct, parts.to_series(place), default=None, return_dtype=pl.String
-        ).alias(name)
-        for place, name in enumerate(layout.compound)
-        if name in FLOW_SCHEMA
-    ]
-    last = column.replace_strict(
-        distinct, parts.to_series(-1), default=None, return_dtype=pl.String
-    )
-    return cells.with_columns(*added, last.is_not_null().alias("#whole"))
+    runs = cells[layout.columns[-1]].rle().struct.unnest()
+    parts = runs["value"].str.splitn("   ", len(layout.compound)).struct.unnest()
+    rows = np.repeat(np.arange(runs.height), runs["len"].to_numpy())
+    columns = cells.to_dict()
+    for place, name in enumerate(layout.compound):
+        if name in FLOW_SCHEMA:
+            columns[name] = parts.to_series(place).gather(rows)
+    columns["#whole"] = parts.to_series(-1).is_not_null().gather(rows)
+    return pl.DataFrame(columns)
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")

@@ -1,0 +1,16 @@
+"""The console for results."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+#: Columns of a result that goes into a file or a pipe; rich's own 80 break the tables.
+FILE_WIDTH = 120
+
+
+def results_console() -> Console:
+    """Standard output: as wide as the terminal, at least ``FILE_WIDTH`` where it is none."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    return console

@@ -1,0 +1,135 @@
+"""``gradsense train`` through the real command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+ROW = {
+    "strategy",
+    "seed",
+    "rounds",
+    "central",
+    "clients",
+    "central_latency_s",
+    "client_latency_s",
+    "requests_per_min",
+    "energy_j",
+    "uplink_bytes",
+    "downlink_bytes",
+    "uploads",
+    "aggregations",
+    "virtual_s",
+    "wall_s",
+    "curve",
+}
+SCORES = {"accuracy", "precision", "recall", "f1_weighted", "f1_macro"}
+POINT = {"aggregation", "virtual_s", "uplink_bytes", "accuracy", "f1_macro", "loss"}
+
+
+def row_of(out: Path) -> dict[str, Any]:
+    """The only row of a run, without what the clock says."""
+    (row,) = json.loads((out / "results.json").read_text())
+    row.pop("wall_s")
+    return row
+
+
+def test_results_hold_what_the_contract_says(trained: Any) -> None:
+    (row,) = json.loads((trained.out / "results.json").read_text())
+    assert row.keys() >= ROW
+    assert row["central"].keys() >= SCORES
+    assert row["clients"].keys() >= SCORES
+    assert [point.keys() >= POINT for point in row["curve"]] == [True] * len(row["curve"])
+    assert [point["aggregation"] for point in row["curve"]] == list(range(row["aggregations"] + 1))
+    assert (row["strategy"], row["seed"], row["rounds"]) == ("gsfs", 3, 4)
+    assert row["synthetic"] is True
+    assert row["uploads"] == len(row["uploads_log"]) == sum(row["triggers"].values())
+    assert row["uplink_bytes"] == sum(mark["bytes"] for mark in row["uploads_log"])
+    assert row["requests_per_min"] == pytest.approx(60 / row["central_latency_s"])
+    assert row["central_latency_s"] == pytest.approx(row["virtual_s"] / row["aggregations"])
+
+
+def test_json_alone_is_on_stdout_and_nothing_on_stderr(trained: Any) -> None:
+    (row,) = json.loads((trained.out / "results.json").read_text())
+    assert json.loads(trained.outcome.out) == row
+    assert trained.outcome.err == ""
+
+
+def test_run_leaves_its_results_and_no_scraps(trained: Any) -> None:
+    names = {path.name for path in trained.out.iterdir()}
+    assert names == {"model", "report.html", "results.json", "settings.json"}
+    report = (trained.out / "report.html").read_text()
+    assert "gsfs" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_transformers_opens_the_model_folder(trained: Any) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(trained.model)
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    card = json.loads((trained.model / "gradsense.json").read_text())
+    assert model.config.num_labels == len(card["labels"])
+    assert tokenizer.pad_token is not None
+    assert card["extra"] == {"strategy": "gsfs", "seed": 3, "synthetic": True}
+    assert card["template"]["name"] == "compact"
+
+
+def test_one_seed_gives_one_result_and_another_seed_another(
+    trained: Any, gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    again, other = tmp_path / "again", tmp_path / "other"
+    assert gradsense(*trained.args, "--out", again).code == 0
+    assert gradsense(*trained.args, "--out", other, "--seed", 4).code == 0
+    weights = [
+        (out / "model" / "model.safetensors").read_bytes() for out in (trained.out, again, other)
+    ]
+    assert weights[0] == weights[1] != weights[2]
+    assert row_of(trained.out) == row_of(again) != row_of(other)
+
+
+def test_table_is_legible_in_a_file(trained: Any, gradsense: Callable[..., Any]) -> None:
+    shown = gradsense(*trained.args, "--out", trained.out, "--resume")
+    assert shown.code == 0
+    assert "Table III" in shown.out
+    assert "SYNTHETIC" in shown.out
+    assert max(map(len, shown.out.splitlines())) > 100, "wider than rich's 80 columns"
+    assert "strategy" in shown.out
+    assert str(trained.out / "report.html") in shown.out
+    assert shown.err == ""
+
+
+def test_adapters_and_head_of_a_hugging_face_folder_train_and_travel(
+    fleet: Path,
+    pretrained: Path,
+    gradsense: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    common = ("train", "--data", fleet, "--cap", 40, "--rounds", 1, "--template", "plain")
+    done = gradsense(
+        *common, "--model", pretrained, "--lora-rank", 2, "--strategy", "fedavg", "--out", out
+    )
+    assert done.code == 0, done.err
+    assert done.err == ""
+    row, trained = row_of(out), load_file(out / "model" / "model.safetensors")
+    # Per layer rank 2: four 16×16 attention maps, 16→32 and 32→16. Then a head of 16 a class.
+    adapters = 2 * 2 * (4 * (16 + 16) + (16 + 32) + (32 + 16))
+    floats = adapters + 16 * len(row["classes"])
+    sent = row["uplink_bytes"] / row["uploads"]
+    assert 4 * floats < sent < 4 * floats + 6000, "the rest is names and shapes"
+    whole = sum(tensor.nbytes for tensor in trained.values())
+    assert 4 * floats < whole / 2
+    before = load_file(pretrained / "model.safetensors")
+    moved = [
+        name for name, value in before.items() if name in trained and (trained[name] != value).any()
+    ]
+    assert moved
+    assert all("embed" not in name and "norm" not in name for name in moved)
+    scored = gradsense("evaluate", "--model", out / "model", "--data", fleet, "--json", "--cap", 5)
+    assert scored.code == 0, scored.err
+    assert json.loads(scored.out)["template"] == "plain"
