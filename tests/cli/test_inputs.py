@@ -230,6 +230,7 @@ def test_folder_with_something_else_of_that_name(
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_setting_that_does_not_fit(
+    *,
     options: tuple[str, ...],
     said: tuple[str, ...],
     fleet: Path,

@@ -133,3 +133,16 @@ def test_adapters_and_head_of_a_hugging_face_folder_train_and_travel(
     scored = gradsense("evaluate", "--model", out / "model", "--data", fleet, "--json", "--cap", 5)
     assert scored.code == 0, scored.err
     assert json.loads(scored.out)["template"] == "plain"
+
+
+def test_interrupted_run_says_how_to_go_on(
+    trained: Any, gradsense: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradsense.experiments.corpus.load_corpus", interrupted)
+    done = gradsense(*trained.args, "--out", tmp_path / "run")
+    assert (done.code, done.out) == (130, "")
+    assert done.err.count("\n") == 1
+    assert "--resume" in done.err

@@ -61,7 +61,7 @@ def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
         members[group] = layouts[id(arrays)]
     text = json.dumps({"values": values, "layouts": shared, "groups": members})
     data = _compressor().compress(save_tensors(tensors, {"gradsense": text}))
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -92,6 +92,16 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         return meta["values"], {group: layouts[i] for group, i in meta["groups"].items()}
     except _FAULTS as error:
         raise damaged(path, str(error) or type(error).__name__) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, and the half of one that a killed process left."""
+    path.unlink(missing_ok=True)
+    _temporary(path).unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
 
 
 def damaged(path: Path, why: str) -> GradsenseError:

@@ -255,7 +255,7 @@ def train(
     """
     finished, saved = claim(out, bench.settings, bench.corpus, resume=resume), out / CHECKPOINT
     if finished is not None:
-        saved.unlink(missing_ok=True)  # the run was stopped between its result and its end
+        checkpoint.remove(saved)  # the run was stopped between its result and its end
         return finished
     run = FederatedRun(bench, on_progress)
     if resume and saved.exists():
@@ -271,7 +271,7 @@ def train(
     row = run.row(run.wall_s + time.monotonic() - began)
     write_model(bench, run.simulator.coordinator.model.tensors, out, row.strategy)
     results.save([row], out / RESULTS)
-    saved.unlink(missing_ok=True)
+    checkpoint.remove(saved)
     return row
 
 

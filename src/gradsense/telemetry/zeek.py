@@ -1,8 +1,9 @@
 """Read Zeek ``conn.log`` files: TSV, IoT-23's labelled TSV and JSON lines, plain or gzip.
 
-Blocks of the file are parsed column by column. Every cell is first text and then cast, so that
-a cell that does not fit its type is found by comparing nulls, and costs nothing while there is
-none. A faulty line is dropped and counted by reason; a fault of the whole file is an error.
+Blocks of the file are parsed column by column. A TSV block is read under the final types at once.
+Where that fails, or the format is JSON, every cell is first text and then cast, so that a cell
+that does not fit its type is found by comparing nulls. A faulty line is dropped and counted by
+reason; a fault of the whole file is an error.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from gradsense.config import settings
+from gradsense.errors import InputError
+from gradsense.experiments.bench import set_up
+from gradsense.experiments.corpus import Corpus, by_client, class_numbers, examples, load_corpus
+from gradsense.experiments.preflight import check
+from gradsense.telemetry.synthetic import write_fleet
+
+
+@pytest.fixture(scope="module")
+def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("captures")
+    write_fleet(root, sites=3, flows=120, seed=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def corpus(captures: Path) -> Corpus:
+    return load_corpus(settings(data=captures, cap=40))
+
+
+def whole(corpus: Corpus) -> pl.DataFrame:
+    parts = corpus.parts
+    return pl.concat([parts.train, parts.test, parts.validation])
+
+
+def test_one_client_a_capture_and_no_text_in_two_parts(corpus: Corpus) -> None:
+    assert len(corpus.clients) == 3
+    assert (corpus.parts.train["client"] == corpus.parts.train["capture"]).all()
+    texts = [set(frame["text"]) for frame in vars(corpus.parts).values()]
+    assert not texts[0] & texts[1]
+    assert not texts[0] & texts[2]
+    assert corpus.synthetic
+    assert set(corpus.classes) == set(whole(corpus)["class"].unique())
+
+
+def test_cap_holds_in_every_cell(corpus: Corpus) -> None:
+    cells = whole(corpus).group_by("capture", "class").len()
+    assert cells["len"].max() == 40
+
+
+def test_settings_reach_the_data(captures: Path) -> None:
+    binary = load_corpus(settings(data=captures, cap=40, view="binary"))
+    assert binary.classes == ("Benign", "Malicious")
+    dealt = load_corpus(settings(data=captures, cap=40, partition="iid", clients=5))
+    assert sorted(dealt.clients) == [f"client-000{i}" for i in range(1, 6)]
+    other = load_corpus(settings(data=captures, cap=40, seed=1))
+    assert not other.parts.train["text"].equals(dealt.parts.train["text"])
+
+
+def test_contradictions_are_told_and_settled(captures: Path) -> None:
+    kept = load_corpus(settings(data=captures, view="classes", template="plain"))
+    settled = load_corpus(settings(data=captures, contradictions="majority", template="plain"))
+    note = next(note for note in kept.notes if "another label" in note)
+    assert "--contradictions keep" in note
+    labels = settled.parts.train.group_by("text").agg(pl.col("class").n_unique())
+    assert labels["class"].max() == 1
+    assert kept.parts.train.height == settled.parts.train.height
+
+
+def test_site_without_a_training_flow_is_noted(captures: Path) -> None:
+    # With one flow of each class a site, its few flows may all go to the test.
+    drawn = [load_corpus(settings(data=captures, cap=1, seed=seed)) for seed in range(12)]
+    silent = [corpus for corpus in drawn if len(corpus.clients) < 3]
+    assert silent
+    for corpus in silent:
+        (note,) = (note for note in corpus.notes if "tested only" in note)
+        assert not any(client in note for client in corpus.clients)
+    told = [corpus for corpus in drawn if any("tested only" in note for note in corpus.notes)]
+    assert len(told) == len(silent)
+
+
+def test_examples_hold_each_prompt_once(corpus: Corpus, captures: Path) -> None:
+    bench = set_up(settings(data=captures, cap=40), corpus)
+    frame = corpus.parts.train
+    assert len(bench.train) == frame.height
+    assert len(bench.train.encoded) == frame["text"].n_unique()
+    again = examples(frame, corpus, bench.trainer.classifier)
+    ids = bench.trainer.classifier.encode(frame["text"].to_list()).input_ids
+    assert torch.equal(again.encoded.input_ids[again.index], ids)
+    named = [corpus.classes[number] for number in class_numbers(frame, corpus)]
+    assert named == frame["class"].to_list()
+
+
+def test_clients_together_hold_everything_once(corpus: Corpus, captures: Path) -> None:
+    bench = set_up(settings(data=captures, cap=40), corpus)
+    parts = by_client(corpus.parts.train, bench.train)
+    assert list(parts) == corpus.clients == list(bench.learners)
+    assert sum(map(len, parts.values())) == len(bench.train)
+    for client, own in parts.items():
+        frame = corpus.parts.train.filter(pl.col("client") == client)
+        assert own.labels.tolist() == class_numbers(frame, corpus).tolist()
+    assert [learner.stream for learner in bench.learners.values()] == [0, 1, 2]
+
+
+def test_every_file_is_announced(captures: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    load_corpus(settings(data=captures, cap=5), lambda *news: told.append(news))
+    assert [(number, total) for _, number, total in told] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_too_little_to_test_on_is_an_error(captures: Path, tmp_path: Path) -> None:
+    log = next(captures.rglob("conn.log.labeled"))
+    lines = log.read_text().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    (tmp_path / "conn.log").write_text("".join(lines[: place + 1]))
+    with pytest.raises(InputError, match="no flows left to test on"):
+        load_corpus(settings(data=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"strategy": "nope"}, "'nope'"),
+        ({"template": "nope"}, "'nope'"),
+        ({"devices": "nope"}, "'nope'"),
+        ({"data": "/nope"}, "/nope"),
+    ],
+)
+def test_preflight_finds_names_that_do_not_exist(values: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        check(settings(**values))
+
+
+def test_preflight_passes_what_exists(captures: Path) -> None:
+    check(settings(data=captures))
+    check(settings(strategy="forest"), reference=True)
