@@ -209,7 +209,7 @@ class Simulator:
         client = self.clients[name]
         client.adopt(model)
         # A device that came back may get the same model twice; a round has one answer.
-        answered = self.coordinator.strategy.pool.synchronous and client.spoke_on >= model.version
+        answered = client.strategy.wait and client.spoke_on >= model.version
         if model.invites(name) and not answered:
             self._begin(name)
 
@@ -274,7 +274,7 @@ class Simulator:
         model = self._pending.pop(name, None)
         if model is not None:
             self._deliver(name, model)
-        elif update is None or not self.coordinator.strategy.pool.synchronous:
+        elif update is None or not client.strategy.wait:
             self._begin(name)
 
     def _drop(self, name: str) -> None:

@@ -30,7 +30,7 @@ class Pool(Protocol):
 
     @property
     def synchronous(self) -> bool:
-        """Whether clients wait for the next model after an upload, and stale updates are late."""
+        """Whether an update must start from the current model; a later one is refused."""
         ...
 
     @property

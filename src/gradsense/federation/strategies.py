@@ -38,6 +38,8 @@ class Strategy:
         name: what people call it, with any changed values.
         summary: one line for tables and ``--help``.
         trigger, pool, aggregator: the three columns.
+        wait: after an upload, rest until the next global model instead of training on. A small
+            or fast site would otherwise spend its whole budget on a model that is about to change.
         partial: upload only the layers that triggered; the rest stays on the client and grows.
         keep_local: put the client's unsent movement on top of a new global model. False
             overwrites it, as eq 15 does.
@@ -48,6 +50,7 @@ class Strategy:
     trigger: Trigger
     pool: Pool
     aggregator: Aggregator
+    wait: bool = True
     partial: bool = False
     keep_local: bool = False
 
@@ -96,12 +99,13 @@ _ROWS = (
         AnyOf(_SENSING),
         Quorum(0.6),
         FrequencyMean(),
+        wait=False,
     ),
     Strategy(
         "gsfs",
         "gradient sensing with a deadline, bounded weights, partial uploads, local progress kept",
         AnyOf((*_SENSING, Silence(3))),
-        Quorum(0.6, deadline_s=120.0),
+        Quorum(0.6, deadline_s=30.0),
         FrequencyMean(
             samples_power=0.5, frequency_power=0.5, frequency_bound=2.0, staleness_exponent=0.5
         ),

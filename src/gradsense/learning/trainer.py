@@ -7,6 +7,7 @@ so nothing else has to be kept for a thousand clients, and a resumed run needs n
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -110,33 +111,44 @@ class Trainer:
         state = np.random.SeedSequence([self.seed, stream, first_step]).generate_state(1)
         torch.manual_seed(int(state[0]))
         optimizer = optimizer or self.new_optimizer()
-        parameters = list(self.parameters.values())
-        per_epoch = -(-len(examples) // self.batch_size)
         layer_sums = dict.fromkeys(self.layers, 0.0)
-        total_loss, order, epoch = 0.0, None, -1
-        for step in range(first_step, first_step + steps):
-            if step // per_epoch != epoch:
-                epoch = step // per_epoch
-                rng = np.random.default_rng([self.seed, stream, epoch])
-                order = torch.from_numpy(rng.permutation(len(examples)))
-            assert order is not None
-            start = step % per_epoch * self.batch_size
-            batch = order[start : start + self.batch_size]
-            logits = self.classifier.forward(examples.encoded, examples.index[batch])
-            loss = functional.cross_entropy(logits, examples.labels[batch])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            gradients = [p.grad for p in parameters if p.grad is not None]
-            squares = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
+        total_loss = 0.0
+        for batch in self._batches(len(examples), stream, first_step, steps):
+            loss, squares = self.step(examples, batch, optimizer)
+            total_loss += loss
             for layer, positions in self.layers.items():
                 layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
-            optimizer.step()
-            total_loss += loss.item()
         return Trained(
             tensors=self.classifier.tensors(),
             gradient_norms={layer: value / steps for layer, value in layer_sums.items()},
             loss=total_loss / steps,
         )
+
+    def _batches(
+        self, flows: int, stream: int, first_step: int, steps: int
+    ) -> Iterator[torch.Tensor]:
+        """Rows of each batch; every epoch has its own seeded order."""
+        per_epoch, epoch = -(-flows // self.batch_size), -1
+        for step in range(first_step, first_step + steps):
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                rng = np.random.default_rng([self.seed, stream, epoch])
+                order = torch.from_numpy(rng.permutation(flows))
+            start = step % per_epoch * self.batch_size
+            yield order[start : start + self.batch_size]
+
+    def step(
+        self, examples: Examples, batch: torch.Tensor, optimizer: torch.optim.Optimizer
+    ) -> tuple[float, list[float]]:
+        """One optimiser step (eq 1): the batch's loss in nats, and ‖g‖² of each parameter."""
+        logits = self.classifier.forward(examples.encoded, examples.index[batch])
+        loss = functional.cross_entropy(logits, examples.labels[batch])
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        squares: list[float] = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
+        optimizer.step()
+        return loss.item(), squares
 
     @torch.inference_mode()
     def logits(self, examples: Examples, batch_size: int = 1024) -> torch.Tensor:

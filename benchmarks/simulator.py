@@ -1,0 +1,110 @@
+"""The simulator: overhead of one client visit beyond the training arithmetic, and memory.
+
+    python benchmarks/simulator.py [--clients 1000]
+
+Overhead: a FedAvg run and a GSFS run over synthetic traffic are timed as a whole; the time inside
+forward, backward, optimiser step and validation passes is taken out, and so is the evaluation of
+each global model, which belongs to the measurement and not to the engine. What remains, divided
+by visits, is events, sensing, copies, encoding, decoding, checks and aggregation.
+
+Memory: the same with many clients. Peak resident set of the process (what the kernel counted),
+with the bare imports of torch and transformers as the floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gradsense.config import settings
+from gradsense.experiments.bench import Bench, set_up
+from gradsense.experiments.corpus import load_corpus
+from gradsense.experiments.run import FederatedRun
+from gradsense.learning.trainer import Trainer
+
+
+def peak_mb() -> float:
+    """Peak resident set of this process, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+class Stopwatch:
+    """Adds up the time spent inside the methods that it wraps."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def wrap(self, owner: object, name: str) -> None:
+        """Replace ``owner.name`` by itself, timed."""
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        setattr(owner, name, timed)
+
+
+def run(bench: Bench) -> tuple[FederatedRun, float, float]:
+    """A whole run: it, its seconds, and the seconds of arithmetic in it."""
+    arithmetic = Stopwatch()
+    federated = FederatedRun(bench)
+    federated.start()
+    # Arithmetic is the steps themselves: loading and reading back tensors is overhead.
+    trainer: Trainer = bench.trainer
+    kept = trainer.steps, trainer.evaluate
+    arithmetic.wrap(trainer, "steps")
+    arithmetic.wrap(trainer, "evaluate")
+    began = time.perf_counter()
+    while federated.step():
+        pass
+    spent = time.perf_counter() - began
+    trainer.steps, trainer.evaluate = kept  # type: ignore[method-assign]
+    return federated, spent, arithmetic.seconds
+
+
+def overhead(strategy: str) -> None:
+    """Print the overhead of a visit in a small fleet."""
+    chosen = settings(strategy=strategy, rounds=10, partition="iid", clients=20)
+    bench = set_up(chosen, load_corpus(chosen))
+    federated, spent, arithmetic = run(bench)
+    visits = federated.simulator.meter.visits
+    print(
+        f"{strategy:8} {visits} visits, {1000 * arithmetic / visits:7.2f} ms of arithmetic each, "
+        f"{1000 * (spent - arithmetic) / visits:5.2f} ms of overhead each (target at most 5 ms)"
+    )
+
+
+def memory(strategy: str, clients: int) -> None:
+    """Print the peak memory of a large fleet."""
+    chosen = settings(strategy=strategy, rounds=2, partition="iid", clients=clients)
+    bench = set_up(chosen, load_corpus(chosen))
+    floor = peak_mb()
+    federated, spent, _ = run(bench)
+    meter = federated.simulator.meter
+    print(
+        f"{strategy:8} {clients} clients, {meter.visits} visits, {meter.aggregations} aggregations "
+        f"in {spent:.0f} s: peak {peak_mb():,.0f} MB, of which {floor:,.0f} MB before the first "
+        "visit (target at most 3,000 MB)"
+    )
+
+
+def main() -> None:
+    """Both figures for both kinds of strategy."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=1000)
+    arguments = parser.parse_args()
+    for strategy in ("fedavg", "gsfs"):
+        overhead(strategy)
+    for strategy in ("fedavg", "gsfs"):
+        memory(strategy, arguments.clients)
+
+
+if __name__ == "__main__":
+    main()
