@@ -17,7 +17,7 @@ from gradsense.errors import InputError
 class RunSettings(BaseModel):
     """The settings of one run. Same settings, same data, same machine: the same result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: Path | None = Field(
         None, description="Folder of captures, or one log. Without it: synthetic traffic."
@@ -44,7 +44,7 @@ class RunSettings(BaseModel):
     clients: int | None = Field(None, ge=1, description="How many clients, unless natural.")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed.")
 
-    template: str = Field("compact", description="Prompt template: compact, plain or context.")
+    template: str = Field("context", description="Prompt template: compact, plain or context.")
     model: str = Field(
         "nano",
         description="nano, micro, mini, a Hugging Face folder, or a hub name such as "
@@ -62,7 +62,7 @@ class RunSettings(BaseModel):
     )
     epochs: float = Field(1.0, gt=0, description="E, local epochs of one visit.")
     batch_size: int = Field(32, ge=1, description="Flows a training step.")
-    lr: float = Field(3e-3, gt=0, description="Local learning rate.")
+    lr: float = Field(1e-3, gt=0, description="Local learning rate.")
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="Local optimiser; sgd is eq 1 to the letter."
     )
@@ -81,7 +81,10 @@ class RunSettings(BaseModel):
     late_s: float = Field(60.0, ge=0, description="They join within these virtual seconds.")
 
     threads: int = Field(1, ge=1, description="Torch threads; part of the result's last bits.")
-    seed: int = Field(0, ge=0, description="Draws, splits, weights, faults: all follow from it.")
+    # Torch and scikit-learn take seeds of 32 bits; a comparison counts up from here.
+    seed: int = Field(
+        0, ge=0, lt=1 << 31, description="Draws, splits, weights, faults: all follow from it."
+    )
 
 
 def settings(**values: object) -> RunSettings:

@@ -137,7 +137,7 @@ def test_validation_costs_time_where_the_trigger_asks_for_it() -> None:
 
 
 def test_asynchronous_client_goes_on_while_its_update_travels() -> None:
-    run = Fleet("fedbuff", two(), visits=3, aggregations=9).finish()
+    run = Fleet("fedbuff:wait=false", two(), visits=3, aggregations=9).finish()
     down = 0.25 + 8 * MODEL / 16_000
     ends = [mark.virtual_s for mark in run.uploads if mark.client == "a"]
     assert ends[:3] == pytest.approx([down + 1, down + 2, down + 3])
@@ -145,7 +145,7 @@ def test_asynchronous_client_goes_on_while_its_update_travels() -> None:
 
 def test_messages_of_one_device_arrive_one_after_another() -> None:
     creeping = dataclasses.replace(FAST, uplink_bps=8.0, latency_s=0.0)  # one byte a second
-    run = Fleet("fedbuff", {"a": ToyLearner()}, [creeping], visits=3, aggregations=3)
+    run = Fleet("fedbuff:wait=false", {"a": ToyLearner()}, [creeping], visits=3, aggregations=3)
     simulator = run.finish()
     size = message_bytes("a")
     begun = 8 * MODEL / 16_000 + 1

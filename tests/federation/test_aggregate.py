@@ -109,6 +109,13 @@ def test_sample_power_and_staleness() -> None:
     assert rule.weights(entries, {"a": 1, "b": 5}) == pytest.approx([0.75, 0.125])
 
 
+def test_a_pool_of_few_takes_a_small_step() -> None:
+    rule = FrequencyMean(full_step_share=0.5)
+    heard = {"a": 1, "b": 1, "c": 1, "d": 1}
+    assert rule.weights([entry("a", 1.0)], heard) == pytest.approx([0.5])  # 1/4 of 1/2
+    assert sum(rule.weights([entry("a", 1.0), entry("b", 1.0)], heard)) == pytest.approx(1.0)
+
+
 def test_a_partial_update_leaves_the_rest_alone() -> None:
     tensors = {"w": tensor(1.0), "u": tensor(7.0)}
     half = Entry(update("b", delta={"u": tensor(2.0)}), 0.0, 0)

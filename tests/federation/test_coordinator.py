@@ -125,6 +125,19 @@ def test_who_leaves_is_not_waited_for_and_what_it_sent_counts() -> None:
     assert cloud.join("c").version == 1
 
 
+def test_a_refused_client_does_not_stop_the_round() -> None:
+    cloud = coordinator()
+    cloud.receive(update("a"), 0.0)
+    cloud.receive(update("b"), 0.0)
+    with pytest.raises(errors.NotFinite):
+        cloud.receive(update("c", delta={"w": tensor(float("nan"))}), 0.0)
+    model = cloud.excuse("c")
+    assert model is not None
+    assert model.tensors["w"] == pytest.approx([1.0])
+    assert cloud.receive(update("a", sequence=2, base_version=1), 0.0) is None
+    assert cloud.receive(update("b", sequence=2, base_version=1), 0.0) is None  # c is awaited again
+
+
 def test_participation_is_drawn_and_reproducible() -> None:
     names = [f"c{i}" for i in range(10)]
     drawn = []

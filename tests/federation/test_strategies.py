@@ -46,6 +46,10 @@ def test_a_deadline_may_be_taken_away() -> None:
         ("gsfs:keep_local=1", "'1' does not fit 'keep_local'"),
         ("gsfs:beta", "'' does not fit 'beta'"),
         ("gsfs:name=x", "no value 'name'"),
+        ("gsfs:share=5", "'5' does not fit 'share'; .* at least 0, at most 1"),
+        ("gsfs:deadline_s=-3", "'-3' does not fit 'deadline_s'"),
+        ("fedopt:lr=NaN", "'NaN' does not fit 'lr'"),
+        ("fedopt:kind=foo", "'foo' does not fit 'kind'; .* one of adam, yogi, adagrad"),
     ],
 )
 def test_bad_specs_say_what_would_do(spec: str, says: str) -> None:

@@ -176,7 +176,7 @@ class Simulator:
             case "visited", _:
                 self._visited(event.client)
             case "arrive", bytes() as message:
-                self._arrive(message)
+                self._arrive(event.client, message)
             case "tick", _:
                 self._publish(self.coordinator.tick(self.now))
             case "join", _:
@@ -290,11 +290,12 @@ class Simulator:
 
     # The cloud ------------------------------------------------------------------------------
 
-    def _arrive(self, message: bytes) -> None:
+    def _arrive(self, name: str, message: bytes) -> None:
         try:
             self._publish(self.coordinator.receive(decode(message), self.now))
-        except UpdateRefused:
-            return  # the coordinator has counted it by name
+        except UpdateRefused:  # the coordinator has counted it by name
+            self._publish(self.coordinator.excuse(name))
+            return
         deadline = self.coordinator.deadline()
         if deadline is not None and len(self.coordinator.entries) == 1:
             self._push(deadline, "tick")

@@ -65,6 +65,8 @@ def _best(federated: dict[str, list[Row]]) -> str | None:
     if len(ranked) < 2:
         return None
     (best, first), (second, next_) = ranked[:2]
+    if _pm(first) == _pm(next_):
+        return f"{best} and {second} have equally good global models by macro-F1: {_pm(first)}."
     text = (
         f"{best} has the best global model by macro-F1: {_pm(first)}, "
         f"ahead of {second} with {_pm(next_)}."

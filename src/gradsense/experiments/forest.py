@@ -10,6 +10,7 @@ import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
 from gradsense.learning.metrics import Scores, score
+from gradsense.telemetry.flows import CONTEXT_SCHEMA
 
 _TREES = 200
 _CATEGORIES = ("proto", "service", "conn_state", "history")
@@ -24,19 +25,30 @@ _MISSING = -1.0
 
 
 def predict(
-    train: pl.DataFrame, test: pl.DataFrame, classes: Sequence[str], *, seed: int, jobs: int = 1
+    train: pl.DataFrame,
+    test: pl.DataFrame,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    context: bool = False,
+    jobs: int = 1,
 ) -> npt.NDArray[np.int64]:
     """Class numbers [test flows] from a forest of 200 trees grown on the pooled training flows.
 
     Args:
         train, test: flows (FLOW_SCHEMA) with ``class``, one of ``classes``.
         classes: class names; their places are the class numbers.
+        context: also read the host's recent flows (CONTEXT_SCHEMA), for a fair comparison with a
+            template that does.
         jobs: processor cores. The forest is the same for any number.
     """
     codes = {name: _codes(train[name]) for name in _CATEGORIES}
+    numbers = (*_NUMBERS, *(CONTEXT_SCHEMA if context else ()))
     model = RandomForestClassifier(n_estimators=_TREES, random_state=seed, n_jobs=jobs)
-    model.fit(_features(train, codes), _numbers(train, classes))
-    predicted: npt.NDArray[np.int64] = model.predict(_features(test, codes)).astype(np.int64)
+    model.fit(_features(train, numbers, codes), _class_numbers(train, classes))
+    predicted: npt.NDArray[np.int64] = model.predict(_features(test, numbers, codes)).astype(
+        np.int64
+    )
     return predicted
 
 
@@ -45,7 +57,7 @@ def forest(
 ) -> Scores:
     """``predict``, scored on the test flows."""
     predicted = predict(train, test, classes, seed=seed, jobs=jobs)
-    return score(_numbers(test, classes), predicted, classes)
+    return score(_class_numbers(test, classes), predicted, classes)
 
 
 def _codes(column: pl.Series) -> dict[str, float]:
@@ -53,19 +65,21 @@ def _codes(column: pl.Series) -> dict[str, float]:
     return {value: float(place) for place, value in enumerate(column.drop_nulls().unique().sort())}
 
 
-def _features(flows: pl.DataFrame, codes: dict[str, dict[str, float]]) -> npt.NDArray[np.float32]:
+def _features(
+    flows: pl.DataFrame, names: Sequence[str], codes: dict[str, dict[str, float]]
+) -> npt.NDArray[np.float32]:
     categories = [
         pl.col(name).replace_strict(known, default=_MISSING, return_dtype=pl.Float64)
         if known
         else pl.lit(_MISSING).alias(name)
         for name, known in codes.items()
     ]
-    numbers = [pl.col(name).cast(pl.Float64) for name in _NUMBERS]
+    numbers = [pl.col(name).cast(pl.Float64) for name in names]
     frame = flows.select(*numbers, *categories).fill_null(_MISSING)
     return frame.to_numpy().astype(np.float32)
 
 
-def _numbers(flows: pl.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+def _class_numbers(flows: pl.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     places = {name: place for place, name in enumerate(classes)}
     numbers = flows["class"].replace_strict(places, return_dtype=pl.Int64)
     return numbers.to_numpy().astype(np.int64)

@@ -15,6 +15,7 @@ from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.run import OnProgress, Progress, write_model
 from gradsense.experiments.rundir import RESULTS, claim
 from gradsense.federation.update import Tensors
+from gradsense.prompts.templates import get_template
 
 
 def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors | None]:
@@ -89,10 +90,14 @@ def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Ten
 
 
 def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors | None]:
-    """A random forest on the pooled raw features of the same flows."""
+    """A random forest on the pooled raw features of what the model reads as text."""
     began, parts = time.monotonic(), bench.corpus.parts
     predicted = random_forest.predict(
-        parts.train, parts.test, bench.corpus.classes, seed=bench.settings.seed
+        parts.train,
+        parts.test,
+        bench.corpus.classes,
+        seed=bench.settings.seed,
+        context=get_template(bench.settings.template).needs_context,
     )
     scores = bench.score(bench.test, predicted)
     on_progress(Progress(1.0, 0, scores.accuracy, scores.f1_macro))

@@ -16,6 +16,8 @@ import numpy as np
 from gradsense.federation.pool import Entry
 from gradsense.federation.update import Array, Tensors
 
+Kind = Literal["adam", "yogi", "adagrad"]
+
 
 class Aggregator(Protocol):
     """The interface of every aggregator."""
@@ -98,7 +100,7 @@ class ServerOptimizer:
         epsilon: ε, the adaptivity: larger is closer to plain averaging.
     """
 
-    kind: Literal["adam", "yogi", "adagrad"] = "adam"
+    kind: Kind = "adam"
     lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.99
@@ -179,18 +181,22 @@ class FrequencyMean:
         frequency_bound: s_k counts at most this many times the pool's smallest; None is the
             paper. It keeps a chatty client from speaking for the fleet.
         staleness_exponent: discount (1 + staleness)^-a; 0 is the paper.
+        full_step_share: a pool with fewer of the clients heard so far than this share moves the
+            model in proportion only; 0 is the paper. A deadline can close a pool that holds one
+            site, and that site's model must not become everybody's.
     """
 
     samples_power: float = 0.0
     frequency_power: float = 1.0
     frequency_bound: float | None = None
     staleness_exponent: float = 0.0
+    full_step_share: float = 0.0
 
     def init(self, tensors: Tensors) -> dict[str, Array]:
         return {}
 
     def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
-        """One weight an entry; over distinct clients the undiscounted weights sum to 1."""
+        """One weight an entry; untempered, they sum to 1 over distinct clients."""
         samples = {entry.update.client: entry.update.samples for entry in entries}
         frequency = {client: float(submissions[client]) for client in samples}
         if self.frequency_bound is not None:
@@ -200,9 +206,12 @@ class FrequencyMean:
             client: value**self.frequency_power * samples[client] ** self.samples_power
             for client, value in frequency.items()
         }
+        step = 1.0
+        if self.full_step_share > 0:
+            step = min(1.0, len(raw) / len(submissions) / self.full_step_share)
         total = sum(raw.values())
         return [
-            raw[e.update.client] / total * (1 + e.staleness) ** -self.staleness_exponent
+            step * raw[e.update.client] / total * (1 + e.staleness) ** -self.staleness_exponent
             for e in entries
         ]
 

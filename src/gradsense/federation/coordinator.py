@@ -59,6 +59,7 @@ class Coordinator:
         self.last_sequence: dict[str, int] = {}
         self.submissions: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
+        self.excused: set[str] = set()  # refused in this round: not waited for any longer
 
     # The fleet ------------------------------------------------------------------------------
 
@@ -94,7 +95,8 @@ class Coordinator:
         """Check an update and pool it.
 
         Raises:
-            UpdateRefused: one of its named kinds; counted in ``refused``, and nothing changed.
+            UpdateRefused: one of its named kinds; counted in ``refused``, nothing pooled. The
+                engine then calls ``excuse``, so that nobody waits for that client's answer.
         """
         try:
             self._check(update)
@@ -105,6 +107,15 @@ class Coordinator:
         self.submissions[update.client] += 1
         staleness = self.model.version - update.base_version
         self.entries.append(Entry(update, now, staleness))
+        return self._aggregate_if_ready()
+
+    def excuse(self, client: str) -> GlobalModel | None:
+        """Wait no longer for this client's answer to the current model.
+
+        A site whose update was refused may never send a better one, and one site's NaN must not
+        stop the fleet. It is asked again with the next model.
+        """
+        self.excused.add(client)
         return self._aggregate_if_ready()
 
     def _check(self, update: Update) -> None:
@@ -150,7 +161,11 @@ class Coordinator:
         return self._aggregate() if deadline is not None and now >= deadline else None
 
     def _aggregate_if_ready(self) -> GlobalModel | None:
-        invited = [client for client in self.connected if self.model.invites(client)]
+        invited = [
+            client
+            for client in self.connected
+            if self.model.invites(client) and client not in self.excused
+        ]
         return self._aggregate() if self.strategy.pool.ready(self.entries, invited) else None
 
     def _aggregate(self) -> GlobalModel:
@@ -158,6 +173,7 @@ class Coordinator:
             self.model.tensors, self.entries, self.submissions, self.server_state
         )
         self.entries = []
+        self.excused = set()
         self.model = GlobalModel(self.model.version + 1, tensors, self._invite())
         return self.model
 
@@ -188,6 +204,7 @@ class Coordinator:
             "last_sequence": dict(self.last_sequence),
             "submissions": dict(self.submissions),
             "refused": dict(self.refused),
+            "excused": sorted(self.excused),
         }
         groups = {"model": self.model.tensors, "server": self.server_state}
         groups |= {f"entry{i}": entry.update.delta for i, entry in enumerate(self.entries)}
@@ -204,6 +221,7 @@ class Coordinator:
         self.last_sequence = dict(values["last_sequence"])
         self.submissions = Counter(values["submissions"])
         self.refused = Counter(values["refused"])
+        self.excused = set(values["excused"])
         self.entries = []
         for index, saved in enumerate(values["entries"]):
             fields = dict(saved)

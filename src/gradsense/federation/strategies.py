@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from gradsense.errors import InputError
 from gradsense.federation.aggregate import (
     Aggregator,
     FrequencyMean,
+    Kind,
     ServerOptimizer,
     StalenessMean,
     WeightedMean,
@@ -107,7 +109,11 @@ _ROWS = (
         AnyOf((*_SENSING, Silence(3))),
         Quorum(0.6, deadline_s=30.0),
         FrequencyMean(
-            samples_power=0.5, frequency_power=0.5, frequency_bound=2.0, staleness_exponent=0.5
+            samples_power=0.5,
+            frequency_power=0.5,
+            frequency_bound=2.0,
+            staleness_exponent=0.5,
+            full_step_share=0.6,
         ),
         partial=True,
         keep_local=True,
@@ -144,6 +150,38 @@ def _same_kind(old: object, new: object) -> bool:
     if isinstance(old, numbers):
         return isinstance(new, numbers)
     return isinstance(new, type(old))
+
+
+#: Least and greatest value of what a spec may change; what is not here may be any number >= 0.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "alpha": (0.0, 1.0),
+    "beta1": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
+    "share": (0.0, 1.0),
+    "full_step_share": (0.0, 1.0),
+    "epsilon": (1e-12, math.inf),
+    "frequency_bound": (1.0, math.inf),
+    "updates": (1.0, math.inf),
+    "visits": (1.0, math.inf),
+}
+_CHOICES = {"kind": get_args(Kind)}
+
+
+def _in_range(key: str, new: object) -> bool:
+    if isinstance(new, str):
+        return new in _CHOICES.get(key, ())
+    if new is None or isinstance(new, bool):
+        return True
+    least, greatest = _BOUNDS.get(key, (0.0, math.inf))
+    return isinstance(new, int | float) and math.isfinite(new) and least <= new <= greatest
+
+
+def _range(key: str) -> str:
+    """The mend's second half: what the bounds are."""
+    if key in _CHOICES:
+        return f", one of {', '.join(_CHOICES[key])}"
+    least, greatest = _BOUNDS.get(key, (0.0, math.inf))
+    return f", at least {least:g}" + (f", at most {greatest:g}" if greatest < math.inf else "")
 
 
 def _find(value: Any, key: str) -> list[object]:
@@ -183,10 +221,10 @@ def get_strategy(spec: str) -> Strategy:
             new = json.loads(text)
         except ValueError:
             new = text
-        if not all(_same_kind(value, new) for value in old):
+        if not all(_same_kind(value, new) for value in old) or not _in_range(key, new):
             raise InputError(
                 f"strategy '{name}': '{text}' does not fit '{key}'",
-                mend=f"give a value like the present {json.dumps(old[0])}",
+                mend=f"give a value like the present {json.dumps(old[0])}{_range(key)}",
             )
         strategy, _ = _replace(strategy, key, new)
     return dataclasses.replace(strategy, name=spec)

@@ -59,7 +59,7 @@ class Trainer:
         classifier: TextClassifier,
         *,
         optimizer: Literal["adamw", "sgd"] = "adamw",
-        lr: float = 3e-3,
+        lr: float = 1e-3,
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
