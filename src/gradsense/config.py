@@ -54,6 +54,10 @@ class RunSettings(BaseModel):
         None, ge=0, description="Train adapters of this rank and the head only; 0 trains all."
     )
 
+    pretrained: bool = Field(
+        True, description="Start an embedded model from the base that comes with the package."
+    )
+
     strategy: str = Field(
         "gsfs", description="A strategy, or one with changed values: gsfs:keep_local=false."
     )

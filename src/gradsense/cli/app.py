@@ -9,6 +9,7 @@ from gradsense.cli import data
 from gradsense.cli.compare import compare
 from gradsense.cli.demo import demo
 from gradsense.cli.evaluate import evaluate
+from gradsense.cli.pretrain import pretrain
 from gradsense.cli.synth import synthesize
 from gradsense.cli.train import train
 
@@ -42,3 +43,4 @@ app.command(
     "--seeds 3 --out table3/"
 )(compare)
 app.command(epilog="Example: gradsense evaluate --model run/model --data iot23/ --json")(evaluate)
+app.command(epilog="Example: gradsense pretrain --model nano --template context")(pretrain)

@@ -95,6 +95,7 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
         labels=corpus.classes,
         seed=settings.seed,
         lora_rank=settings.lora_rank,
+        pretrained=settings.pretrained,
     )
     trainer = Trainer(
         classifier,

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from gradsense.errors import InputError
+from gradsense.models.base import has_base, load_base
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.tokenizer import BOS, EOS, PAD, SPECIALS, build_tokenizer
 
@@ -63,6 +64,7 @@ def build(
     labels: tuple[str, ...],
     seed: int,
     lora_rank: int | None = None,
+    pretrained: bool = True,
 ) -> TextClassifier:
     """Build a classifier of ``labels`` for prompts of ``template``.
 
@@ -73,6 +75,8 @@ def build(
             the head and the adapters. The global random state is left as it was.
         lora_rank: rank of the LoRA adapters, 0 for none. None means 8 for a Hugging Face model
             and none for an embedded one. With adapters only they and the head train and travel.
+        pretrained: start an embedded model from the package's base, where it brings one for this
+            size and template.
 
     Raises:
         InputError: there is no such model, it cannot be loaded, or the rank is negative.
@@ -82,6 +86,8 @@ def build(
     with _seeded(seed):
         if model in SIZES:
             network, tokenizer = _embedded(SIZES[model], template, labels)
+            if pretrained and has_base(model, template):
+                load_base(network.model.decoder, model, template)
             heads, rank = _heads(network), lora_rank or 0
         else:
             network, tokenizer, heads = _pretrained(model, labels)
