@@ -20,8 +20,9 @@ from gradsense.engines.devices import MIXES, PROFILES, assign
 from gradsense.engines.simulator import Cost, Faults, Simulator
 from gradsense.federation import aggregate, pool, trigger
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS, decode, encode
+from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.message import decode, encode
 from gradsense.federation.strategies import STRATEGIES
 from gradsense.prompts.templates import TEMPLATES
 from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
@@ -130,10 +131,10 @@ def test_codec_returns_what_it_was_given(name: str) -> None:
         "b.bias": np.zeros(3, np.float32),
         "c.one": rng.normal(size=(1,)).astype(np.float32),
     }
-    sent = update("site", delta=delta)
-    message = encode(sent, CODECS[name])
+    sent = update("site", delta=delta, codec=name)
+    message = encode(sent)
     got = decode(message)
-    assert encode(sent, CODECS[name]) == message
+    assert encode(sent) == message
     assert (got.client, got.samples, got.reason) == ("site", 10, "visit")
     for key, value in delta.items():
         assert got.delta[key].shape == value.shape

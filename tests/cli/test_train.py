@@ -11,6 +11,8 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from gradsense.config import RunSettings
+
 ROW = {
     "strategy",
     "seed",
@@ -76,7 +78,7 @@ def test_transformers_opens_the_model_folder(trained: Any) -> None:
     assert model.config.num_labels == len(card["labels"])
     assert tokenizer.pad_token is not None
     assert card["extra"] == {"strategy": "gsfs", "seed": 3, "synthetic": True}
-    assert card["template"]["name"] == "compact"
+    assert card["template"]["name"] == RunSettings().template
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(

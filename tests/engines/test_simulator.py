@@ -13,8 +13,9 @@ from federation.toys import ToyLearner, tensor
 from gradsense.engines.devices import Device
 from gradsense.engines.simulator import Cost, Faults, Simulator
 from gradsense.federation.client import Client, Trained
-from gradsense.federation.codec import CODECS, encode
+from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.message import encode
 from gradsense.federation.strategies import STRATEGIES, get_strategy
 from gradsense.federation.update import GlobalModel, Tensors, Update
 
@@ -30,14 +31,16 @@ SLOW = Device("slow", 25.0, 4_000.0, 8_000.0, 0.5, 2.0, 0.5, "made up")
 def message_bytes(client: str) -> int:
     """The size of the only update that a toy sends; numbers of one digit do not change it."""
     sent = Update(client, 0, 1, 10, "visit", {"w": tensor(1.0)})
-    return len(encode(sent, CODECS["none"]))
+    return len(encode(sent))
 
 
 @dataclass
 class Diverged(ToyLearner):
     """Its training ends in NaN."""
 
-    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
+    def train(
+        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+    ) -> Trained:
         trained = super().train(tensors, first_step=first_step, steps=steps)
         broken = {name: np.full_like(t, np.nan) for name, t in trained.tensors.items()}
         return dataclasses.replace(trained, tensors=broken)

@@ -8,6 +8,7 @@ import pytest
 from federation.toys import entry, tensor, update
 from gradsense.federation.aggregate import (
     FrequencyMean,
+    ServerMomentum,
     ServerOptimizer,
     StalenessMean,
     WeightedMean,
@@ -71,6 +72,18 @@ def test_server_moments_decay_for_a_tensor_that_nobody_sent() -> None:
     moved, state = adam.apply(tensors, [entry("a", 1.0)], {}, state)
     assert state["m:u"] == pytest.approx([1.0])
     assert moved["u"][0] < 0  # momentum carries it on
+
+
+def test_fedavgm_two_rounds() -> None:
+    rule = ServerMomentum(momentum=0.5)
+    state = rule.init({"w": tensor(0.0)})
+    # v = (3*4 + 1*0) / 4 = 3, θ = 3; then v = 1.5 + 1 = 2.5, θ = 5.5
+    first = [entry("a", 4.0, samples=3), entry("b", 0.0)]
+    moved, state = rule.apply({"w": tensor(0.0)}, first, {}, state)
+    assert moved["w"] == pytest.approx([3.0])
+    moved, state = rule.apply(moved, [entry("a", 1.0)], {}, state)
+    assert moved["w"] == pytest.approx([5.5])
+    assert state["v:w"] == pytest.approx([2.5])
 
 
 def test_fedbuff_discounts_stale_news() -> None:

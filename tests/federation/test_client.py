@@ -9,6 +9,7 @@ import pytest
 
 from federation.toys import ToyLearner, tensor
 from gradsense.federation.client import Client
+from gradsense.federation.message import decode, encode
 from gradsense.federation.pool import Quorum
 from gradsense.federation.strategies import STRATEGIES, Strategy
 from gradsense.federation.trigger import EveryVisit, Gradient, Silence
@@ -100,7 +101,7 @@ def test_a_partial_upload_keeps_the_remainder() -> None:
     class TwoLayers(ToyLearner):
         loud = ("x",)
 
-        def train(self, tensors, *, first_step, steps):  # type: ignore[no-untyped-def]
+        def train(self, tensors, *, first_step, steps, proximal=0.0):  # type: ignore[no-untyped-def]
             trained = super().train(tensors, first_step=first_step, steps=steps)
             norms = {n: (100.0 if n in self.loud and first_step else 1.0) for n in ("x", "y")}
             return dataclasses.replace(trained, gradient_norms=norms)
@@ -120,6 +121,32 @@ def test_a_partial_upload_keeps_the_remainder() -> None:
     assert update is not None
     assert update.layers == ("y",)
     assert update.delta["y.w"] == pytest.approx([6.0])  # three visits of 2, none sent before
+
+
+def test_what_a_codec_rounds_away_travels_later() -> None:
+    """Error feedback: the sum of what was sent stays within one message's error of the truth."""
+    strategy = sensing(trigger=EveryVisit(), keep_local=True, codec="int4")
+    client = Client("a", ToyLearner(), strategy)
+    start = tensor(*np.linspace(0, 1, 50))
+    learner_step = tensor(*np.linspace(-1, 1, 50) ** 3)
+
+    class Uneven(ToyLearner):
+        def train(self, tensors, *, first_step, steps, proximal=0.0):  # type: ignore[no-untyped-def]
+            trained = super().train(tensors, first_step=first_step, steps=steps)
+            return dataclasses.replace(trained, tensors={"w": tensors["w"] + learner_step})
+
+    client.learner = Uneven()
+    client.adopt(GlobalModel(0, {"w": start}))
+    arrived = np.zeros(50)
+    for visit in range(1, 9):
+        update = client.work(100)
+        assert update is not None
+        got = decode(encode(update)).delta["w"]
+        assert np.array_equal(got, update.delta["w"]), "both ends see the same rounding"
+        arrived += got
+        step = np.abs(got).max() / 7
+        assert np.abs(arrived - visit * learner_step).max() <= step / 2 + 1e-5
+    assert np.allclose(client.reference["w"], start + arrived, atol=1e-5)
 
 
 def test_the_reference_score_is_taken_from_the_new_model() -> None:

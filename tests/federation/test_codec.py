@@ -1,87 +1,129 @@
-"""Updates as bytes."""
+"""Codecs: error bounds, and nothing but errors in words from foreign bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import struct
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
+from safetensors.numpy import save
 
-from federation.toys import tensor, update
 from gradsense.errors import InputError
-from gradsense.federation.codec import CODECS, decode, encode
+from gradsense.federation.codec import CODECS, Quantized, TopK
 
-TENSORS = st.dictionaries(
-    st.text("abc.", min_size=1, max_size=8),
-    arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 3))),
-    min_size=1,
-    max_size=4,
-)
+FLOATS = st.floats(-1e4, 1e4, width=32)
+ARRAYS = arrays(np.float32, array_shapes(max_dims=2, max_side=40), elements=FLOATS)
 
 
-@settings(max_examples=60, deadline=None)
-@given(TENSORS, st.text(max_size=20), st.integers(0, 1 << 40))
-def test_plain_is_exact(delta: dict[str, np.ndarray], client: str, sequence: int) -> None:
-    sent = update(client, sequence=sequence, delta=delta, score=0.25)
-    got = decode(encode(sent, CODECS["none"]))
-    assert (got.client, got.sequence, got.score) == (client, sequence, 0.25)
-    assert got.delta.keys() == delta.keys()
-    for name, value in delta.items():
-        assert got.delta[name].dtype == np.float32
-        assert got.delta[name].tobytes() == value.tobytes()  # NaN bits too
+def there_and_back(name: str, value: np.ndarray) -> np.ndarray:
+    codec = CODECS[name]
+    got = codec.unpack(codec.pack({"w": value}))["w"]
+    assert (got.shape, got.dtype) == (value.shape, np.float32)
+    return got
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=200), st.booleans())
-def test_noise_is_refused_in_words(noise: bytes, with_magic: bool) -> None:
-    with pytest.raises(InputError):
-        decode(b"GSU1" + noise if with_magic else noise)
+@settings(max_examples=80, deadline=None)
+@given(ARRAYS)
+def test_none_is_exact(value: np.ndarray) -> None:
+    assert there_and_back("none", value).tobytes() == value.tobytes()
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_a_damaged_message_never_crashes(data: st.DataObject) -> None:
-    message = bytearray(encode(update(delta={"w": tensor(1.0, 2.0)}), CODECS["none"]))
-    at = data.draw(st.integers(0, len(message) - 1))
-    message[at] ^= data.draw(st.integers(1, 255))
+@settings(max_examples=80, deadline=None)
+@given(ARRAYS)
+def test_half_loses_one_part_in_2048(value: np.ndarray) -> None:
+    error = np.abs(there_and_back("fp16", value) - value)
+    assert (error <= np.maximum(np.abs(value) * 2.0**-11, 2.0**-25)).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(ARRAYS, st.sampled_from(["int8", "int4"]))
+def test_quantized_is_off_by_half_a_step_of_its_group(value: np.ndarray, name: str) -> None:
+    codec = CODECS[name]
+    assert isinstance(codec, Quantized)
+    flat, error = value.ravel(), np.abs(there_and_back(name, value) - value).ravel()
+    for start in range(0, flat.size, codec.group):
+        part = slice(start, start + codec.group)
+        step = np.abs(flat[part]).max() / (2 ** (codec.bits - 1) - 1)
+        assert (error[part] <= step / 2 * (1 + 1e-5) + 1e-37).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(ARRAYS)
+def test_topk_keeps_the_largest(value: np.ndarray) -> None:
+    codec = CODECS["topk"]
+    assert isinstance(codec, TopK)
+    got, flat = there_and_back("topk", value).ravel(), value.ravel()
+    kept = max(1, int(np.ceil(codec.share * flat.size)))
+    least = np.sort(np.abs(flat))[-kept]
+    error = np.abs(got - flat)
+    assert (error <= np.maximum(least, np.maximum(np.abs(flat) * 2.0**-11, 2.0**-25))).all()
+    assert np.count_nonzero(got) <= kept
+
+
+def test_by_hand() -> None:
+    value = np.array([7.0, -3.4, 0.6, 0.0], dtype=np.float32)
+    assert there_and_back("int4", value).tolist() == [7.0, -3.0, 1.0, 0.0]  # a step is 7 / 7
+    ten = np.arange(1, 41, dtype=np.float32)
+    assert np.flatnonzero(there_and_back("topk", ten)).tolist() == [38, 39]  # 5 % of 40
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_zeros_stay_zeros(name: str) -> None:
+    assert not there_and_back(name, np.zeros((3, 5), np.float32)).any()
+
+
+def test_smaller_codecs_are_smaller() -> None:
+    value = {"w": np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)}
+    sizes = {name: len(codec.pack(value)) for name, codec in CODECS.items()}
+    whole = sizes["none"]
+    assert sizes["fp16"] < 0.52 * whole
+    assert sizes["int8"] < 0.29 * whole
+    assert sizes["int4"] < 0.16 * whole
+    assert sizes["topk"] < 0.06 * whole
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(sorted(CODECS)), st.binary(max_size=100), st.booleans())
+def test_noise_is_refused_in_words(name: str, noise: bytes, framed: bool) -> None:
+    data = zstandard.ZstdCompressor().compress(noise) if framed else noise
+    with pytest.raises(InputError, match="have the client send"):
+        CODECS[name].unpack(data)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(sorted(CODECS)), st.data())
+def test_damage_never_crashes(name: str, data: st.DataObject) -> None:
+    good = CODECS[name].pack({"w": np.arange(20, dtype=np.float32)})
+    raw = bytearray(good if name == "none" else zstandard.ZstdDecompressor().decompress(good))
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    packed = bytes(raw) if name == "none" else zstandard.ZstdCompressor().compress(bytes(raw))
     with contextlib.suppress(InputError):  # anything else would fail the test
-        decode(bytes(message[: data.draw(st.integers(0, len(message)))]))
+        CODECS[name].unpack(packed)
 
 
-def envelope(header: object) -> bytes:
-    text = json.dumps(header).encode()
-    return b"GSU1" + struct.pack("<I", len(text)) + text
+@pytest.mark.parametrize("name", ["int8", "int4", "topk"])
+@pytest.mark.parametrize("shape", [[1 << 40], [-1], [1 << 20, 1 << 20]])
+def test_shapes_that_ask_for_the_world_are_refused(name: str, shape: list[int]) -> None:
+    parts = {
+        "shape:w": np.array(shape, np.int64),
+        "whole:w": np.zeros(64, np.int8),
+        "scale:w": np.zeros(1, np.float32),
+        "gaps:w": np.zeros(1, np.uint32),
+        "values:w": np.zeros(1, np.float16),
+    }
+    with pytest.raises(InputError):
+        CODECS[name].unpack(zstandard.ZstdCompressor().compress(save(parts)))
 
 
-@pytest.mark.parametrize(
-    ("message", "says"),
-    [
-        (b"", "not a gradsense update"),
-        (b"GSU1" + struct.pack("<I", 1 << 30), "length is out of bounds"),
-        (b"GSU1" + struct.pack("<I", 2) + b"{x", "not JSON"),
-        (envelope([1]), "not a JSON object"),
-        (envelope({"client": 3}), "field 'client'"),
-        (
-            envelope(
-                {
-                    "client": "a",
-                    "base_version": 0,
-                    "sequence": 1,
-                    "samples": 1,
-                    "reason": "",
-                    "score": None,
-                    "codec": "zip",
-                }
-            ),
-            "unknown codec 'zip'",
-        ),
-    ],
-)
-def test_each_fault_is_named(message: bytes, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        decode(message)
+def test_a_bomb_is_refused_unopened() -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(1 << 20))
+    huge = bytearray(bomb)
+    frame = zstandard.get_frame_parameters(bytes(huge))
+    assert frame.content_size == 1 << 20
+    streamed = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 20))
+    with pytest.raises(InputError, match="would unpack to"):
+        CODECS["int8"].unpack(streamed)

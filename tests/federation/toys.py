@@ -44,7 +44,9 @@ class ToyLearner:
     steps_per_epoch: int = 2
     validation_samples: int = 4
 
-    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
+    def train(
+        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+    ) -> Trained:
         moved = {n: (t + steps * self.stride).astype(np.float32) for n, t in tensors.items()}
         norms = {name.rpartition(".")[0] or name: abs(self.stride) for name in tensors}
         return Trained(moved, norms, 0.0)

@@ -18,8 +18,9 @@ import numpy as np
 from gradsense.engines.devices import Device
 from gradsense.errors import UpdateRefused
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS, Codec, decode, encode
+from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.message import decode, encode
 from gradsense.federation.update import GlobalModel, Tensors
 
 Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
@@ -99,7 +100,6 @@ class Simulator:
         max_aggregations: the run ends with this many.
         faults: dropouts and late joiners.
         seed: draws the faults.
-        codec: how updates become bytes.
         on_model: called with each new global model, after the meter was brought up to date.
         on_last_work: called with a client when it has spent its budget, before any broadcast.
     """
@@ -115,7 +115,6 @@ class Simulator:
         max_aggregations: int,
         seed: int,
         faults: Faults | None = None,
-        codec: Codec = CODECS["none"],
         on_model: Callable[[GlobalModel], None] = lambda model: None,
         on_last_work: Callable[[Client], None] = lambda client: None,
     ) -> None:
@@ -128,7 +127,6 @@ class Simulator:
         self.max_aggregations = max_aggregations
         self.seed = seed
         self.faults = faults or Faults()
-        self.codec = codec
         self.on_model = on_model
         self.on_last_work = on_last_work
 
@@ -251,7 +249,7 @@ class Simulator:
         if client.steps >= self.budgets[name]:
             self.on_last_work(client)
         if update is not None:
-            message = encode(update, self.codec)
+            message = encode(update)
             seconds = device.upload_s(len(message))
             # One uplink sends one message after another, so updates arrive in order.
             through = max(self.now, self._uplink_free.get(name, 0.0)) + seconds

@@ -85,6 +85,31 @@ class WeightedMean:
 
 
 @dataclass(frozen=True)
+class ServerMomentum:
+    """FedAvgM (Hsu et al. 2019, arXiv 1909.06335): v ← β v + mean of Δθ; θ ← θ + v."""
+
+    momentum: float = 0.5
+
+    def init(self, tensors: Tensors) -> dict[str, Array]:
+        return {f"v:{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
+
+    def apply(
+        self,
+        tensors: Tensors,
+        entries: Sequence[Entry],
+        submissions: Mapping[str, int],
+        state: Mapping[str, Array],
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        total = sum(entry.update.samples for entry in entries)
+        mean = weighted_sum(entries, [entry.update.samples / total for entry in entries])
+        velocity = {
+            name: (self.momentum * state[f"v:{name}"] + mean.get(name, 0)).astype(np.float32)
+            for name in tensors
+        }
+        return _add(tensors, velocity), {f"v:{name}": v for name, v in velocity.items()}
+
+
+@dataclass(frozen=True)
 class ServerOptimizer:
     """FedOpt (eq 3-6; Reddi et al. 2021, arXiv 2003.00295).
 

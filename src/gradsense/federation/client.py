@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from gradsense.federation.codec import CODECS
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.trigger import Sensed
 from gradsense.federation.update import Array, GlobalModel, Tensors, Update, layer_of
@@ -44,9 +45,14 @@ class Learner(Protocol):
     @property
     def validation_samples(self) -> int: ...
 
-    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
-        """Take ``steps`` steps from ``tensors``. ``first_step`` counts the client's whole life:
-        it fixes the order of the batches, so that a resumed run sees the same ones."""
+    def train(
+        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+    ) -> Trained:
+        """Take ``steps`` steps from ``tensors``, each drawn back to them by ``proximal``.
+
+        ``first_step`` counts the client's whole life: it fixes the order of the batches, so that
+        a resumed run sees the same ones.
+        """
         ...
 
     def score(self, tensors: Tensors) -> float:
@@ -136,7 +142,9 @@ class Client:
             self.sensing = trigger.reset(self.sensing, score)
             self.fresh = False
         steps = min(budget, self.visit_steps)
-        trained = self.learner.train(self.local, first_step=self.steps, steps=steps)
+        trained = self.learner.train(
+            self.local, first_step=self.steps, steps=steps, proximal=self.strategy.proximal
+        )
         self.local = trained.tensors
         self.steps += steps
         self.visits += 1
@@ -149,17 +157,22 @@ class Client:
 
     def _speak(self, reason: str, layers: tuple[str, ...] | None, score: float | None) -> Update:
         chosen = set(layers) if self.strategy.partial and layers is not None else None
-        delta = {
+        moved = {
             name: tensor - self.reference[name]
             for name, tensor in self.local.items()
             if chosen is None or layer_of(name) in chosen
         }
+        codec = CODECS[self.strategy.codec]
+        packed = codec.pack(moved)
+        exact = codec is CODECS["none"]
+        delta = moved if exact else codec.unpack(packed)
         self.sequence += 1
         self.spoke_on = self.version
         self.visits = 0
         self.sensing = self.strategy.trigger.reset(self.sensing, score)
-        # What was sent whole needs no second copy: the reference is then θ itself.
-        self.reference = {n: self.local[n] if n in delta else self.reference[n] for n in self.local}
+        # What was sent exactly needs no second copy: the reference is then θ itself.
+        sent = self.local if exact else {n: self.reference[n] + d for n, d in delta.items()}
+        self.reference = {n: sent[n] if n in delta else self.reference[n] for n in self.local}
         return Update(
             client=self.name,
             base_version=self.version,
@@ -168,6 +181,8 @@ class Client:
             reason=reason,
             delta=delta,
             score=score,
+            codec=codec.name,
+            packed=packed,
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensors]]:

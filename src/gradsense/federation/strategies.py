@@ -17,10 +17,12 @@ from gradsense.federation.aggregate import (
     Aggregator,
     FrequencyMean,
     Kind,
+    ServerMomentum,
     ServerOptimizer,
     StalenessMean,
     WeightedMean,
 )
+from gradsense.federation.codec import CODECS
 from gradsense.federation.pool import AllInvited, Count, Pool, Quorum
 from gradsense.federation.trigger import (
     AnyOf,
@@ -43,6 +45,9 @@ class Strategy:
         wait: after an upload, rest until the next global model instead of training on. A small
             or fast site would otherwise spend its whole budget on a model that is about to change.
         partial: upload only the layers that triggered; the rest stays on the client and grows.
+        codec: how this strategy's updates become bytes; a name of ``codec.CODECS``.
+        proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): each local step is also drawn
+            back by μ (θ − θ_start).
         keep_local: put the client's unsent movement on top of a new global model. False
             overwrites it, as eq 15 does.
     """
@@ -55,6 +60,8 @@ class Strategy:
     wait: bool = True
     partial: bool = False
     keep_local: bool = False
+    codec: str = "none"
+    proximal: float = 0.0
 
 
 _SENSING = (Performance(), Gradient())
@@ -66,6 +73,21 @@ _ROWS = (
         EveryVisit(),
         AllInvited(),
         WeightedMean(),
+    ),
+    Strategy(
+        "fedprox",
+        "as FedAvg, local steps drawn back to the global model",
+        EveryVisit(),
+        AllInvited(),
+        WeightedMean(),
+        proximal=0.01,
+    ),
+    Strategy(
+        "fedavgm",
+        "as FedAvg, with momentum on the server",
+        EveryVisit(),
+        AllInvited(),
+        ServerMomentum(),
     ),
     Strategy(
         "fedopt",
@@ -155,6 +177,7 @@ def _same_kind(old: object, new: object) -> bool:
 #: Least and greatest value of what a spec may change; what is not here may be any number >= 0.
 _BOUNDS: dict[str, tuple[float, float]] = {
     "alpha": (0.0, 1.0),
+    "momentum": (0.0, 1.0),
     "beta1": (0.0, 1.0),
     "beta2": (0.0, 1.0),
     "share": (0.0, 1.0),
@@ -164,7 +187,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "updates": (1.0, math.inf),
     "visits": (1.0, math.inf),
 }
-_CHOICES = {"kind": get_args(Kind)}
+_CHOICES = {"kind": get_args(Kind), "codec": tuple(CODECS)}
 
 
 def _in_range(key: str, new: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,8 @@ class Update:
         reason: why it speaks now, in the trigger's words.
         delta: what to add to the base. Tensors that are not named did not move enough to travel.
         score: the client's validation loss when it spoke, or None where none was taken.
+        codec: the codec that the client packed it with.
+        packed: the delta as that codec's bytes, where the client has packed it already.
     """
 
     client: str
@@ -52,6 +54,8 @@ class Update:
     reason: str
     delta: Tensors
     score: float | None = None
+    codec: str = "none"
+    packed: bytes = field(default=b"", repr=False)
 
     @property
     def layers(self) -> tuple[str, ...]:

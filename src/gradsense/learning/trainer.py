@@ -7,7 +7,7 @@ so nothing else has to be kept for a thousand clients, and a resumed run needs n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +92,7 @@ class Trainer:
         stream: int,
         first_step: int,
         steps: int,
+        proximal: float = 0.0,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Trained:
         """Take ``steps`` optimiser steps from ``tensors``.
@@ -102,6 +103,7 @@ class Trainer:
             first_step: steps that this client has taken in its life; the epoch and the place in
                 it follow from it, so the order needs no state.
             steps: how many to take.
+            proximal: μ of FedProx; each step is drawn back to ``tensors`` by μ (θ − θ_start).
             optimizer: from ``new_optimizer``, to go on with its moments; None starts afresh.
         """
         self.load(tensors)
@@ -113,8 +115,9 @@ class Trainer:
         optimizer = optimizer or self.new_optimizer()
         layer_sums = dict.fromkeys(self.layers, 0.0)
         total_loss = 0.0
+        anchors = [p.detach().clone() for p in self.parameters.values()] if proximal else []
         for batch in self._batches(len(examples), stream, first_step, steps):
-            loss, squares = self.step(examples, batch, optimizer)
+            loss, squares = self.step(examples, batch, optimizer, proximal, anchors)
             total_loss += loss
             for layer, positions in self.layers.items():
                 layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
@@ -138,7 +141,12 @@ class Trainer:
             yield order[start : start + self.batch_size]
 
     def step(
-        self, examples: Examples, batch: torch.Tensor, optimizer: torch.optim.Optimizer
+        self,
+        examples: Examples,
+        batch: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        proximal: float = 0.0,
+        anchors: Sequence[torch.Tensor] = (),
     ) -> tuple[float, list[float]]:
         """One optimiser step (eq 1): the batch's loss in nats, and ‖g‖² of each parameter."""
         logits = self.classifier.forward(examples.encoded, examples.index[batch])
@@ -147,6 +155,10 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         squares: list[float] = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
+        if proximal:  # after sensing: the pull is ours, not the data's
+            for parameter, anchor in zip(self.parameters.values(), anchors, strict=True):
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
         optimizer.step()
         return loss.item(), squares
 
@@ -194,9 +206,16 @@ class LocalLearner:
     def validation_samples(self) -> int:
         return len(self.validation_set)
 
-    def train(self, tensors: Tensors, *, first_step: int, steps: int) -> Trained:
+    def train(
+        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+    ) -> Trained:
         return self.trainer.train(
-            self.train_set, tensors, stream=self.stream, first_step=first_step, steps=steps
+            self.train_set,
+            tensors,
+            stream=self.stream,
+            first_step=first_step,
+            steps=steps,
+            proximal=proximal,
         )
 
     def score(self, tensors: Tensors) -> float:
