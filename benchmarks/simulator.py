@@ -8,13 +8,15 @@ each global model, which belongs to the measurement and not to the engine. What 
 by visits, is events, sensing, copies, encoding, decoding, checks and aggregation.
 
 Memory: the same with many clients. Peak resident set of the process (what the kernel counted),
-with the bare imports of torch and transformers as the floor.
+with what it had before the first visit (imports, data, model) as the floor.
 """
 
 from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +25,6 @@ from gradsense.config import settings
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import load_corpus
 from gradsense.experiments.run import FederatedRun
-from gradsense.learning.trainer import Trainer
 
 
 def peak_mb() -> float:
@@ -57,15 +58,12 @@ def run(bench: Bench) -> tuple[FederatedRun, float, float]:
     federated = FederatedRun(bench)
     federated.start()
     # Arithmetic is the steps themselves: loading and reading back tensors is overhead.
-    trainer: Trainer = bench.trainer
-    kept = trainer.steps, trainer.evaluate
-    arithmetic.wrap(trainer, "steps")
-    arithmetic.wrap(trainer, "evaluate")
+    arithmetic.wrap(bench.trainer, "step")
+    arithmetic.wrap(bench.trainer, "evaluate")
     began = time.perf_counter()
     while federated.step():
         pass
     spent = time.perf_counter() - began
-    trainer.steps, trainer.evaluate = kept  # type: ignore[method-assign]
     return federated, spent, arithmetic.seconds
 
 
@@ -99,11 +97,17 @@ def main() -> None:
     """Both figures for both kinds of strategy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=1000)
+    parser.add_argument("--memory", metavar="STRATEGY", help="only the memory of this strategy")
     arguments = parser.parse_args()
+    if arguments.memory:
+        memory(arguments.memory, arguments.clients)
+        return
     for strategy in ("fedavg", "gsfs"):
         overhead(strategy)
     for strategy in ("fedavg", "gsfs"):
-        memory(strategy, arguments.clients)
+        # The kernel's peak is a process's whole life, so each run has a process of its own.
+        command = [sys.executable, __file__, "--memory", strategy]
+        subprocess.run([*command, "--clients", str(arguments.clients)], check=True)
 
 
 if __name__ == "__main__":
