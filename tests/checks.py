@@ -17,7 +17,8 @@ import pytest
 
 from federation.toys import ToyLearner, entry, tensor, update
 from gradsense.engines.devices import MIXES, PROFILES, assign
-from gradsense.engines.simulator import Cost, Faults, Simulator
+from gradsense.engines.meter import Cost
+from gradsense.engines.simulator import Faults, Simulator
 from gradsense.federation import aggregate, pool, trigger
 from gradsense.federation.client import Client
 from gradsense.federation.codec import CODECS

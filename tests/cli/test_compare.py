@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gradsense.cli.compare import show
+from gradsense.cli.console import results_console
 from gradsense.experiments import results
 
 REFERENCES = ("local-only", "centralised", "forest")
@@ -144,11 +145,12 @@ def test_table_is_printed_whole_into_a_file(
     resumed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, _ = resumed
-    show(results.load(out / "results.json"), out)
+    show(results.load(out / "results.json"), ["a note"], out, results_console())
     said = capsys.readouterr().out
     for name in ("fedavg", "gsfs", *REFERENCES):
         assert f" {name} " in said, "a name is not broken over two lines"
     assert str(out / "report.html") in said
+    assert "note: a note" in said
 
 
 def test_comparison_into_a_used_folder_loses_nothing(

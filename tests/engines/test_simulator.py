@@ -11,7 +11,8 @@ import pytest
 
 from federation.toys import ToyLearner, tensor
 from gradsense.engines.devices import Device
-from gradsense.engines.simulator import Cost, Faults, Simulator
+from gradsense.engines.meter import Cost
+from gradsense.engines.simulator import Faults, Simulator
 from gradsense.federation.client import Client, Trained
 from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator

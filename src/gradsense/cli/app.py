@@ -42,5 +42,7 @@ app.command(
     epilog="Example: gradsense compare --data iot23/ --strategies fedavg,fedopt,gsfs "
     "--seeds 3 --out table3/"
 )(compare)
-app.command(epilog="Example: gradsense evaluate --model run/model --data iot23/ --json")(evaluate)
+app.command(
+    epilog="Example: gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl"
+)(evaluate)
 app.command(epilog="Example: gradsense pretrain --model nano --template context")(pretrain)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from gradsense.cli.console import results_console
 from gradsense.cli.options import with_settings
@@ -39,11 +40,13 @@ def compare(
 ) -> None:
     """Compare strategies with equal local compute over several seeds, and print Table III."""
     names = [name.strip() for name in strategies.split(",") if name.strip()]
-    rows = run_comparison(run, names, seeds, out, references=references, jobs=jobs, resume=resume)
+    rows, notes = run_comparison(
+        run, names, seeds, out, references=references, jobs=jobs, resume=resume
+    )
     if as_json:
         typer.echo((out / "results.json").read_text(), nl=False)
         return
-    show(rows, out)
+    show(rows, notes, out, results_console())
 
 
 def run_comparison(
@@ -55,8 +58,8 @@ def run_comparison(
     references: bool,
     jobs: int | None,
     resume: bool,
-) -> list[Row]:
-    """The comparison, with bars."""
+) -> tuple[list[Row], list[str]]:
+    """The comparison, with bars: its rows, and the notes on the first seed's data."""
     from gradsense.experiments.compare import compare as compare_all
     from gradsense.experiments.compare import plan
 
@@ -64,16 +67,22 @@ def run_comparison(
     with bars() as progress:
         whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
         tasks: dict[str, Any] = {}
-        done = 0
+        notes: list[str] = []
+        shares = dict.fromkeys((job.name for job in planned), 0.0)
+        finished: set[str] = set()
 
         def on_news(job: Job, message: dict[str, Any]) -> None:
-            nonlocal done
             if job.name not in tasks:
                 tasks[job.name] = progress.add_task(job.name, total=1.0, news="")
             if message["event"] == "done":
-                done += 1
+                finished.add(job.name)
+            shares[job.name] = message.get("share", 1.0)
+            count = f"{len(finished)} of {len(planned)}"
+            progress.update(whole, completed=sum(shares.values()), news=count)
+            if job.name in finished:
+                if job.settings.seed == run.seed:
+                    notes[:] = message["notes"]
                 progress.remove_task(tasks[job.name])
-                progress.update(whole, completed=done, news=f"{done} of {len(planned)}")
                 return
             line = news(
                 message["aggregation"],
@@ -83,21 +92,23 @@ def run_comparison(
             )
             progress.update(tasks[job.name], completed=message["share"], news=line)
 
-        return compare_all(
+        rows = compare_all(
             planned,
             out,
             workers=jobs or os.cpu_count() or 1,
             resume=resume,
             on_news=on_news,
         )
+        return rows, notes
 
 
-def show(rows: list[Row], out: Path) -> None:
+def show(rows: list[Row], notes: list[str], out: Path, console: Console) -> None:
     """Table III, what it means, and where the rest is."""
     from gradsense.experiments.findings import findings
     from gradsense.experiments.table import footnotes, table
 
-    console = results_console()
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
     console.print(table(rows, width=console.width))
     console.print(footnotes(), style="dim", markup=False, highlight=False)
     for finding in findings(rows):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.progress import file_bar
 from gradsense.prompts.templates import get_template
 from gradsense.telemetry.inspect import Inspection, inspect
 
@@ -41,28 +39,12 @@ def inspect_command(
 ) -> None:
     """Show what logs hold: rows, time span, captures, classes, drops and duplicates."""
     render = get_template(template).render
-    with _progress() as on_file:
+    with file_bar("reading") as on_file:
         found = inspect(path, strict=strict, render=render, on_file=on_file)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
         _show(found, results_console())
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that moves with every file; silent where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("reading", total=None)
-
-        def on_file(name: str, index: int, total: int) -> None:
-            bar.update(task, description=name, completed=index, total=total)
-
-        yield on_file
 
 
 def _show(found: Inspection, console: Console) -> None:

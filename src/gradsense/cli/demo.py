@@ -23,22 +23,25 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path("demo"),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each strategy.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print results.json; the story goes to stderr.")
+    ] = False,
 ) -> None:
     """Watch synthetic sites learn together without sharing a flow; needs no data."""
     from gradsense.experiments.demo import fresh_folder, make_fleet, read_sample
-    from gradsense.experiments.rundir import MODEL
+    from gradsense.experiments.rundir import MODEL, RESULTS
 
-    console = results_console()
+    console = Console(stderr=True) if as_json else results_console()
     fresh_folder(out)
     console.print("[bold]1. A fleet of sites[/], each with its own devices and infections.")
     captures = make_fleet(out, seed=seed)
     console.print(f"   Synthetic traffic, no capture of anything real: {captures}\n")
     console.print("[bold]2. Three ways to learn together[/], with equal local compute.")
     run = settings(data=captures, rounds=rounds, seed=seed)
-    rows = run_comparison(
+    rows, notes = run_comparison(
         run, STRATEGIES, 1, out / "runs", references=True, jobs=None, resume=False
     )
-    show(rows, out / "runs")
+    show(rows, notes, out / "runs", console)
     model = out / "runs" / f"gsfs-seed{seed}" / MODEL
     console.print("\n[bold]3. The trained model reads a log[/] of a network that it never saw.")
     _show_reading(read_sample(out, model, seed=seed), console)
@@ -50,6 +53,8 @@ def demo(
         highlight=False,
         soft_wrap=True,
     )
+    if as_json:
+        typer.echo((out / "runs" / RESULTS).read_text(), nl=False)
 
 
 def _show_reading(reading: Reading, console: Console) -> None:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from gradsense.cli.console import results_console
-
-_EPILOG = (
-    "Example: gradsense evaluate --model RUN/model --data captures/ --json > scores.json. "
-    "For verdicts on an unlabelled log: gradsense evaluate --model RUN/model --data conn.log "
-    "--out verdicts.jsonl"
-)
+from gradsense.cli.progress import file_bar
 
 
 def evaluate(
@@ -40,7 +32,7 @@ def evaluate(
     # The language model libraries take seconds to import; --help should not.
     from gradsense.experiments.evaluate import evaluate as run
 
-    with _progress() as on_file:
+    with file_bar("loading the model") as on_file:
         result = run(model, data, out=out, cap=cap, strict=strict, on_file=on_file)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
@@ -48,26 +40,6 @@ def evaluate(
         show(result, results_console())
         if out is not None:
             Console(stderr=True).print(f"verdicts: {out}", markup=False, highlight=False)
-
-
-#: What the lead's ``app.command`` needs beside the function.
-COMMAND: dict[str, Any] = {"name": "evaluate", "epilog": _EPILOG}
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that moves with every file; silent where stderr is no terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("loading the model", total=None)
-
-        def on_file(name: str, index: int, total: int) -> None:
-            bar.update(task, description=name, completed=index, total=total)
-
-        yield on_file
 
 
 def show(result: dict[str, Any], console: Console) -> None:

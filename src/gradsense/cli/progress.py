@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -28,6 +33,29 @@ def bars() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def file_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that moves with every file; silent where stderr is no terminal.
+
+    Yields what ``on_file`` parameters take: told (name, index from 0, number of files).
+    """
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(first, total=None)
+        yield lambda name, index, total: bar.update(
+            task, description=name, completed=index, total=total
+        )
 
 
 def news(

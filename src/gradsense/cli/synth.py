@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,16 @@ def synthesize(
     sites: Annotated[int, typer.Option(help="How many sites.")] = 6,
     flows: Annotated[int, typer.Option(help="Flows of an average site.")] = 2000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Write labelled Zeek logs of an IoT fleet that never existed, one folder a site."""
     counts = {
         path.parents[1].name: _classes(path)
         for path in write_fleet(out, sites=sites, flows=flows, seed=seed)
     }
+    if as_json:
+        typer.echo(json.dumps({"synthetic": True, "flows": counts}, indent=1))
+        return
     console = results_console()
     console.print(_table(counts))
     console.print("This traffic is synthetic: generated, not captured from any network.")

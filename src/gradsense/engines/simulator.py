@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gradsense.engines.devices import Device
+from gradsense.engines.meter import Cost, Meter, Upload
 from gradsense.errors import UpdateRefused
 from gradsense.federation.client import Client
 from gradsense.federation.codec import CODECS
@@ -25,14 +26,6 @@ from gradsense.federation.update import GlobalModel, Tensors
 
 Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Arithmetic of one flow, in FLOP (6 N and 2 N a token: Kaplan et al. 2020, §2.1)."""
-
-    training: float
-    inference: float
 
 
 @dataclass(frozen=True)
@@ -50,33 +43,6 @@ class Faults:
     offline_s: float = 60.0
     late: float = 0.0
     late_s: float = 60.0
-
-
-@dataclass
-class Meter:
-    """What a run has cost so far. Bytes, seconds of virtual time, joules, counts."""
-
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    uploads: int = 0
-    aggregations: int = 0
-    visits: int = 0
-    samples_trained: int = 0
-    energy_j: float = 0.0
-    dropped_out: int = 0
-    unheard: int = 0  # updates still pooled when the run ended
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One mark on the time line."""
-
-    virtual_s: float
-    client: str
-    reason: str
-    bytes: int
-    aggregation: int
-    layers: int
 
 
 @dataclass(order=True)

@@ -195,7 +195,8 @@ def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -
                     error = InputError if message["exit_code"] == 2 else GradsenseError
                     raise _reported(error, message["text"])
                 case "done":
-                    notes = notes or tuple(message["notes"])
+                    if jobs[message["number"]].settings.seed == jobs[0].settings.seed:
+                        notes = tuple(message["notes"])
                     on_news(jobs[message["number"]], message)
                     hand_out(team[index])
                 case _:

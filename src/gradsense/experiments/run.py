@@ -11,7 +11,8 @@ import numpy as np
 
 from gradsense.engines import checkpoint
 from gradsense.engines.devices import assign
-from gradsense.engines.simulator import Cost, Faults, Simulator
+from gradsense.engines.meter import Cost
+from gradsense.engines.simulator import Faults, Simulator
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim

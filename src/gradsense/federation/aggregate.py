@@ -7,6 +7,7 @@ mean of their deltas on the common base.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -65,9 +66,12 @@ def _add(tensors: Tensors, step: Tensors) -> dict[str, Array]:
     return {n: t + step[n] if n in step else t for n, t in tensors.items()}
 
 
-@dataclass(frozen=True)
-class WeightedMean:
-    """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
+class _Stateless(ABC):
+    """An aggregator that only weighs: θ ← θ + Σ w_i Δθ_i."""
+
+    @abstractmethod
+    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+        """One weight an entry; the arguments are those of ``apply``."""
 
     def init(self, tensors: Tensors) -> dict[str, Array]:
         return {}
@@ -79,9 +83,16 @@ class WeightedMean:
         submissions: Mapping[str, int],
         state: Mapping[str, Array],
     ) -> tuple[dict[str, Array], dict[str, Array]]:
+        return _add(tensors, weighted_sum(entries, self.weights(entries, submissions))), {}
+
+
+@dataclass(frozen=True)
+class WeightedMean(_Stateless):
+    """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
+
+    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
         total = sum(entry.update.samples for entry in entries)
-        weights = [entry.update.samples / total for entry in entries]
-        return _add(tensors, weighted_sum(entries, weights)), dict(state)
+        return [entry.update.samples / total for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,7 @@ class ServerMomentum:
         submissions: Mapping[str, int],
         state: Mapping[str, Array],
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        total = sum(entry.update.samples for entry in entries)
-        mean = weighted_sum(entries, [entry.update.samples / total for entry in entries])
+        mean = weighted_sum(entries, WeightedMean().weights(entries, submissions))
         velocity = {
             name: (self.momentum * state[f"v:{name}"] + mean.get(name, 0)).astype(np.float32)
             for name in tensors
@@ -169,7 +179,7 @@ class ServerOptimizer:
 
 
 @dataclass(frozen=True)
-class StalenessMean:
+class StalenessMean(_Stateless):
     """FedBuff (Nguyen et al. 2022, arXiv 2106.06639): the mean over K of Δθ / (1 + staleness)^a.
 
     The sum is divided by K, not by the sum of discounts: a pool of old news moves less.
@@ -177,22 +187,12 @@ class StalenessMean:
 
     exponent: float = 0.5
 
-    def init(self, tensors: Tensors) -> dict[str, Array]:
-        return {}
-
-    def apply(
-        self,
-        tensors: Tensors,
-        entries: Sequence[Entry],
-        submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        weights = [(1 + e.staleness) ** -self.exponent / len(entries) for e in entries]
-        return _add(tensors, weighted_sum(entries, weights)), dict(state)
+    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+        return [(1 + entry.staleness) ** -self.exponent / len(entries) for entry in entries]
 
 
 @dataclass(frozen=True)
-class FrequencyMean:
+class FrequencyMean(_Stateless):
     """GSFS (eq 13-14): θ ← θ + Σ α_k Δθ_k, α_k proportional to k's submission frequency.
 
     Read literally, the share of all submissions so far: α_k = s_k / Σ_j s_j over the pool's
@@ -217,11 +217,8 @@ class FrequencyMean:
     staleness_exponent: float = 0.0
     full_step_share: float = 0.0
 
-    def init(self, tensors: Tensors) -> dict[str, Array]:
-        return {}
-
     def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
-        """One weight an entry; untempered, they sum to 1 over distinct clients."""
+        """As eq 14; untempered, they sum to 1 over distinct clients."""
         samples = {entry.update.client: entry.update.samples for entry in entries}
         frequency = {client: float(submissions[client]) for client in samples}
         if self.frequency_bound is not None:
@@ -239,13 +236,3 @@ class FrequencyMean:
             step * raw[e.update.client] / total * (1 + e.staleness) ** -self.staleness_exponent
             for e in entries
         ]
-
-    def apply(
-        self,
-        tensors: Tensors,
-        entries: Sequence[Entry],
-        submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        weights = self.weights(entries, submissions)
-        return _add(tensors, weighted_sum(entries, weights)), dict(state)

@@ -10,6 +10,7 @@ All but ``none`` are wrapped in zstd. Sizes are bounded before anything is alloc
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -90,6 +91,22 @@ def _shape(parts: dict[str, np.ndarray], name: str) -> tuple[int, ...]:
     return shape
 
 
+def _rebuild(
+    data: bytes, read: Callable[[dict[str, np.ndarray], str], np.ndarray]
+) -> dict[str, Array]:
+    """Every tensor whose shape is listed, from the flat values that ``read`` finds for it."""
+    parts = _expand(data)
+    try:
+        tensors = {}
+        for name in _names(parts, "shape:"):
+            shape = _shape(parts, name)
+            flat = read(parts, name)[: math.prod(shape)]
+            tensors[name] = flat.reshape(shape).astype(np.float32)
+        return tensors
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise _refuse(error) from None
+
+
 def _shape_entry(name: str, tensor: Array) -> dict[str, np.ndarray]:
     return {f"shape:{name}": np.array(tensor.shape, dtype=np.int64)}
 
@@ -160,20 +177,14 @@ class Quantized:
         return _squeeze(parts)
 
     def unpack(self, data: bytes) -> dict[str, Array]:
-        parts = _expand(data)
-        tensors: dict[str, Array] = {}
-        try:
-            for name in _names(parts, "shape:"):
-                shape = _shape(parts, name)
-                whole, scales = parts[f"whole:{name}"], parts[f"scale:{name}"]
-                if self.bits == 4:
-                    pairs = np.stack((whole & 15, whole >> 4), axis=1).astype(np.int8).ravel()
-                    whole = np.where(pairs > self._top, pairs - 16, pairs)
-                values = whole.reshape(-1, self.group) * scales.astype(np.float32)[:, None]
-                tensors[name] = values.ravel()[: math.prod(shape)].reshape(shape)
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise _refuse(error) from None
-        return {name: value.astype(np.float32) for name, value in tensors.items()}
+        return _rebuild(data, self._values)
+
+    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
+        whole, scales = parts[f"whole:{name}"], parts[f"scale:{name}"]
+        if self.bits == 4:
+            pairs = np.stack((whole & 15, whole >> 4), axis=1).astype(np.int8).ravel()
+            whole = np.where(pairs > self._top, pairs - 16, pairs)
+        return (whole.reshape(-1, self.group) * scales.astype(np.float32)[:, None]).ravel()
 
 
 @dataclass(frozen=True)
@@ -204,18 +215,13 @@ class TopK:
         return _squeeze(parts)
 
     def unpack(self, data: bytes) -> dict[str, Array]:
-        parts = _expand(data)
-        tensors: dict[str, Array] = {}
-        try:
-            for name in _names(parts, "shape:"):
-                shape = _shape(parts, name)
-                flat = np.zeros(math.prod(shape), dtype=np.float32)
-                places = np.cumsum(parts[f"gaps:{name}"].astype(np.int64))
-                flat[places] = parts[f"values:{name}"].astype(np.float32)
-                tensors[name] = flat.reshape(shape)
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise _refuse(error) from None
-        return tensors
+        return _rebuild(data, self._values)
+
+    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
+        flat = np.zeros(math.prod(_shape(parts, name)), dtype=np.float32)
+        places = np.cumsum(parts[f"gaps:{name}"].astype(np.int64))
+        flat[places] = parts[f"values:{name}"].astype(np.float32)
+        return flat
 
 
 #: Every codec by name.
