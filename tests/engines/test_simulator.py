@@ -13,12 +13,13 @@ from federation.toys import ToyLearner, tensor
 from gradsense.engines.devices import Device
 from gradsense.engines.meter import Cost
 from gradsense.engines.simulator import Faults, Simulator
-from gradsense.federation.client import Client, Trained
+from gradsense.federation.client import Client
 from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.message import encode
 from gradsense.federation.strategies import STRATEGIES, get_strategy
-from gradsense.federation.update import GlobalModel, Tensors, Update
+from gradsense.federation.update import GlobalModel, Update
+from gradsense.learning.learner import Tensors, Trained
 
 START = {"w": tensor(0.0)}
 #: What one model weighs on its way down.

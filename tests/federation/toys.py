@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsense.federation.client import Trained
 from gradsense.federation.pool import Entry
-from gradsense.federation.update import Tensors, Update
+from gradsense.federation.update import Update
+from gradsense.learning.learner import Tensors, Trained
 
 
 def tensor(*values: float) -> np.ndarray:

@@ -22,7 +22,8 @@ from gradsense.federation.client import Client
 from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.message import decode, encode
-from gradsense.federation.update import GlobalModel, Tensors
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Tensors
 
 Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness

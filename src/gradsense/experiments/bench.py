@@ -12,8 +12,8 @@ import torch
 from gradsense.config import RunSettings
 from gradsense.experiments import results
 from gradsense.experiments.corpus import Corpus, by_client, examples
-from gradsense.federation.update import Tensors
 from gradsense.learning import metrics
+from gradsense.learning.learner import Tensors
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template

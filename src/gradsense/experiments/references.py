@@ -14,7 +14,7 @@ from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.run import OnProgress, Progress, write_model
 from gradsense.experiments.rundir import RESULTS, claim
-from gradsense.federation.update import Tensors
+from gradsense.learning.learner import Tensors
 from gradsense.prompts.templates import get_template
 
 

@@ -19,7 +19,8 @@ from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.strategies import get_strategy
-from gradsense.federation.update import GlobalModel, Tensors
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Tensors
 from gradsense.models import folder
 
 #: The clients' average is taken over all of them up to this many, else over a seeded sample.

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from gradsense.federation.pool import Entry
-from gradsense.federation.update import Array, Tensors
+from gradsense.learning.learner import Array, Tensors
 
 Kind = Literal["adam", "yogi", "adagrad"]
 

@@ -3,61 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from gradsense.federation.codec import CODECS
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.trigger import Sensed
-from gradsense.federation.update import Array, GlobalModel, Tensors, Update, layer_of
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What local training gives back.
-
-    Attributes:
-        tensors: θ after the steps, new arrays.
-        gradient_norms: layer to the batch gradient's L2 norm, averaged over the steps.
-        loss: mean training loss over the steps, in nats.
-    """
-
-    tensors: dict[str, Array]
-    gradient_norms: dict[str, float]
-    loss: float
-
-
-class Learner(Protocol):
-    """One device's data and the means to train on it (eq 1). ``learning.trainer`` has the real one.
-
-    Attributes:
-        samples: |D_k|.
-        steps_per_epoch: batches in one pass over D_k.
-        validation_samples: |D_k^val|.
-    """
-
-    @property
-    def samples(self) -> int: ...
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    @property
-    def validation_samples(self) -> int: ...
-
-    def train(
-        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
-    ) -> Trained:
-        """Take ``steps`` steps from ``tensors``, each drawn back to them by ``proximal``.
-
-        ``first_step`` counts the client's whole life: it fixes the order of the batches, so that
-        a resumed run sees the same ones.
-        """
-        ...
-
-    def score(self, tensors: Tensors) -> float:
-        """M(θ; D_k^val): the validation loss in nats."""
-        ...
+from gradsense.federation.update import GlobalModel, Update
+from gradsense.learning.learner import Learner, Tensors, layer_of
 
 
 class Client:

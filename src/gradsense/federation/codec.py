@@ -21,7 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError
-from gradsense.federation.update import Array, Tensors
+from gradsense.learning.learner import Array, Tensors
 
 #: No message may be larger, packed or unpacked: 2 GiB holds the adapters of any model that a
 #: gateway can train.

@@ -21,7 +21,8 @@ from gradsense.errors import (
 )
 from gradsense.federation.pool import Entry
 from gradsense.federation.strategies import Strategy
-from gradsense.federation.update import Array, GlobalModel, Tensors, Update
+from gradsense.federation.update import GlobalModel, Update
+from gradsense.learning.learner import Array, Tensors
 
 
 class Coordinator:

@@ -2,33 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float32]
-Tensors = Mapping[str, Array]  # name to float32 array; treated as immutable everywhere
-
-_NUMBERED_BLOCK = re.compile(r"^(.*?\.\d+)\.")
-
-
-def layer_of(name: str) -> str:
-    """The layer a tensor belongs to: its numbered block, or else its module.
-
-    ``model.decoder.layers.0.fc1.weight`` is in ``model.decoder.layers.0``, ``score.weight`` in
-    ``score``. Sensing works by layer (eq 9-11), not by tensor: the parts of one block move
-    together, and a handful of layers can be shown to a person.
-    """
-    block = _NUMBERED_BLOCK.match(name)
-    return block.group(1) if block else name.rpartition(".")[0] or name
-
-
-def layers_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The distinct layers of these tensors, in their order."""
-    return tuple(dict.fromkeys(layer_of(name) for name in names))
+from gradsense.learning.learner import Tensors, layers_of
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from gradsense.federation.client import Trained
-from gradsense.federation.update import Tensors, layer_of
+from gradsense.learning.learner import Tensors, Trained, layer_of
 from gradsense.models.classifier import Encoded, TextClassifier
 
 
