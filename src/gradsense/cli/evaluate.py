@@ -27,13 +27,14 @@ def evaluate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first malformed line.")
     ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
 ) -> None:
     """Show how a model does on logs: precision, recall, F1, accuracy, confusion, latency."""
     # The language model libraries take seconds to import; --help should not.
     from gradsense.experiments.evaluate import evaluate as run
 
     with file_bar("loading the model") as on_file:
-        result = run(model, data, out=out, cap=cap, strict=strict, on_file=on_file)
+        result = run(model, data, out=out, cap=cap, strict=strict, threads=threads, on_file=on_file)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:

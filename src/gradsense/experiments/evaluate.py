@@ -12,6 +12,7 @@ from typing import IO, Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
@@ -41,6 +42,7 @@ def evaluate(
     out: Path | None = None,
     cap: int = 0,
     strict: bool = False,
+    threads: int = 1,
     on_file: OnFile | None = None,
 ) -> dict[str, Any]:
     """Classify all flows of a log or of a folder of captures, block by block.
@@ -54,6 +56,7 @@ def evaluate(
         out: a JSON lines file that takes one verdict a flow.
         cap: at most so many flows per (capture, class), the first in the log; 0 takes all.
         strict: a malformed line is an error instead of being counted.
+        threads: of torch; one is best for a small model, and what an edge device has to spare.
         on_file: told ``(capture name, index from 0, number of captures)`` before each file.
 
     Returns:
@@ -67,6 +70,7 @@ def evaluate(
     """
     if cap < 0:
         raise InputError(f"cap is {cap}", mend="give 0 for no cap, or more", field="cap")
+    torch.set_num_threads(threads)
     classifier = folder.load(model_dir)
     captures = discover(data)
     counts = _Counts(classifier.labels)
