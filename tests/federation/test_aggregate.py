@@ -8,7 +8,6 @@ import pytest
 from federation.toys import entry, tensor, update
 from gradsense.federation.aggregate import (
     FrequencyMean,
-    ServerMomentum,
     ServerOptimizer,
     StalenessMean,
     WeightedMean,
@@ -75,7 +74,7 @@ def test_server_moments_decay_for_a_tensor_that_nobody_sent() -> None:
 
 
 def test_fedavgm_two_rounds() -> None:
-    rule = ServerMomentum(momentum=0.5)
+    rule = WeightedMean(momentum=0.5)
     state = rule.init({"w": tensor(0.0)})
     # v = (3*4 + 1*0) / 4 = 3, θ = 3; then v = 1.5 + 1 = 2.5, θ = 5.5
     first = [entry("a", 4.0, samples=3), entry("b", 0.0)]
@@ -89,7 +88,7 @@ def test_fedavgm_two_rounds() -> None:
 def test_fedbuff_discounts_stale_news() -> None:
     # staleness 3 counts (1+3)^-0.5 = 1/2: (4 * 1 + 4 * 1/2) / 2 = 3
     entries = [entry("a", 4.0), entry("b", 4.0, staleness=3)]
-    moved, _ = StalenessMean(0.5).apply({"w": tensor(0.0)}, entries, {}, {})
+    moved, _ = StalenessMean(exponent=0.5).apply({"w": tensor(0.0)}, entries, {}, {})
     assert moved["w"] == pytest.approx([3.0])
 
 

@@ -66,42 +66,25 @@ def _add(tensors: Tensors, step: Tensors) -> dict[str, Array]:
     return {n: t + step[n] if n in step else t for n, t in tensors.items()}
 
 
-class _Stateless(ABC):
-    """An aggregator that only weighs: θ ← θ + Σ w_i Δθ_i."""
+@dataclass(frozen=True)
+class _Weighing(ABC):
+    """An aggregator that weighs: θ ← θ + v, with v ← β v + Σ w_i Δθ_i.
+
+    Attributes:
+        momentum: β. 0 is the plain sum. Above, the server carries on in the direction of earlier
+            rounds (FedAvgM: Hsu et al. 2019, arXiv 1909.06335), which evens out what the sites
+            of one round have in common by chance.
+    """
+
+    momentum: float = 0.0
 
     @abstractmethod
     def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
         """One weight an entry; the arguments are those of ``apply``."""
 
     def init(self, tensors: Tensors) -> dict[str, Array]:
-        return {}
-
-    def apply(
-        self,
-        tensors: Tensors,
-        entries: Sequence[Entry],
-        submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
-        return _add(tensors, weighted_sum(entries, self.weights(entries, submissions))), {}
-
-
-@dataclass(frozen=True)
-class WeightedMean(_Stateless):
-    """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
-
-    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
-        total = sum(entry.update.samples for entry in entries)
-        return [entry.update.samples / total for entry in entries]
-
-
-@dataclass(frozen=True)
-class ServerMomentum:
-    """FedAvgM (Hsu et al. 2019, arXiv 1909.06335): v ← β v + mean of Δθ; θ ← θ + v."""
-
-    momentum: float = 0.5
-
-    def init(self, tensors: Tensors) -> dict[str, Array]:
+        if not self.momentum:
+            return {}
         return {f"v:{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
 
     def apply(
@@ -111,12 +94,23 @@ class ServerMomentum:
         submissions: Mapping[str, int],
         state: Mapping[str, Array],
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        mean = weighted_sum(entries, WeightedMean().weights(entries, submissions))
+        step = weighted_sum(entries, self.weights(entries, submissions))
+        if not self.momentum:
+            return _add(tensors, step), {}
         velocity = {
-            name: (self.momentum * state[f"v:{name}"] + mean.get(name, 0)).astype(np.float32)
+            name: (self.momentum * state[f"v:{name}"] + step.get(name, 0)).astype(np.float32)
             for name in tensors
         }
         return _add(tensors, velocity), {f"v:{name}": v for name, v in velocity.items()}
+
+
+@dataclass(frozen=True)
+class WeightedMean(_Weighing):
+    """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
+
+    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+        total = sum(entry.update.samples for entry in entries)
+        return [entry.update.samples / total for entry in entries]
 
 
 @dataclass(frozen=True)
@@ -179,7 +173,7 @@ class ServerOptimizer:
 
 
 @dataclass(frozen=True)
-class StalenessMean(_Stateless):
+class StalenessMean(_Weighing):
     """FedBuff (Nguyen et al. 2022, arXiv 2106.06639): the mean over K of Δθ / (1 + staleness)^a.
 
     The sum is divided by K, not by the sum of discounts: a pool of old news moves less.
@@ -192,7 +186,7 @@ class StalenessMean(_Stateless):
 
 
 @dataclass(frozen=True)
-class FrequencyMean(_Stateless):
+class FrequencyMean(_Weighing):
     """GSFS (eq 13-14): θ ← θ + Σ α_k Δθ_k, α_k proportional to k's submission frequency.
 
     Read literally, the share of all submissions so far: α_k = s_k / Σ_j s_j over the pool's

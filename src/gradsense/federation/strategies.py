@@ -17,7 +17,6 @@ from gradsense.federation.aggregate import (
     Aggregator,
     FrequencyMean,
     Kind,
-    ServerMomentum,
     ServerOptimizer,
     StalenessMean,
     WeightedMean,
@@ -87,7 +86,7 @@ _ROWS = (
         "as FedAvg, with momentum on the server",
         EveryVisit(),
         AllInvited(),
-        ServerMomentum(),
+        WeightedMean(momentum=0.5),
     ),
     Strategy(
         "fedopt",
