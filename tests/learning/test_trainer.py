@@ -78,6 +78,29 @@ def test_two_steps_by_hand() -> None:
     assert trained.gradient_norms["head"] == pytest.approx((first + second) / 2)
 
 
+def test_fedprox_draws_the_second_step_back_by_hand() -> None:
+    data, own = examples([1], [0]), trainer(Bag())
+    trained = own.train(data, ZERO, stream=0, first_step=0, steps=2, proximal=0.5)
+    wrong = 1 / (1 + math.exp(0.1))
+    # At 0.05 the pull back to 0 is μ × 0.05 = 0.025, times η; the first step starts at 0.
+    assert trained.tensors["head.weight"][0, 1] == pytest.approx(0.05 + 0.1 * (wrong - 0.025))
+    plain = own.train(data, ZERO, stream=0, first_step=0, steps=2)
+    assert trained.gradient_norms == plain.gradient_norms, "sensing sees the data's gradient"
+
+
+def test_a_part_without_gradient_keeps_its_place() -> None:
+    class TwoHeads(Bag):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle = nn.Parameter(torch.ones(2))
+
+        def trainable(self) -> dict[str, nn.Parameter]:
+            return {"idle.weight": self.idle, "head.weight": self.model.weight}
+
+    trained = trainer(TwoHeads()).train(examples([1], [0]), ZERO, stream=0, first_step=0, steps=1)
+    assert trained.gradient_norms == {"idle": 0.0, "head": pytest.approx(math.sqrt(0.5))}
+
+
 def test_batch_is_the_mean_over_its_flows() -> None:
     data = examples([0, 0, 2, 2], [0, 1, 1, 1])
     trained = trainer(Bag(), batch_size=4).train(data, ZERO, stream=0, first_step=0, steps=1)

@@ -152,8 +152,14 @@ class Trainer:
         loss = functional.cross_entropy(logits, examples.labels[batch])
         optimizer.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        squares: list[float] = torch.stack(torch._foreach_norm(gradients)).square_().tolist()
+        # A part that this input did not reach has no gradient; its place stays, at zero.
+        reached = {
+            place: p.grad for place, p in enumerate(self.parameters.values()) if p.grad is not None
+        }
+        norms = torch.stack(torch._foreach_norm(list(reached.values()))).square_().tolist()
+        squares = [0.0] * len(self.parameters)
+        for place, square in zip(reached, norms, strict=True):
+            squares[place] = square
         if proximal:  # after sensing: the pull is ours, not the data's
             for parameter, anchor in zip(self.parameters.values(), anchors, strict=True):
                 if parameter.grad is not None:
@@ -179,7 +185,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class LocalLearner:
-    """One client's data, bound to the process's trainer; a ``federation.client.Learner``.
+    """One client's data, bound to the process's trainer; a ``learner.Learner``.
 
     Attributes:
         trainer: shared by all clients of the process.
