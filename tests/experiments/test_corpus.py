@@ -9,8 +9,9 @@ import torch
 from gradsense.config import settings
 from gradsense.errors import InputError
 from gradsense.experiments.bench import set_up
-from gradsense.experiments.corpus import Corpus, by_client, class_numbers, examples, load_corpus
+from gradsense.experiments.corpus import Corpus, by_client, examples, load_corpus
 from gradsense.experiments.preflight import check
+from gradsense.telemetry.labels import class_numbers
 from gradsense.telemetry.synthetic import write_fleet
 
 
@@ -85,7 +86,7 @@ def test_examples_hold_each_prompt_once(corpus: Corpus, captures: Path) -> None:
     again = examples(frame, corpus, bench.trainer.classifier)
     ids = bench.trainer.classifier.encode(frame["text"].to_list()).input_ids
     assert torch.equal(again.encoded.input_ids[again.index], ids)
-    named = [corpus.classes[number] for number in class_numbers(frame, corpus)]
+    named = [corpus.classes[number] for number in class_numbers(frame, corpus.classes)]
     assert named == frame["class"].to_list()
 
 
@@ -96,7 +97,7 @@ def test_clients_together_hold_everything_once(corpus: Corpus, captures: Path) -
     assert sum(map(len, parts.values())) == len(bench.train)
     for client, own in parts.items():
         frame = corpus.parts.train.filter(pl.col("client") == client)
-        assert own.labels.tolist() == class_numbers(frame, corpus).tolist()
+        assert own.labels.tolist() == class_numbers(frame, corpus.classes).tolist()
     assert [learner.stream for learner in bench.learners.values()] == [0, 1, 2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,7 @@ def run_comparison(
     references: bool,
     jobs: int | None,
     resume: bool,
-) -> tuple[list[Row], list[str]]:
+) -> tuple[list[Row], tuple[str, ...]]:
     """The comparison, with bars: its rows, and the notes on the first seed's data."""
     from gradsense.experiments.compare import compare as compare_all
     from gradsense.experiments.compare import plan
@@ -67,7 +68,6 @@ def run_comparison(
     with bars() as progress:
         whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
         tasks: dict[str, Any] = {}
-        notes: list[str] = []
         shares = dict.fromkeys((job.name for job in planned), 0.0)
         finished: set[str] = set()
 
@@ -80,8 +80,6 @@ def run_comparison(
             count = f"{len(finished)} of {len(planned)}"
             progress.update(whole, completed=sum(shares.values()), news=count)
             if job.name in finished:
-                if job.settings.seed == run.seed:
-                    notes[:] = message["notes"]
                 progress.remove_task(tasks[job.name])
                 return
             line = news(
@@ -92,17 +90,16 @@ def run_comparison(
             )
             progress.update(tasks[job.name], completed=message["share"], news=line)
 
-        rows = compare_all(
+        return compare_all(
             planned,
             out,
             workers=jobs or os.cpu_count() or 1,
             resume=resume,
             on_news=on_news,
         )
-        return rows, notes
 
 
-def show(rows: list[Row], notes: list[str], out: Path, console: Console) -> None:
+def show(rows: list[Row], notes: Sequence[str], out: Path, console: Console) -> None:
     """Table III, what it means, and where the rest is."""
     from gradsense.experiments.findings import findings
     from gradsense.experiments.table import footnotes, table

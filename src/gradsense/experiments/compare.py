@@ -81,7 +81,7 @@ def compare(
     resume: bool = False,
     on_news: OnNews = lambda job, news: None,
     title: str = "gradsense: strategies compared",
-) -> list[results.Row]:
+) -> tuple[list[results.Row], tuple[str, ...]]:
     """Run all jobs and write ``results.json`` and ``report.html`` into ``out``.
 
     Args:
@@ -90,6 +90,9 @@ def compare(
         workers: processes side by side.
         resume: read finished rows, continue unfinished ones.
         on_news: told of progress.
+
+    Returns:
+        The rows, and the notes on the first seed's data.
 
     Raises:
         InputError: the first job's complaint about input, or an unwritable ``out``.
@@ -102,7 +105,7 @@ def compare(
     rows.sort(key=lambda row: (row.kind == "reference", order[row.strategy], row.seed))
     results.save(rows, out / RESULTS)
     write_report(rows, out / REPORT, title=title, settings=shown(jobs[0].settings, notes))
-    return rows
+    return rows, notes
 
 
 def prepare(out: Path, *, resume: bool) -> None:

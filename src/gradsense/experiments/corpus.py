@@ -18,6 +18,7 @@ from gradsense.models.classifier import TextClassifier
 from gradsense.prompts.templates import get_template
 from gradsense.telemetry.contradictions import contradictions, resolve
 from gradsense.telemetry.dataset import Dataset, load
+from gradsense.telemetry.labels import class_numbers
 from gradsense.telemetry.partition import partition
 from gradsense.telemetry.split import Split, split
 from gradsense.telemetry.synthetic import write_fleet
@@ -113,15 +114,8 @@ def examples(frame: pl.DataFrame, corpus: Corpus, classifier: TextClassifier) ->
     return Examples(
         classifier.encode(distinct.to_list()),
         torch.from_numpy(index.to_numpy().astype(np.int64)),
-        torch.from_numpy(class_numbers(frame, corpus)),
+        torch.from_numpy(class_numbers(frame, corpus.classes)),
     )
-
-
-def class_numbers(frame: pl.DataFrame, corpus: Corpus) -> np.ndarray:
-    """The class of each flow as its place in ``corpus.classes``, int64 of shape [flows]."""
-    places = {name: place for place, name in enumerate(corpus.classes)}
-    numbers = frame["class"].replace_strict(places, return_dtype=pl.Int64)
-    return numbers.to_numpy().astype(np.int64)
 
 
 def by_client(frame: pl.DataFrame, whole: Examples) -> dict[str, Examples]:

@@ -11,6 +11,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from gradsense.learning.metrics import Scores, score
 from gradsense.telemetry.flows import CONTEXT_SCHEMA
+from gradsense.telemetry.labels import class_numbers
 
 _TREES = 200
 _CATEGORIES = ("proto", "service", "conn_state", "history")
@@ -45,7 +46,7 @@ def predict(
     codes = {name: _codes(train[name]) for name in _CATEGORIES}
     numbers = (*_NUMBERS, *(CONTEXT_SCHEMA if context else ()))
     model = RandomForestClassifier(n_estimators=_TREES, random_state=seed, n_jobs=jobs)
-    model.fit(_features(train, numbers, codes), _class_numbers(train, classes))
+    model.fit(_features(train, numbers, codes), class_numbers(train, classes))
     predicted: npt.NDArray[np.int64] = model.predict(_features(test, numbers, codes)).astype(
         np.int64
     )
@@ -57,7 +58,7 @@ def forest(
 ) -> Scores:
     """``predict``, scored on the test flows."""
     predicted = predict(train, test, classes, seed=seed, jobs=jobs)
-    return score(_class_numbers(test, classes), predicted, classes)
+    return score(class_numbers(test, classes), predicted, classes)
 
 
 def _codes(column: pl.Series) -> dict[str, float]:
@@ -77,9 +78,3 @@ def _features(
     numbers = [pl.col(name).cast(pl.Float64) for name in names]
     frame = flows.select(*numbers, *categories).fill_null(_MISSING)
     return frame.to_numpy().astype(np.float32)
-
-
-def _class_numbers(flows: pl.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    places = {name: place for place, name in enumerate(classes)}
-    numbers = flows["class"].replace_strict(places, return_dtype=pl.Int64)
-    return numbers.to_numpy().astype(np.int64)

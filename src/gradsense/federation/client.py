@@ -93,7 +93,7 @@ class Client:
             score = self.learner.score(self.reference) if trigger.needs_score else None
             self.sensing = trigger.reset(self.sensing, score)
             self.fresh = False
-        steps = min(budget, self.visit_steps)
+        steps, _ = self.plan(budget)
         trained = self.learner.train(
             self.local, first_step=self.steps, steps=steps, proximal=self.strategy.proximal
         )

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-#: The class that is no attack.
-BENIGN = "Benign"
+from gradsense.telemetry.labels import BENIGN
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 View = Literal["classes", "binary"]
@@ -78,3 +81,10 @@ def _with_class(frame: pl.DataFrame, malicious: pl.Expr) -> pl.DataFrame:
         .otherwise(pl.lit(UNKNOWN))
         .alias("class")
     )
+
+
+def class_numbers(frame: pl.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The ``class`` of each flow as its place in ``classes``, int64 of shape [flows]."""
+    places = {name: place for place, name in enumerate(classes)}
+    numbers = frame["class"].replace_strict(places, return_dtype=pl.Int64)
+    return numbers.to_numpy().astype(np.int64)
