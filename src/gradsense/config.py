@@ -59,7 +59,7 @@ class RunSettings(BaseModel):
     )
 
     strategy: str = Field(
-        "gsfs", description="A strategy, or one with changed values: gsfs:keep_local=false."
+        "gsfs", description="A strategy, or one with changed values: gsfs:floor=0.3."
     )
     rounds: int = Field(
         10, ge=1, description="Aggregations at most, and visits of local training per client."

@@ -120,11 +120,11 @@ def test_comparison_gives_the_rows_and_weights_of_single_runs(
 ) -> None:
     out, _ = resumed
     assert rows_of(out)["gsfs"] == rows_of(trained.out)["gsfs"]
-    weights = [
-        (folder / "model" / "model.safetensors").read_bytes()
-        for folder in (out / "gsfs-seed3", trained.out)
-    ]
-    assert weights[0] == weights[1]
+    for name in ("model.safetensors", "head.safetensors"):
+        weights = [
+            (folder / "model" / name).read_bytes() for folder in (out / "gsfs-seed3", trained.out)
+        ]
+        assert weights[0] == weights[1]
 
 
 def test_rows_keep_to_the_contract_and_to_equal_compute(

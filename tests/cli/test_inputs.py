@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gradsense.models.build import build
+from gradsense.models.folder import save
+from gradsense.prompts.templates import get_template
+
 Damage = Callable[[list[str]], bytes]
 
 
@@ -210,7 +214,7 @@ def test_folder_with_something_else_of_that_name(
         (("--strategy", "fedsgd"), ("'fedsgd'", "gsfs-paper")),
         (("--strategy", "gsfs:share"), ("'share'",)),
         (("--strategy", "gsfs:colour=red"), ("'colour'",)),
-        (("--strategy", "gsfs:keep_local=3"), ("'keep_local'",)),
+        (("--strategy", "gsfs-tune:keep_local=3"), ("'keep_local'",)),
         (("--model", "giant"), ("'giant'", "nano")),
         (("--model", "."), ("config.json",)),
         (("--template", "poem"), ("'poem'", "compact")),
@@ -223,6 +227,14 @@ def test_folder_with_something_else_of_that_name(
         (("--participation", "1.5"), ("'--participation'",)),
         (("--seed", "-1"), ("'--seed'",)),
         (("--lora-rank", "-2"), ("'--lora-rank'",)),
+        (("--strategy", "gsfs", "--lora-rank", "4"), ("'--lora-rank'", "gsfs-tune")),
+        (("--strategy", "fedavg:frozen=true", "--lora-rank", "4"), ("'--lora-rank'",)),
+        (("--strategy", "fedavg:readout=tokens", "--lora-rank", "4"), ("'--lora-rank'",)),
+        (("--strategy", "gsfs:frozen=false"), ("'gsfs'", "gsfs-tune")),
+        (("--strategy", "gsfs:payload=deltas"), ("'payload'",)),
+        (("--strategy", "gsfs:readout=all"), ("'readout'", "last, pooled, tokens")),
+        (("--strategy", "gsfs:tolerance=1"), ("'tolerance'",)),
+        (("--strategy", "gsfs:regularisation=0"), ("'regularisation'",)),
         (("--partition", "iid"), ("clients",)),
         (("--partition", "iid", "--clients", "99999"), ("99999", "fewer clients")),
         (("--clients", "2"), ("3 captures",)),
@@ -289,10 +301,10 @@ def edit_card(folder: Path, **changes: object) -> None:
     (folder / "gradsense.json").write_text(json.dumps(card | changes))
 
 
-def drop_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors.pop("score.weight")
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+def drop_tensor(folder: Path, name: str, file: str = "model.safetensors") -> None:
+    tensors = load_file(folder / file)
+    tensors.pop(name)
+    save_file(tensors, folder / file, {"format": "pt"})
 
 
 def cut(folder: Path, name: str) -> None:
@@ -307,7 +319,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("gradsense.json", "'labels'"),
     ),
     "card of the future": (lambda f: edit_card(f, format=2), ("gradsense.json", "'format'")),
-    "too few labels": (lambda f: edit_card(f, labels=["a", "b"]), ("gradsense.json", "'labels'")),
+    "no two labels": (lambda f: edit_card(f, labels=["a"]), ("gradsense.json", "'labels'")),
+    "too few labels": (lambda f: edit_card(f, labels=["a", "b"]), ("gradsense.json", "2 labels")),
     "other template version": (
         lambda f: edit_card(f, template={"name": "compact", "version": 99}),
         ("version 99", "train the model again"),
@@ -319,7 +332,17 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no card": (lambda f: (f / "gradsense.json").unlink(), ("gradsense.json",)),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ("model.safetensors",)),
     "cut weights": (lambda f: cut(f, "model.safetensors"), ("cannot open the model",)),
-    "a tensor less": (drop_tensor, ("model.safetensors", "score.weight")),
+    "a tensor less": (
+        lambda f: drop_tensor(f, "decoder.embed_tokens.weight"),
+        ("model.safetensors", "embed_tokens.weight"),
+    ),
+    "no head": (lambda f: (f / "head.safetensors").unlink(), ("head.safetensors",)),
+    "cut head": (lambda f: cut(f, "head.safetensors"), ("head.safetensors", "cannot be read")),
+    "half a head": (
+        lambda f: drop_tensor(f, "bias", "head.safetensors"),
+        ("head.safetensors", "cannot be read"),
+    ),
+    "card forgets the head": (lambda f: edit_card(f, readout=None), ("score.weight",)),
     "no config": (lambda f: (f / "config.json").unlink(), ("config.json",)),
     "cut config": (lambda f: cut(f, "config.json"), ("cannot open the model",)),
     "cut tokenizer": (lambda f: cut(f, "tokenizer.json"), ("cannot open the model",)),
@@ -336,6 +359,22 @@ def test_damaged_model_folder(
     done = gradsense("evaluate", "--model", model, "--data", sample, "--out", out)
     done.complaint(str(model), *said)
     assert not out.exists()
+
+
+def test_labels_that_the_papers_head_does_not_answer(
+    sample: Path, gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    classifier = build(
+        "nano", template=get_template("compact"), labels=("a", "b", "c"), seed=0, pretrained=False
+    )
+    save(classifier, tmp_path / "model")
+    edit_card(tmp_path / "model", labels=["a", "b"])
+    done = gradsense("evaluate", "--model", tmp_path / "model", "--data", sample)
+    done.complaint("gradsense.json", "'labels'", "2 labels, but the model answers 3")
+    save(classifier, tmp_path / "model")
+    drop_tensor(tmp_path / "model", "score.weight")
+    done = gradsense("evaluate", "--model", tmp_path / "model", "--data", sample)
+    done.complaint("model.safetensors", "score.weight")
 
 
 def test_model_folder_that_is_none(

@@ -25,8 +25,9 @@ def row_of(out: Path) -> dict[str, Any]:
 
 
 def assert_same_run(out: Path, whole: Path) -> None:
-    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (out, whole)]
-    assert weights[0] == weights[1], "bit for bit"
+    models = [snapshot(folder / "model") for folder in (out, whole)]
+    assert models[0] == models[1], "bit for bit, the head beside the base as well"
+    assert "head.safetensors" in models[0]
     assert row_of(out) == row_of(whole)
     assert {path.name for path in out.iterdir()} == {path.name for path in whole.iterdir()}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from gradsense.config import RunSettings
 
@@ -72,13 +72,33 @@ def test_run_leaves_its_results_and_no_scraps(trained: Any) -> None:
 
 
 def test_transformers_opens_the_model_folder(trained: Any) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(trained.model)
+    model = AutoModel.from_pretrained(trained.model)
     tokenizer = AutoTokenizer.from_pretrained(trained.model)
     card = json.loads((trained.model / "gradsense.json").read_text())
     assert model.config.num_labels == len(card["labels"])
     assert tokenizer.pad_token is not None
+    assert card["readout"] == {"kind": "tokens", "length": 19}
+    head = load_file(trained.model / "head.safetensors")
+    assert head["weight"].shape == (len(card["labels"]), 19 * model.config.hidden_size)
+    assert head["weight"].any(), "the cloud solved for it"
     assert card["extra"] == {"strategy": "gsfs", "seed": 3, "synthetic": True}
     assert card["template"]["name"] == RunSettings().template
+
+
+def test_strategy_that_tunes_leaves_a_classifier_that_transformers_opens(
+    fleet: Path, gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    common = ("train", "--data", fleet, "--cap", 30, "--rounds", 1, "--batch-size", 16)
+    done = gradsense(*common, "--strategy", "gsfs-tune", "--out", out)
+    assert done.code == 0, done.err
+    model = AutoModelForSequenceClassification.from_pretrained(out / "model")
+    card = json.loads((out / "model" / "gradsense.json").read_text())
+    assert model.config.num_labels == len(card["labels"])
+    assert card["readout"] is None
+    assert not (out / "model" / "head.safetensors").exists()
+    trained = load_file(out / "model" / "model.safetensors")
+    assert any(name.startswith("score") for name in trained)
 
 
 def test_one_seed_gives_one_result_and_another_seed_another(
@@ -87,10 +107,12 @@ def test_one_seed_gives_one_result_and_another_seed_another(
     again, other = tmp_path / "again", tmp_path / "other"
     assert gradsense(*trained.args, "--out", again).code == 0
     assert gradsense(*trained.args, "--out", other, "--seed", 4).code == 0
-    weights = [
-        (out / "model" / "model.safetensors").read_bytes() for out in (trained.out, again, other)
-    ]
-    assert weights[0] == weights[1] != weights[2]
+    bases, heads = (
+        [(out / "model" / name).read_bytes() for out in (trained.out, again, other)]
+        for name in ("model.safetensors", "head.safetensors")
+    )
+    assert bases[0] == bases[1] == bases[2], "the base of the package stays as it is"
+    assert heads[0] == heads[1] != heads[2]
     assert row_of(trained.out) == row_of(again) != row_of(other)
 
 

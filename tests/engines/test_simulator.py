@@ -19,13 +19,16 @@ from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.message import encode
 from gradsense.federation.strategies import STRATEGIES, get_strategy
 from gradsense.federation.update import GlobalModel, Update
-from gradsense.learning.learner import Tensors, Trained
+from gradsense.learning.learner import Observed, Tensors, Trained
 
 START = {"w": tensor(0.0)}
 #: What one model weighs on its way down.
 MODEL = len(CODECS["none"].pack(START))
+#: The same for sites that send moments: two classes over one feature.
+HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 0.0)}
+HEAD_BYTES = len(CODECS["none"].pack(HEAD))
 #: 10 FLOP a flow, and 10 flows a visit: 100 FLOP, so 1 s on ``FAST`` and 4 s on ``SLOW``.
-COST = Cost(training=10.0, inference=1.0)
+COST = Cost(training=10.0, inference=1.0, width=4)
 FAST = Device("fast", 100.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
 SLOW = Device("slow", 25.0, 4_000.0, 8_000.0, 0.5, 2.0, 0.5, "made up")
 
@@ -66,7 +69,7 @@ class Fleet:
         self.models: list[tuple[float, float]] = []
         self.done: list[tuple[float, str]] = []
         self.run = Simulator(
-            Coordinator(START, rules, seed=0),
+            Coordinator(HEAD if rules.payload == "moments" else START, rules, seed=0),
             clients,
             devices=dict(zip(learners, devices, strict=True)),
             cost=COST,
@@ -79,7 +82,8 @@ class Fleet:
         )
 
     def _on_model(self, model: GlobalModel) -> None:
-        self.models.append((self.run.now, float(model.tensors["w"][0])))
+        values = next(iter(model.tensors.values()))
+        self.models.append((self.run.now, float(values.ravel()[-1])))
 
     def finish(self, events: int = 2_000) -> Simulator:
         self.run.start()
@@ -221,6 +225,116 @@ def test_round_does_not_wait_for_a_device_that_vanished() -> None:
     assert simulator.meter.aggregations == 2
     assert len(run.models) == 2
     assert simulator.now < 60
+
+
+# Sites that send moments ------------------------------------------------------------------
+
+
+def test_arithmetic_of_moments_by_hand() -> None:
+    # A forward pass each, 6 m n² + 20 n³ for the SVD: the longer side is m, whichever it is.
+    assert COST.observing(6) == 6 * 1 + 6 * 6 * 4**2 + 20 * 4**3 == 1862
+    assert COST.observing(2) == 2 * 1 + 6 * 4 * 2**2 + 20 * 2**3 == 258
+
+
+def moments_bytes(client: str = "a") -> int:
+    factor = ToyLearner().observe(HEAD, first_step=0, steps=2, tolerance=0.005).factor
+    delta = {"moments": factor}
+    packed = CODECS["int8"].pack(delta)
+    return len(encode(Update(client, 0, 1, 10, "gradient", delta, codec="int8", packed=packed)))
+
+
+def test_one_site_reads_tells_and_is_done_by_hand() -> None:
+    fleet = Fleet("gsfs", {"a": ToyLearner()}, [FAST], aggregations=9)
+    run = fleet.finish()
+    size = moments_bytes()
+    down = 0.25 + 8 * HEAD_BYTES / 16_000
+    read = 1862 / 100  # of six distinct flows; the ten are only counted
+    up = 0.25 + 8 * size / 8_000
+    assert [mark.virtual_s for mark in run.uploads] == pytest.approx([down + read])
+    assert [time for time, _ in fleet.models] == pytest.approx([down + read + up])
+    # The new head travels down once more, and nothing follows from it.
+    assert run.now == pytest.approx(down + read + up + down)
+    meter = run.meter
+    assert (meter.visits, meter.uploads, meter.aggregations, meter.unheard) == (1, 1, 1, 0)
+    assert (meter.uplink_bytes, meter.downlink_bytes) == (size, 2 * HEAD_BYTES)
+    assert meter.samples_trained == 10
+    assert meter.energy_j == pytest.approx(1.0 * 2 * down + 4.0 * read + 1.0 * up)
+    assert run.triggers == {"gradient": 1}
+
+
+def test_half_an_epoch_is_half_the_arithmetic() -> None:
+    rules = get_strategy("gsfs")
+    client = Client("a", ToyLearner(distinct=6), rules, visit_epochs=0.5)
+    fleet = Fleet("gsfs", {"a": ToyLearner()}, [FAST], aggregations=9)
+    fleet.run.clients["a"] = client
+    run = fleet.finish()
+    first, second = run.uploads
+    assert first.virtual_s == pytest.approx(
+        0.25 + 8 * HEAD_BYTES / 16_000 + COST.observing(3) / 100
+    )
+    assert run.meter.samples_trained == 10
+    assert second.aggregation == 1
+
+
+def test_run_ends_when_everybody_has_told_everything() -> None:
+    fleet = Fleet("gsfs", two(), visits=100, aggregations=100)
+    run = fleet.finish()
+    assert sorted(mark.client for mark in run.uploads) == ["a", "b"]
+    assert all(client.plan(100) == (0, 0) for client in run.clients.values())
+    # A quorum of half the fleet is one site: each upload makes a model.
+    assert run.meter.aggregations == 2
+    assert run.meter.unheard == 0
+
+
+def test_lone_speaker_below_the_quorum_is_heard_after_the_deadline() -> None:
+    learners = {"a": ToyLearner(), "b": ToyLearner(pull=0.0)}
+    fleet = Fleet("gsfs:share=1", learners, [FAST, FAST], aggregations=9)
+    run = fleet.finish()
+    ((time, _),) = fleet.models
+    arrived = run.uploads[0].virtual_s + 0.25 + 8 * moments_bytes() / 8_000
+    assert time == pytest.approx(arrived + 2.0)
+    # The quiet site looked at both models, and had nothing to say.
+    assert run.meter.visits == 3
+    assert run.meter.samples_trained == 30
+
+
+def test_cycle_ends_where_there_is_nothing_left_to_do() -> None:
+    run = Fleet("gsfs", {"a": ToyLearner()}, [FAST], aggregations=9).finish()
+    # From the start of the one visit to when the next model found nothing to do.
+    down, up = 0.25 + 8 * HEAD_BYTES / 16_000, 0.25 + 8 * moments_bytes() / 8_000
+    cycle = 18.62 + up + down
+    assert run.cycles["a"] == [pytest.approx(cycle), 1]
+    assert run.client_latency_s() == pytest.approx(cycle)
+    assert run.central_latency_s() == pytest.approx(run.now)
+
+
+def test_silent_site_has_a_cycle_as_well_and_is_not_counted_twice() -> None:
+    learners = {"a": ToyLearner(), "b": ToyLearner(pull=0.0)}
+    run = Fleet("gsfs", learners, [FAST, FAST], aggregations=9).finish()
+    # Silent at once, so its first cycle is its first visit; then one more look.
+    total, count = run.cycles["b"]
+    assert count == 2
+    assert total == pytest.approx(2 * 18.62)
+
+
+def test_model_that_came_during_the_reading_is_the_one_that_is_judged() -> None:
+    """Whether flows are news is asked of the newest head, not of the one at the start."""
+
+    @dataclass
+    class Learnt(ToyLearner):
+        """Finds its flows explained as soon as there is any head."""
+
+        def observe(
+            self, tensors: Tensors, *, first_step: int, steps: int, tolerance: float
+        ) -> Observed:
+            self.pull = 0.0 if tensors["score.weight"].any() else 1.0
+            return super().observe(tensors, first_step=first_step, steps=steps, tolerance=tolerance)
+
+    fleet = Fleet("gsfs", {"a": ToyLearner(), "b": Learnt()}, [FAST, SLOW], aggregations=9)
+    run = fleet.finish()
+    assert [mark.client for mark in run.uploads] == ["a"]
+    assert run.clients["b"].version == 1
+    assert run.meter.visits == 2, "the model was not looked at a second time"
 
 
 def test_no_latency_before_there_was_anything_to_measure() -> None:

@@ -156,10 +156,10 @@ def test_folder_below_a_device_cannot_be_written() -> None:
 
 
 def test_plan_goes_seed_by_seed_and_names_each_once(tmp_path: Path, base: RunSettings) -> None:
-    names = ["gsfs", "fedavg", "gsfs", "gsfs:visits=4"]
+    names = ["gsfs", "fedavg", "gsfs", "gsfs:floor=0.2"]
     jobs = plan(base, names, 2, tmp_path, references=False)
     assert [job.name for job in jobs] == [
-        f"{name} seed {seed}" for seed in (1, 2) for name in ("gsfs", "fedavg", "gsfs:visits=4")
+        f"{name} seed {seed}" for seed in (1, 2) for name in ("gsfs", "fedavg", "gsfs:floor=0.2")
     ]
     folders = [job.out for job in jobs]
     assert len(set(folders)) == len(folders)

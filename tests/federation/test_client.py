@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from federation.toys import ToyLearner, tensor
 from gradsense.federation.client import Client
+from gradsense.federation.codec import CODECS
 from gradsense.federation.message import decode, encode
 from gradsense.federation.pool import Quorum
-from gradsense.federation.strategies import STRATEGIES, Strategy
+from gradsense.federation.strategies import STRATEGIES, Strategy, get_strategy
 from gradsense.federation.trigger import EveryVisit, Gradient, Silence
 from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Observed, Tensors, Trained
+from gradsense.learning.moments import MOMENTS
 
 FEDAVG = STRATEGIES["fedavg"]
 
@@ -23,7 +30,7 @@ def model(version: int = 0, **tensors: float) -> GlobalModel:
 
 
 def sensing(**fields: object) -> Strategy:
-    base = dataclasses.replace(STRATEGIES["gsfs"], trigger=Silence(2), pool=Quorum())
+    base = dataclasses.replace(STRATEGIES["gsfs-tune"], trigger=Silence(2), pool=Quorum())
     return dataclasses.replace(base, **fields)
 
 
@@ -163,7 +170,7 @@ def test_the_reference_score_is_taken_from_the_new_model() -> None:
 
 def test_state_survives() -> None:
     def fresh() -> Client:
-        return Client("a", ToyLearner(stride=0.25), STRATEGIES["gsfs"])
+        return Client("a", ToyLearner(stride=0.25), STRATEGIES["gsfs-tune"])
 
     first = fresh()
     first.adopt(model(w=1.0))
@@ -180,3 +187,259 @@ def test_state_survives() -> None:
 
 def test_every_visit_needs_no_scores() -> None:
     assert not EveryVisit().needs_score
+
+
+# Error feedback over a kill ----------------------------------------------------------------
+
+LOSSY = [name for name in CODECS if name != "none"]
+STEP = tensor(*np.linspace(-1, 1, 60) ** 3)
+
+
+class Uneven(ToyLearner):
+    """Every visit moves ``w`` by ``STEP``, whose values no codec keeps exactly."""
+
+    def train(
+        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+    ) -> Trained:
+        return Trained({"w": tensors["w"] + STEP}, {"w": 1.0}, 0.0)
+
+
+def reborn(client: Client) -> Client:
+    """What a kill leaves of a client: text and bytes, read into a new process's client."""
+    values, groups = client.state()
+    text = json.dumps(values)
+    files = {name: CODECS["none"].pack(group) for name, group in groups.items()}
+    fresh = Client(client.name, client.learner, client.strategy)
+    fresh.restore(json.loads(text), {n: CODECS["none"].unpack(f) for n, f in files.items()})
+    return fresh
+
+
+def test_every_lossy_codec_is_found() -> None:
+    assert {"fp16", "int8", "int4", "topk"} <= set(LOSSY)
+
+
+@pytest.mark.parametrize("killed_after", range(5))
+@pytest.mark.parametrize("codec", LOSSY)
+def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) -> None:
+    start = tensor(*np.linspace(0, 1, 60))
+
+    def run(dies: bool) -> tuple[Client, list[bytes], np.ndarray]:
+        client = Client("a", Uneven(), get_strategy(f"fedavg:codec={codec}"))
+        client.adopt(GlobalModel(0, {"w": start}))
+        messages, arrived = [], np.zeros(60)
+        for visit in range(5):
+            if dies and visit == killed_after:
+                client = reborn(client)
+            update = client.work(100)
+            assert update is not None
+            messages.append(encode(update))
+            arrived += decode(messages[-1]).delta["w"]
+        return client, messages, arrived
+
+    whole, undisturbed, _ = run(dies=False)
+    client, resumed, arrived = run(dies=True)
+    assert resumed == undisturbed, "byte by byte"
+    assert np.array_equal(client.local["w"], whole.local["w"])
+    assert np.array_equal(client.reference["w"], whole.reference["w"])
+    unsent = client.local["w"] - client.reference["w"]
+    assert np.abs(unsent).max() > 1e-6, "the codec did round something away"
+    assert arrived + unsent == pytest.approx(5 * STEP, abs=1e-5)
+
+
+@pytest.mark.parametrize("codec", LOSSY)
+def test_error_feedback_survives_a_broadcast_where_local_progress_is_kept(codec: str) -> None:
+    """The cloud adds what arrived and sends it back; killed at each step, nothing is lost."""
+    strategy = get_strategy(f"fedavg:keep_local=true:codec={codec}")
+    cloud = tensor(*np.linspace(0, 1, 60))
+    start, client = cloud, Client("a", Uneven(), strategy)
+    for version in range(5):
+        client.adopt(GlobalModel(version, {"w": cloud}))
+        client = reborn(client)
+        update = client.work(100)
+        assert update is not None
+        cloud = cloud + decode(encode(update)).delta["w"]
+        client = reborn(client)
+    unsent = client.local["w"] - client.reference["w"]
+    assert (cloud - start) + unsent == pytest.approx(5 * STEP, abs=1e-5)
+
+
+# Clients that send moments -----------------------------------------------------------------
+
+GSFS = STRATEGIES["gsfs"]
+
+
+@dataclass
+class Reader(ToyLearner):
+    """Keeps account of what was read: (first step, steps) of each time."""
+
+    seen: list[tuple[int, int]] = field(default_factory=list)
+
+    def observe(
+        self, tensors: Tensors, *, first_step: int, steps: int, tolerance: float
+    ) -> Observed:
+        assert tolerance == GSFS.tolerance
+        self.seen.append((first_step, steps))
+        return super().observe(tensors, first_step=first_step, steps=steps, tolerance=tolerance)
+
+
+def head(version: int = 0) -> GlobalModel:
+    weight = np.zeros((2, 1), np.float32)
+    return GlobalModel(version, {"score.weight": weight, "score.bias": tensor(0.0, 0.0)})
+
+
+def reader(*, epochs: float = 1.0, **fields: float) -> tuple[Client, Reader]:
+    learner = Reader(**fields)
+    client = Client("a", learner, GSFS, visit_epochs=epochs)
+    client.adopt(head())
+    return client, learner
+
+
+def test_flows_are_read_once_and_told_once() -> None:
+    client, learner = reader()
+    assert client.plan(100) == (2, 0)
+    update = client.work(100)
+    assert update is not None
+    assert (update.reason, update.samples, update.sequence) == ("gradient", 10, 1)
+    assert (update.codec, update.score, list(update.delta)) == ("int8", None, [MOMENTS])
+    # What the coordinator reads is what it would make of the bytes.
+    assert np.array_equal(decode(encode(update)).delta[MOMENTS], update.delta[MOMENTS])
+    moments = update.delta[MOMENTS].T @ update.delta[MOMENTS]
+    truth = np.array([[0, 1, 1, 0], [1, 1, 0, 1]])
+    assert moments == pytest.approx(truth.T @ truth, abs=0.05)
+    for version in (1, 2):
+        assert client.plan(100) == (0, 0)
+        assert client.work(100) is None
+        client.adopt(head(version))
+    assert client.plan(100) == (0, 0), "a new model does not change what the flows are"
+    assert learner.seen == [(0, 2)]
+    assert client.steps == 2
+
+
+def test_a_site_that_reads_does_not_move_the_model() -> None:
+    client, _ = reader()
+    before = head().tensors
+    client.work(100)
+    for tensors in (client.local, client.reference):
+        assert all(np.array_equal(tensors[name], value) for name, value in before.items())
+
+
+def test_silent_below_the_floor_until_another_model_comes() -> None:
+    client, learner = reader(pull=0.05)
+    assert client.work(100) is None
+    assert client.plan(100) == (0, 0), "the same model would say the same"
+    assert client.work(100) is None
+    assert learner.seen == [(0, 2)]
+    client.adopt(head(1))
+    assert client.plan(100) == (2, 0)
+    assert client.work(100) is None
+    learner.pull = 0.5
+    assert client.plan(100) == (0, 0)
+    client.adopt(head(2))
+    update = client.work(100)
+    assert update is not None
+    assert (update.samples, update.base_version, client.told) == (10, 2, 2)
+    client.adopt(head(3))
+    assert client.plan(100) == (0, 0)
+    assert learner.seen == [(0, 2)] * 3
+
+
+def test_less_than_an_epoch_is_read_piece_by_piece() -> None:
+    client, learner = reader(epochs=0.25, steps_per_epoch=8, samples=40)
+    told = [client.work(100) for _ in range(4)]
+    assert learner.seen == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert [update.samples for update in told if update] == [10] * 4
+    assert client.plan(100) == (0, 0)
+
+
+def test_a_silent_piece_is_told_with_the_next() -> None:
+    client, learner = reader(epochs=0.25, steps_per_epoch=8, samples=40, pull=0.0)
+    assert client.work(100) is None
+    assert client.plan(100) == (4, 0)
+    learner.pull = 1.0
+    update = client.work(100)
+    assert update is not None
+    assert update.samples == 20
+    assert learner.seen == [(0, 2), (0, 4)]
+    client.work(100)
+    assert learner.seen[-1] == (4, 2)
+
+
+def test_pieces_of_uneven_size_and_more_than_an_epoch_end_with_the_flows() -> None:
+    client, learner = reader(epochs=0.6, steps_per_epoch=5)
+    client.work(100)
+    client.work(100)
+    assert learner.seen == [(0, 3), (3, 2)]
+    client, learner = reader(epochs=4.0, steps_per_epoch=5)
+    assert client.plan(100) == (5, 0)
+    client.work(100)
+    assert learner.seen == [(0, 5)]
+    assert client.plan(100) == (0, 0)
+
+
+def test_the_budget_cuts_what_is_read() -> None:
+    client, learner = reader(steps_per_epoch=4, samples=8)
+    assert client.plan(1) == (1, 0)
+    update = client.work(1)
+    assert update is not None
+    assert update.samples == 2
+    assert client.plan(100) == (3, 0)
+    client.work(100)
+    assert learner.seen == [(0, 1), (1, 3)]
+    with pytest.raises(ValueError, match="at least one step"):
+        client.work(0)
+
+
+visits = st.one_of(
+    st.tuples(st.just("adopt"), st.just(0)),
+    st.tuples(st.just("work"), st.integers(1, 9)),
+    st.tuples(st.just("pull"), st.sampled_from([0.0, 0.05, 1.0])),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    story=st.lists(visits, max_size=20),
+    epochs=st.sampled_from([0.2, 0.5, 1.0, 3.0]),
+    steps=st.integers(1, 7),
+)
+def test_whatever_happens_every_step_is_told_at_most_once_and_a_kill_changes_nothing(
+    story: list[tuple[str, float]], epochs: float, steps: int
+) -> None:
+    learner = Reader(steps_per_epoch=steps, samples=10 * steps)
+    whole = Client("a", learner, GSFS, visit_epochs=epochs)
+    other = Client("a", learner, GSFS, visit_epochs=epochs)
+    for client in (whole, other):
+        client.adopt(head())
+    version, told = 0, 0
+    for verb, value in story:
+        if verb == "adopt":
+            version += 1
+            whole.adopt(head(version))
+            other.adopt(head(version))
+        elif verb == "pull":
+            learner.pull = value
+        else:
+            planned = whole.plan(int(value))
+            before = len(learner.seen)
+            update, again = whole.work(int(value)), other.work(int(value))
+            assert (update and encode(update)) == (again and encode(again))
+            assert planned[0] <= value
+            assert len(learner.seen) - before == (2 if planned[0] else 0)
+            if planned[0]:
+                assert learner.seen[-1] == (told, planned[0]), "goes on where it last spoke"
+            if update is not None:
+                assert update.samples == 10 * planned[0]
+                told += planned[0]
+            elif planned[0]:
+                assert learner.pull <= 0.1
+        assert whole.told == told <= whole.read <= steps
+        assert whole.state()[0] == other.state()[0]
+        values, groups = other.state()
+        other = Client("a", learner, GSFS, visit_epochs=epochs)
+        other.restore(json.loads(json.dumps(values)), groups)
+    learner.pull = 1.0
+    whole.adopt(head(version + 1))
+    for _ in range(steps):
+        whole.work(100)
+    assert whole.plan(100) == (0, 0), "in the end everything was told"
+    assert whole.told == steps

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from safetensors.numpy import save
 
 from gradsense.errors import InputError
-from gradsense.federation.codec import CODECS, Quantized, TopK
+from gradsense.federation.codec import CODECS, Quantized, TopK, Uniform
 
 FLOATS = st.floats(-1e4, 1e4, width=32)
 ARRAYS = arrays(np.float32, array_shapes(max_dims=2, max_side=40), elements=FLOATS)
@@ -49,6 +49,31 @@ def test_quantized_is_off_by_half_a_step_of_its_group(value: np.ndarray, name: s
         part = slice(start, start + codec.group)
         step = np.abs(flat[part]).max() / (2 ** (codec.bits - 1) - 1)
         assert (error[part] <= step / 2 * (1 + 1e-5) + 1e-37).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(ARRAYS)
+def test_uniform_is_off_by_half_its_one_step(value: np.ndarray) -> None:
+    codec = CODECS["uniform"]
+    assert isinstance(codec, Uniform)
+    error = np.abs(there_and_back("uniform", value) - value)
+    assert (error <= codec.step(value) / 2 * (1 + 1e-4) + 1e-37).all()
+
+
+def test_uniform_step_by_hand() -> None:
+    # Root mean squares 5 and 1; the silent row does not count.
+    value = np.array([[3, 4, 0, 0, 7, 8, 6, -1], [1, -1, 1, 1, 1, -1, 1, 1], [0] * 8], np.float32)
+    assert Uniform(fineness=0.5).step(value) == pytest.approx(0.5)
+    assert Uniform().step(np.zeros((2, 2), np.float32)) == 0
+    # Faint beside loud: the step stays above what two bytes can count.
+    assert Uniform().step(np.array([[32_000.0], [1e-6]], np.float32)) == pytest.approx(1.0)
+
+
+def test_uniform_packs_a_factor_smaller_than_int8() -> None:
+    rng = np.random.default_rng(0)
+    loudness = np.geomspace(200, 1, 100)[:, None]
+    factor = {"w": (loudness * rng.normal(size=(100, 300))).astype(np.float32)}
+    assert len(CODECS["uniform"].pack(factor)) < 0.85 * len(CODECS["int8"].pack(factor))
 
 
 @settings(max_examples=80, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -14,11 +15,16 @@ from federation.toys import tensor, update
 from gradsense import errors
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.pool import Quorum
-from gradsense.federation.strategies import STRATEGIES
+from gradsense.federation.strategies import STRATEGIES, get_strategy
+
+#: Two classes over one feature: moments of width 1 + 1 + 2.
+HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 0.0)}
+FACTOR = np.array([[0, 1, 1, 0], [1, 1, 0, 1]], dtype=np.float32)
 
 
 def coordinator(strategy: str = "fedavg", clients: str = "abc", **options: float) -> Coordinator:
-    made = Coordinator({"w": tensor(0.0)}, STRATEGIES[strategy], seed=0, **options)
+    start = HEAD if STRATEGIES[strategy].payload == "moments" else {"w": tensor(0.0)}
+    made = Coordinator(start, STRATEGIES[strategy], seed=0, **options)
     made.enrol(clients)
     return made
 
@@ -93,7 +99,7 @@ def test_stale_updates_are_counted_where_the_strategy_is_asynchronous() -> None:
 
 
 def test_quorum_and_deadline() -> None:
-    strategy = dataclasses.replace(STRATEGIES["gsfs"], pool=Quorum(0.6, deadline_s=30.0))
+    strategy = dataclasses.replace(STRATEGIES["gsfs-tune"], pool=Quorum(0.6, deadline_s=30.0))
     cloud = Coordinator({"w": tensor(0.0)}, strategy, seed=0)
     cloud.enrol("abcde")
     assert cloud.deadline() is None
@@ -162,6 +168,10 @@ def test_a_restored_coordinator_goes_on_alike(
     name: str, arrivals: list[tuple[str, int, float]], cut: int
 ) -> None:
     """Whatever arrives, wherever it is cut: versions only grow, a restart changes nothing."""
+    moments = STRATEGIES[name].payload == "moments"
+
+    def said(value: float) -> dict[str, np.ndarray]:
+        return {"moments": FACTOR * tensor(3 + value)} if moments else {"w": tensor(value)}
 
     def feed(cloud: Coordinator, first: int, last: int) -> None:
         for number, (client, back, value) in enumerate(arrivals[first:last], start=first):
@@ -169,7 +179,7 @@ def test_a_restored_coordinator_goes_on_alike(
                 client,
                 sequence=number + 1,
                 base_version=max(0, cloud.model.version - back),
-                delta={"w": tensor(value)},
+                delta=said(value),
             )
             version = cloud.model.version
             with contextlib.suppress(errors.UpdateRefused):
@@ -185,4 +195,85 @@ def test_a_restored_coordinator_goes_on_alike(
     second.restore(*first.state())
     feed(second, cut, len(arrivals))
     assert second.state()[0] == whole.state()[0]
-    assert np.array_equal(second.model.tensors["w"], whole.model.tensors["w"])
+    for key, value in whole.model.tensors.items():
+        assert np.array_equal(second.model.tensors[key], value)
+    for key, sums in whole.server_state.items():
+        assert np.array_equal(second.server_state[key], sums)
+
+
+# Moments ------------------------------------------------------------------------------------
+
+
+def test_moments_become_the_head_by_hand() -> None:
+    strategy = get_strategy("gsfs:regularisation=0.5:sharpness=1")
+    cloud = Coordinator(HEAD, strategy, seed=0)
+    cloud.enrol("a")
+    model = cloud.receive(update("a", delta={"moments": FACTOR}), 0.0)
+    assert model is not None
+    # x = 0 of the first class, x = 1 of the second: see learning/test_moments.py.
+    assert model.tensors["score.weight"] == pytest.approx(np.array([[-0.5], [0.5]]))
+    assert model.tensors["score.bias"] == pytest.approx([0.75, 0.25])
+
+
+def test_moments_of_any_age_up_to_the_limit_count_once_and_whole() -> None:
+    cloud = coordinator("gsfs", clients="a")
+    for sequence in (1, 2, 3):
+        cloud.receive(update("a", sequence=sequence, delta={"moments": FACTOR}), 0.0)
+    assert cloud.server_state["moments"] == pytest.approx(3 * FACTOR.T @ FACTOR)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_moments_of_up_to_as_many_rows_as_columns_are_taken(rows: int) -> None:
+    cloud = coordinator("gsfs", clients="abc")
+    factor = np.ones((rows, 4), np.float32)
+    cloud.receive(update("a", delta={"moments": factor}), 0.0)
+    assert len(cloud.entries) == 1
+
+
+@pytest.mark.parametrize(
+    ("delta", "error", "says"),
+    [
+        ({"moments": np.ones((2, 5), np.float32)}, errors.WrongShape, "(2, 5), not (2, 4)"),
+        ({"moments": np.ones((2, 3), np.float32)}, errors.WrongShape, "(2, 3), not (2, 4)"),
+        ({"moments": np.ones((5, 4), np.float32)}, errors.WrongShape, "(5, 4), not (4, 4)"),
+        ({"moments": np.ones((0, 4), np.float32)}, errors.WrongShape, "(0, 4), not (1, 4)"),
+        ({"moments": np.ones(4, np.float32)}, errors.WrongShape, "(4,), not (4, 4)"),
+        ({"moments": np.ones((1, 4, 1), np.float32)}, errors.WrongShape, "(1, 4, 1), not (1, 4)"),
+        ({"moments": np.float32(1)}, errors.WrongShape, "(), not (1, 4)"),
+        ({"moments": np.ones((2, 4))}, errors.WrongDtype, "float64"),
+        ({"moments": FACTOR * np.float32("nan")}, errors.NotFinite, "NaN"),
+        ({"moments": FACTOR + np.float32("inf")}, errors.NotFinite, "NaN"),
+        ({"score.bias": tensor(1.0, 1.0)}, errors.UnknownTensor, "'score.bias'"),
+        ({"moments": FACTOR, "w": tensor(1.0)}, errors.UnknownTensor, "'w'"),
+        ({}, errors.UnknownTensor, "no tensors"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_moments_that_do_not_fit_are_refused_by_name(
+    delta: dict[str, np.ndarray], error: type[errors.UpdateRefused], says: str
+) -> None:
+    cloud = coordinator("gsfs", clients="a")
+    with pytest.raises(error, match=re.escape(says)):
+        cloud.receive(update("a", delta=delta), 0.0)
+    assert cloud.refused == {error.reason: 1}
+    assert cloud.model.version == 0
+    assert not cloud.server_state["moments"].any()
+
+
+def test_a_strategy_of_deltas_takes_no_moments() -> None:
+    cloud = coordinator("fedavg", clients="a")
+    with pytest.raises(errors.UnknownTensor, match="no tensor 'moments'"):
+        cloud.receive(update("a", delta={"moments": FACTOR}), 0.0)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [np.zeros((1, 4)), [[0, 1, 1, 0]], [[1, 0, 0, 1]]],
+    ids=["nothing", "a feature that is always 0", "no constant"],
+)
+def test_one_odd_site_does_not_stop_the_cloud(factor: object) -> None:
+    cloud = coordinator("gsfs", clients="a")
+    delta = {"moments": np.asarray(factor, dtype=np.float32)}
+    with contextlib.suppress(errors.UpdateRefused):
+        cloud.receive(update("a", delta=delta), 0.0)
+    assert all(np.isfinite(value).all() for value in cloud.model.tensors.values())

@@ -12,6 +12,7 @@ from gradsense.federation.trigger import (
     Performance,
     Sensed,
     Silence,
+    Unexplained,
 )
 
 
@@ -101,3 +102,29 @@ def test_a_trigger_without_layers_sends_all() -> None:
     state, decision = both.sense(both.init(), seen(a=4.0))
     assert decision == Decision("visit")
     assert both.sense(state, seen(a=8.0))[1] == Decision("gradient", None)
+
+
+def test_what_the_head_explains_is_no_news() -> None:
+    trigger = Unexplained(floor=0.25)
+    assert trigger.sense({}, seen(a=0.25, b=0.1))[1].reason is None, "the floor itself is quiet"
+    assert trigger.sense({}, seen(a=0.26, b=0.1))[1] == Decision("gradient")
+    assert trigger.sense({}, seen())[1].reason is None
+
+
+def test_the_loudest_class_decides() -> None:
+    # Nine explained classes do not drown one that is not.
+    norms = dict.fromkeys("abcdefghi", 0.0) | {"rare": 0.11}
+    assert Unexplained(floor=0.1).sense({}, seen(**norms))[1].reason == "gradient"
+
+
+def test_without_a_floor_all_but_the_perfect_is_news() -> None:
+    assert Unexplained(floor=0.0).sense({}, seen(a=1e-9))[1].reason == "gradient"
+    assert Unexplained(floor=0.0).sense({}, seen(a=0.0))[1].reason is None
+
+
+def test_unexplained_keeps_no_memory_and_needs_no_scores() -> None:
+    trigger = Unexplained()
+    assert not trigger.needs_score
+    state, _ = trigger.sense(trigger.init(), seen(a=1.0))
+    assert state == trigger.reset(state, None) == trigger.init() == {}
+    assert trigger.sense(state, seen(a=0.1))[1].reason is None

@@ -182,3 +182,104 @@ def test_one_step_of_the_embedded_opt_is_theta_minus_eta_times_the_gradient() ->
     total = math.sqrt(sum(float((slope**2).sum()) for slope in slopes))
     layers = math.sqrt(sum(norm**2 for norm in trained.gradient_norms.values()))
     assert layers == pytest.approx(total, rel=1e-5)
+
+
+# Reading ------------------------------------------------------------------------------------
+
+
+class Reading(Bag):
+    """A word w is the feature (w + 1); the head is the whole model."""
+
+    labels = ("x", "y")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.score = nn.Linear(1, CLASSES)
+        self.read: list[list[int]] = []
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {"score.weight": self.model.score.weight, "score.bias": self.model.score.bias}
+
+    def load(self, tensors: Mapping[str, np.ndarray]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trainable().items():
+                parameter.copy_(torch.tensor(tensors[name]))
+
+    def features(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
+        self.read.append(rows.tolist())
+        return encoded.input_ids[rows].float() + 1
+
+
+UNTRAINED = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
+
+
+def test_moments_of_flows_by_hand() -> None:
+    # Words 0, 0, 2 with classes x, x, y: rows (1, 1, 1, 0) twice and (3, 1, 0, 1).
+    reading = Reading()
+    learner = LocalLearner(
+        trainer(reading, batch_size=2), examples([0, 2, 0], [0, 1, 0]), examples([0], [0]), stream=0
+    )
+    assert learner.distinct == 2
+    seen = learner.observe(UNTRAINED, first_step=0, steps=2, tolerance=0.0)
+    assert seen.flows == 3
+    assert seen.factor.T @ seen.factor == pytest.approx(
+        np.array([[11, 5, 2, 3], [5, 3, 2, 1], [2, 2, 2, 0], [3, 1, 0, 1]]), abs=1e-5
+    )
+    assert reading.read == [[0, 2]], "the two that read the same are computed once"
+    assert seen.gradient_norms == pytest.approx({"x": 1.0, "y": 1.0})
+
+
+def test_gradient_norms_are_those_of_autograd() -> None:
+    tensors = {
+        "score.weight": np.array([[0.3], [-0.2]], np.float32),
+        "score.bias": np.array([0.1, 0.4], np.float32),
+    }
+    words, labels = [0, 1, 1, 2, 0, 1], [0, 1, 1, 1, 0, 0]
+    reading = Reading()
+    learner = LocalLearner(
+        trainer(reading, batch_size=9), examples(words, labels), examples([0], [0]), stream=0
+    )
+    seen = learner.observe(tensors, first_step=0, steps=1, tolerance=0.0)
+    x = torch.tensor(words)[:, None].float() + 1
+    for number, label in enumerate(reading.labels):
+        own = torch.tensor(labels) == number
+        norms = []
+        for values in (tensors, UNTRAINED):
+            reading.load(values)
+            logits = reading.model.score(x[own])
+            loss = nn.functional.cross_entropy(logits, torch.tensor(labels)[own], reduction="sum")
+            slopes = torch.autograd.grad(loss, list(reading.trainable().values()))
+            norms.append(math.sqrt(sum(float((slope**2).sum()) for slope in slopes)))
+        assert seen.gradient_norms[label] == pytest.approx(norms[0] / norms[1], rel=1e-5)
+
+
+def test_what_pieces_tell_adds_up_to_the_whole() -> None:
+    data = examples([0, 1, 2, 0, 1, 2, 2], [0, 1, 1, 0, 0, 1, 1])
+    own = trainer(Reading(), batch_size=3)
+    learner = LocalLearner(own, data, data, stream=4)
+    whole = learner.observe(UNTRAINED, first_step=0, steps=3, tolerance=0.0)
+    parts = [learner.observe(UNTRAINED, first_step=i, steps=1, tolerance=0.0) for i in range(3)]
+    assert [part.flows for part in parts] == [3, 3, 1]
+    total = sum(part.factor.T @ part.factor for part in parts)
+    assert total == pytest.approx(whole.factor.T @ whole.factor, abs=1e-4)
+
+
+def test_reading_changes_no_weight_and_needs_no_gradient() -> None:
+    template = get_template("compact")
+    classifier = build(
+        "nano", template=template, labels=("x", "y"), seed=0, readout="tokens", frozen=True
+    )
+    words = [" ".join(template.vocabulary()[i : i + 14]) for i in range(4)]
+    data = Examples(classifier.encode(words), torch.arange(4), torch.tensor([0, 1, 1, 0]))
+    before = {name: p.clone() for name, p in classifier.model.named_parameters()}
+    own = Trainer(classifier, batch_size=4)
+    seen = own.observe(data, classifier.tensors(), torch.arange(4), 0.0)
+    assert seen.factor.shape[1] == 14 * 80 + 1 + 2
+    assert len(seen.factor) <= 4
+    with torch.inference_mode():
+        features = classifier.features(data.encoded, torch.arange(4)).double().numpy()
+    rows = np.hstack([features, np.ones((4, 1)), np.eye(2)[[0, 1, 1, 0]]])
+    np.testing.assert_allclose(seen.factor.T @ seen.factor, rows.T @ rows, atol=1e-3)
+    assert all(torch.equal(before[name], p) for name, p in classifier.model.named_parameters())
+    assert all(p.grad is None for p in classifier.model.parameters())

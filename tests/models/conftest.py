@@ -38,6 +38,7 @@ class StandIn:
     name: str = "stand-in"
     version: int = 1
     budget: int = 6
+    length: int | None = None  # the tests' texts differ in length
 
     def vocabulary(self) -> tuple[str, ...]:
         return WORDS

@@ -127,7 +127,7 @@ def test_load_refuses_what_does_not_fit_and_changes_nothing(
 class _Words:
     """The stand-in template of ``conftest``, for a test that hypothesis runs many times."""
 
-    name, version, budget = "stand-in", 1, 6
+    name, version, budget, length = "stand-in", 1, 6, None
 
     def vocabulary(self) -> tuple[str, ...]:
         return ("w0", "w1", "w2")

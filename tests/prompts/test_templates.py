@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.errors import InputError
+from gradsense.models.tokenizer import build_tokenizer
 from gradsense.prompts.templates import TEMPLATES, Template, get_template
 from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 
@@ -53,6 +54,12 @@ TELNET_SCAN = one_flow(
     ctx_fresh=0.5,
     ctx_same_port=0.0,
 )
+
+UNSET = one_flow()
+TOKENIZERS = {
+    name: build_tokenizer(TEMPLATES[name].vocabulary(), max_tokens=TEMPLATES[name].budget)
+    for name in ("compact", "context")
+}
 
 
 @every_template
@@ -110,6 +117,22 @@ def test_two_devices_in_the_same_situation_read_the_same(template: Template) -> 
 def test_one_word_a_field(name: str, words: int, frame: pl.DataFrame) -> None:
     lengths = TEMPLATES[name].render(frame).str.split(" ").list.len()
     assert (lengths == words).all()
+
+
+@pytest.mark.parametrize(("name", "length"), [("compact", 14), ("context", 19)])
+@settings(max_examples=50, deadline=None)
+@given(frame=frames)
+def test_length_is_what_the_tokenizer_yields(name: str, length: int, frame: pl.DataFrame) -> None:
+    template = TEMPLATES[name]
+    assert template.length == length
+    tokens = TOKENIZERS[name]([*template.render(frame), template.render(TELNET_SCAN).item()])
+    assert {len(ids) for ids in tokens["input_ids"]} == {length}
+
+
+def test_plain_has_no_one_length() -> None:
+    assert TEMPLATES["plain"].length is None
+    lengths = {len(TEMPLATES["plain"].render(flow).item().split()) for flow in (UNSET, TELNET_SCAN)}
+    assert len(lengths) == 2
 
 
 @pytest.mark.parametrize("name", ["compact", "context"])

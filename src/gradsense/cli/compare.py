@@ -39,7 +39,7 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
-    """Compare strategies with equal local compute over several seeds, and print Table III."""
+    """Compare strategies with one budget of local compute over several seeds; print Table III."""
     names = [name.strip() for name in strategies.split(",") if name.strip()]
     rows, notes = run_comparison(
         run, names, seeds, out, references=references, jobs=jobs, resume=resume

@@ -36,7 +36,7 @@ def demo(
     console.print("[bold]1. A fleet of sites[/], each with its own devices and infections.")
     captures = make_fleet(out, seed=seed)
     console.print(f"   Synthetic traffic, no capture of anything real: {captures}\n")
-    console.print("[bold]2. Three ways to learn together[/], with equal local compute.")
+    console.print("[bold]2. Three ways to learn together[/], with one budget of local compute.")
     run = settings(data=captures, rounds=rounds, seed=seed)
     rows, notes = run_comparison(
         run, STRATEGIES, 1, out / "runs", references=True, jobs=None, resume=False

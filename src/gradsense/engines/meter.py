@@ -7,10 +7,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Arithmetic of one flow, in FLOP (6 N and 2 N a token: Kaplan et al. 2020, §2.1)."""
+    """Arithmetic in FLOP.
+
+    Attributes:
+        training, inference: of one flow (6 N and 2 N a token: Kaplan et al. 2020, §2.1).
+        width: of a flow's row [x; y], where sites send moments.
+    """
 
     training: float
     inference: float
+    width: int = 0
+
+    def observing(self, rows: float) -> float:
+        """Moments of so many distinct flows: a forward pass each, and one thin SVD.
+
+        The SVD of a matrix m × n, m ≥ n, takes 6 m n² + 20 n³ FLOP with both factors of the
+        thin form (R-SVD: Golub and Van Loan 2013, §8.6.3).
+        """
+        long, short = max(rows, self.width), min(rows, self.width)
+        return rows * self.inference + 6 * long * short**2 + 20 * short**3
 
 
 @dataclass

@@ -186,13 +186,12 @@ class Simulator:
             return
         if name in self._started:
             total, count = self.cycles[name]
-            self.cycles[name] = [total + self.now - self._started[name], count + 1]
-        self._started[name] = self.now
+            self.cycles[name] = [total + self.now - self._started.pop(name), count + 1]
         steps, passes = client.plan(budget)
-        learner = client.learner
-        flop = self.cost.training * learner.samples * steps / learner.steps_per_epoch
-        flop += self.cost.inference * passes * learner.validation_samples
-        seconds = device.compute_s(flop)
+        if steps < 1:
+            return  # nothing to do until another model or other flows come
+        self._started[name] = self.now
+        seconds = device.compute_s(self._flop(client, steps, passes))
         self._busy.add(name)
         self._attempts[name] += 1
         rng = np.random.default_rng(
@@ -204,8 +203,20 @@ class Simulator:
         self.meter.energy_j += device.compute_w * seconds
         self._push(self.now + seconds, "visited", name)
 
+    def _flop(self, client: Client, steps: int, passes: int) -> float:
+        """Arithmetic of a visit."""
+        learner = client.learner
+        share = steps / learner.steps_per_epoch
+        if client.strategy.payload == "moments":
+            return self.cost.observing(learner.distinct * share)
+        training = self.cost.training * learner.samples * share
+        return training + self.cost.inference * passes * learner.validation_samples
+
     def _visited(self, name: str) -> None:
         client, device = self.clients[name], self.devices[name]
+        if client.strategy.payload == "moments" and name in self._pending:
+            # What was read does not depend on the model; whether it is news does.
+            client.adopt(self._pending.pop(name))
         before = client.steps
         update = client.work(self.budgets[name] - client.steps)
         self._busy.discard(name)
@@ -359,8 +370,7 @@ class Simulator:
         self.coordinator.restore(values["coordinator"], part("coordinator/"))
         for name, client in self.clients.items():
             number = self.numbers[name]
-            tensors = {key: groups[f"client{number}/{key}"] for key in ("local", "reference")}
-            client.restore(values["clients"][name], tensors)
+            client.restore(values["clients"][name], part(f"client{number}/"))
         self._pending = {
             name: revive(saved, f"pending{self.numbers[name]}")
             for name, saved in values["pending"].items()

@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from gradsense.config import RunSettings
 from gradsense.experiments import results
 from gradsense.experiments.corpus import Corpus, by_client, examples
+from gradsense.federation.strategies import STRATEGIES, get_strategy
 from gradsense.learning import metrics
+from gradsense.learning.alarms import flagged, threshold_for
 from gradsense.learning.learner import Tensors
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
+from gradsense.telemetry.labels import BENIGN
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Bench:
         trainer: holds the process's one model.
         initial: the trainable tensors before any training; the same for every strategy.
         learners: a learner for each client with training flows.
-        train, test: pooled examples.
+        train, test, validation: pooled examples; without validation flows the training ones.
         own_tests: each client's own test flows, where it has any.
     """
 
@@ -38,6 +42,7 @@ class Bench:
     learners: dict[str, LocalLearner]
     train: Examples
     test: Examples
+    validation: Examples
     own_tests: dict[str, Examples] = field(default_factory=dict)
 
     def evaluate(self, tensors: Tensors) -> tuple[float, metrics.Scores, np.ndarray]:
@@ -55,6 +60,32 @@ class Bench:
         if own is None:
             return None
         return self.score(own, self.trainer.evaluate(own, tensors)[1])
+
+    def alarms(self, tensors: Tensors) -> results.Alarms | None:
+        """The model as an alarm, its threshold from the validation flows; None without a benign
+        class to be suspicious against."""
+        if BENIGN not in self.corpus.classes:
+            return None
+        benign = self.corpus.classes.index(BENIGN)
+
+        def suspicion(flows: Examples) -> np.ndarray:
+            odds = torch.softmax(self.trainer.logits(flows).double(), dim=1)[flows.index]
+            # The other classes' sum, and not 1 - p: near 1 the difference would lose its digits.
+            others = [number for number in range(odds.shape[1]) if number != benign]
+            return odds[:, others].sum(dim=1).numpy()
+
+        self.trainer.load(tensors)
+        quiet = suspicion(self.validation)[self.validation.labels.numpy() == benign]
+        threshold, truth = threshold_for(quiet), self.test.labels.numpy()
+        suspected = suspicion(self.test)
+        recall = flagged(suspected, truth, self.corpus.classes, threshold)
+        attacks = truth != benign
+        return results.Alarms(
+            threshold=threshold,
+            false_alarms=recall.pop(BENIGN, None),
+            detected=float((suspected[attacks] > threshold).mean()) if attacks.any() else None,
+            recall=recall,
+        )
 
     def details(self, predicted: np.ndarray) -> dict[str, Any]:
         """The ``Row`` fields on classes and sites, from the verdicts on the whole test set."""
@@ -89,6 +120,11 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
         InputError: an unknown model or template.
     """
     torch.set_num_threads(settings.threads)
+    # numpy's own threads too: how a sum is split changes its last bits.
+    threadpool_limits(settings.threads)
+    # A reference is no strategy; it trains the whole model as FedAvg does.
+    named = settings.strategy.partition(":")[0] in STRATEGIES
+    strategy = get_strategy(settings.strategy if named else "fedavg")
     classifier = build(
         settings.model,
         template=get_template(settings.template),
@@ -96,6 +132,8 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
         seed=settings.seed,
         lora_rank=settings.lora_rank,
         pretrained=settings.pretrained,
+        readout=strategy.readout,
+        frozen=strategy.frozen,
     )
     trainer = Trainer(
         classifier,
@@ -122,6 +160,7 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
         learners,
         train,
         test,
+        validation or train,
         by_client(parts.test, test),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-from gradsense.experiments.results import Row
-from gradsense.experiments.table import Stat, by_strategy, human_bytes, stat
+from gradsense.experiments.results import Point, Row
+from gradsense.experiments.table import Stat, by_strategy, human_bytes, human_seconds, stat
 
 #: The strategy that savings are measured against, as in the paper.
 BASELINE = "fedavg"
@@ -25,6 +25,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     found = [
         _best(federated),
         _bytes_saved(federated),
+        _time_saved(federated),
         _latency(federated),
         _gap(federated, groups.get(CENTRALISED)),
         _federation_helps(federated, groups.get(LOCAL_ONLY)),
@@ -79,22 +80,9 @@ def _best(federated: dict[str, list[Row]]) -> str | None:
 
 
 def _bytes_saved(federated: dict[str, list[Row]]) -> str | None:
-    base = {row.seed: row for row in federated.get(BASELINE, []) if row.curve}
-    savers, missed = [], []
-    for name, group in federated.items():
-        pairs = [(row, base[row.seed]) for row in group if row.seed in base]
-        if name == BASELINE or not pairs:
-            continue
-        spent = [one for row, other in pairs if (one := _bytes_to_reach(row, other)) is not None]
-        if len(spent) < len(pairs):
-            missed.append(name)
-            continue
-        ours, theirs = (statistics.fmean(side) for side in zip(*spent, strict=True))
-        if ours < theirs:
-            savers.append((1 - ours / theirs, name, ours, theirs))
+    savers, missed = _savers(federated, lambda point: point.uplink_bytes)
     sentences = []
     if savers:
-        savers.sort(reverse=True)
         share, name, ours, theirs = savers[0]
         sentences.append(
             f"With {human_bytes(ours)} of uplink {name} first reaches {BASELINE}'s final "
@@ -111,15 +99,48 @@ def _bytes_saved(federated: dict[str, list[Row]]) -> str | None:
     return " ".join(sentences) or None
 
 
-def _bytes_to_reach(row: Row, base: Row) -> tuple[int, int] | None:
-    """Uplink when ``row`` and ``base`` first reach base's final macro-F1; None if row never does.
+def _time_saved(federated: dict[str, list[Row]]) -> str | None:
+    savers, _ = _savers(federated, lambda point: point.virtual_s)
+    if not savers:
+        return None
+    _, name, ours, theirs = savers[0]
+    return (
+        f"{name} first reaches {BASELINE}'s final macro-F1 after {human_seconds(ours)} of virtual "
+        f"time, {BASELINE} itself after {human_seconds(theirs)}: {theirs / ours:.1f} times sooner."
+    )
+
+
+def _savers(
+    federated: dict[str, list[Row]], cost: Callable[[Point], float]
+) -> tuple[list[tuple[float, str, float, float]], list[str]]:
+    """Who reaches the baseline's final macro-F1 at less cost than itself, best first, as (share
+    saved, name, cost, baseline's cost) in the mean over seeds; and who does not in every seed."""
+    base = {row.seed: row for row in federated.get(BASELINE, []) if row.curve}
+    savers, missed = [], []
+    for name, group in federated.items():
+        pairs = [(row, base[row.seed]) for row in group if row.seed in base]
+        if name == BASELINE or not pairs:
+            continue
+        spent = [one for row, other in pairs if (one := to_reach(row, other, cost)) is not None]
+        if len(spent) < len(pairs):
+            missed.append(name)
+            continue
+        ours, theirs = (statistics.fmean(side) for side in zip(*spent, strict=True))
+        if 0 < ours < theirs:
+            savers.append((1 - ours / theirs, name, ours, theirs))
+    return sorted(savers, reverse=True), missed
+
+
+def to_reach(row: Row, base: Row, cost: Callable[[Point], float]) -> tuple[float, float] | None:
+    """What ``row`` and ``base`` spent when they first reach base's final macro-F1; None if row
+    never does.
 
     Both are measured at their first time there, because a curve that swings may pass its own end
     early.
     """
     target = base.curve[-1].f1_macro
-    ours = next((point.uplink_bytes for point in row.curve if point.f1_macro >= target), None)
-    theirs = next(point.uplink_bytes for point in base.curve if point.f1_macro >= target)
+    ours = next((cost(point) for point in row.curve if point.f1_macro >= target), None)
+    theirs = next(cost(point) for point in base.curve if point.f1_macro >= target)
     return None if ours is None else (ours, theirs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradsense.config import RunSettings
 from gradsense.engines.devices import assign
+from gradsense.errors import InputError
 from gradsense.federation.strategies import get_strategy
 from gradsense.prompts.templates import get_template
 from gradsense.telemetry.dataset import discover
@@ -17,10 +18,17 @@ def check(settings: RunSettings, *, reference: bool = False) -> None:
         reference: the strategy is the name of a reference row, and known to be one.
 
     Raises:
-        InputError: an unknown strategy, template or device mix, or no capture at ``data``.
+        InputError: an unknown strategy, template or device mix, adapters that the
+            strategy would not train, or no capture at ``data``.
     """
     if not reference:
-        get_strategy(settings.strategy)
+        strategy = get_strategy(settings.strategy)
+        if settings.lora_rank and (strategy.frozen or strategy.readout != "last"):
+            raise InputError(
+                f"'{settings.strategy}' trains no adapters",
+                mend="leave it out, or use a strategy that trains the base, such as gsfs-tune",
+                field="--lora-rank",
+            )
     get_template(settings.template)
     assign([], settings.devices, seed=settings.seed)
     if settings.data is not None:

@@ -82,6 +82,7 @@ def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Ten
         bench,
         "centralised",
         central=scores_row(scores),
+        alarms=bench.alarms(tensors),
         curve=curve,
         samples_trained=round(settings.rounds * settings.epochs * len(bench.train)),
         wall_s=time.monotonic() - began,

@@ -56,6 +56,19 @@ class SiteScores(_Model):
     flows: int
 
 
+class Alarms(_Model):
+    """What rings when suspicion, 1 - p(benign), passes a threshold chosen on validation flows.
+
+    ``false_alarms`` is the share of benign test flows that ring, ``detected`` that of all attack
+    flows; ``recall`` has it by class.
+    """
+
+    threshold: float
+    false_alarms: float | None
+    detected: float | None
+    recall: dict[str, float]
+
+
 class Point(_Model):
     """The central model after one aggregation. ``loss`` is null where it was not finite."""
 
@@ -87,6 +100,7 @@ class Row(_Model):
             set, averaged over clients.
         clients_own: each client's model on its own site's test flows, averaged over the clients
             that have test flows.
+        alarms: the central model as an alarm; None where a row gives no probabilities.
         central_latency_s: mean virtual seconds from one global model to the next.
         client_latency_s: mean virtual seconds from the start of one piece of local work to the
             start of the next, waiting included.
@@ -107,6 +121,7 @@ class Row(_Model):
     central: Scores | None = None
     clients: Scores | None = None
     clients_own: Scores | None = None
+    alarms: Alarms | None = None
     central_latency_s: float | None = None
     client_latency_s: float | None = None
     requests_per_min: float | None = None

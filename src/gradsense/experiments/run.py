@@ -18,10 +18,12 @@ from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.scaffold import weights_of
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
 from gradsense.models import folder
+from gradsense.models.readout import Readout
 
 #: The clients' average is taken over all of them up to this many, else over a seeded sample.
 CLIENT_SAMPLE = 50
@@ -104,10 +106,11 @@ class FederatedRun:
     def progress(self) -> Progress:
         """How far the run is."""
         meter, last = self.simulator.meter, self.curve[-1]
-        spent = sum(client.steps for client in self.simulator.clients.values())
-        share = max(
-            spent / sum(self.budgets.values()), meter.aggregations / self.bench.settings.rounds
-        )
+        clients = list(self.simulator.clients.values())
+        spent = sum(client.steps for client in clients) / sum(self.budgets.values())
+        # Who sends moments is done with what there is to tell, long before the budget.
+        told = sum(c.told for c in clients) / sum(c.learner.steps_per_epoch for c in clients)
+        share = max(spent, told, meter.aggregations / self.bench.settings.rounds)
         return Progress(
             min(share, 1.0),
             meter.aggregations,
@@ -121,7 +124,7 @@ class FederatedRun:
         self._point(model.version, model.tensors)
 
     def _point(self, version: int, tensors: Tensors) -> None:
-        loss, scores, _ = self.bench.evaluate(tensors)
+        loss, scores, _ = self.bench.evaluate(weights_of(tensors))
         self.curve.append(
             results.Point(
                 aggregation=version,
@@ -134,11 +137,20 @@ class FederatedRun:
         )
 
     def _on_last_work(self, client: Client) -> None:
-        """Score a client's own model before a broadcast changes it."""
+        """Score a client's own model before a broadcast changes it.
+
+        A client that sends moments changes no weights: its model is the global one that it
+        holds, and the one that counts is the last.
+        """
+        if client.strategy.payload == "deltas":
+            self._score(client)
+
+    def _score(self, client: Client) -> None:
         if client.name not in self.sample:
             return
-        self.clients[client.name] = scores_row(self.bench.evaluate(client.local)[1])
-        own = self.bench.own_score(client.name, client.local)
+        local = weights_of(client.local)
+        self.clients[client.name] = scores_row(self.bench.evaluate(local)[1])
+        own = self.bench.own_score(client.name, local)
         if own is not None:
             self.clients_own[client.name] = scores_row(own)
 
@@ -174,13 +186,17 @@ class FederatedRun:
 
     # Afterwards -----------------------------------------------------------------------------
 
+    def final(self) -> Tensors:
+        """The last global model's weights."""
+        return weights_of(self.simulator.coordinator.model.tensors)
+
     def row(self, wall_s: float) -> results.Row:
         """What came out, as a row of ``results.json``."""
         simulator, meter = self.simulator, self.simulator.meter
         for client in simulator.clients.values():
             if client.name not in self.clients and client.steps:
-                self._on_last_work(client)
-        _, scores, predicted = self.bench.evaluate(simulator.coordinator.model.tensors)
+                self._score(client)
+        _, scores, predicted = self.bench.evaluate(self.final())
         central_s, client_s = simulator.central_latency_s(), simulator.client_latency_s()
         settings = self.bench.settings
         return results.Row(
@@ -192,6 +208,7 @@ class FederatedRun:
             central=scores_row(scores),
             clients=average(self.clients),
             clients_own=average(self.clients_own),
+            alarms=self.bench.alarms(self.final()),
             central_latency_s=central_s,
             client_latency_s=client_s,
             requests_per_min=60 / central_s if central_s else None,
@@ -226,13 +243,22 @@ def flow_cost(bench: Bench) -> Cost:
     """FLOP of one flow: 2 N a token forwards, 2 N back to the activations, 2 N to the weights.
 
     N leaves out the embedding tables, which are looked up, not multiplied (Kaplan et al. 2020,
-    §2.1). The last part is due only for the parameters that train.
+    §2.1). The last part is due only for the parameters that train, the way back only where
+    anything below the head trains. A head over all tokens is applied once a flow.
     """
-    model, length = bench.trainer.classifier.model, bench.train.encoded.input_ids.shape[1]
+    classifier, length = bench.trainer.classifier, bench.train.encoded.input_ids.shape[1]
+    model = classifier.model
     used = [(name, p) for name, p in model.named_parameters() if "embed" not in name]
-    total = sum(p.numel() for _, p in used)
-    trained = sum(p.numel() for _, p in used if p.requires_grad)
-    return Cost(training=length * (4 * total + 2 * trained), inference=length * 2 * total)
+    head = sum(p.numel() for name, p in used if isinstance(model, Readout) and "score" in name)
+    total = sum(p.numel() for _, p in used) - head
+    trained = sum(p.numel() for name, p in used if p.requires_grad) - head
+    back = 2 * total + 2 * trained if trained else 0
+    rows = head // len(classifier.labels) + len(classifier.labels)
+    return Cost(
+        training=length * (2 * total + back) + 4 * head,
+        inference=length * 2 * total + 2 * head,
+        width=rows if head else 0,
+    )
 
 
 def train(
@@ -271,7 +297,7 @@ def train(
             run.save(saved, run.wall_s + now - began)
             last = time.monotonic()
     row = run.row(run.wall_s + time.monotonic() - began)
-    write_model(bench, run.simulator.coordinator.model.tensors, out, row.strategy)
+    write_model(bench, run.final(), out, row.strategy)
     results.save([row], out / RESULTS)
     checkpoint.remove(saved)
     return row

@@ -10,12 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradsense.federation.pool import Entry
-from gradsense.learning.learner import Array, Tensors
+from gradsense.learning.learner import Array, ServerState, Tensors
 
 Kind = Literal["adam", "yogi", "adagrad"]
 
@@ -23,7 +24,7 @@ Kind = Literal["adam", "yogi", "adagrad"]
 class Aggregator(Protocol):
     """The interface of every aggregator."""
 
-    def init(self, tensors: Tensors) -> dict[str, Array]:
+    def init(self, tensors: Tensors) -> ServerState:
         """The server's state before the first aggregation."""
         ...
 
@@ -32,8 +33,8 @@ class Aggregator(Protocol):
         tensors: Tensors,
         entries: Sequence[Entry],
         submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        state: ServerState,
+    ) -> tuple[dict[str, Array], ServerState]:
         """The next global tensors and the next state.
 
         Args:
@@ -82,7 +83,7 @@ class _Weighing(ABC):
     def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
         """One weight an entry; the arguments are those of ``apply``."""
 
-    def init(self, tensors: Tensors) -> dict[str, Array]:
+    def init(self, tensors: Tensors) -> ServerState:
         if not self.momentum:
             return {}
         return {f"v:{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
@@ -92,8 +93,8 @@ class _Weighing(ABC):
         tensors: Tensors,
         entries: Sequence[Entry],
         submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        state: ServerState,
+    ) -> tuple[dict[str, Array], ServerState]:
         step = weighted_sum(entries, self.weights(entries, submissions))
         if not self.momentum:
             return _add(tensors, step), {}
@@ -135,14 +136,14 @@ class ServerOptimizer:
     beta2: float = 0.99
     epsilon: float = 1e-3
 
-    def init(self, tensors: Tensors) -> dict[str, Array]:
+    def init(self, tensors: Tensors) -> ServerState:
         state: dict[str, Array] = {}
         for name, tensor in tensors.items():
             state[f"m:{name}"] = np.zeros_like(tensor)
             state[f"v:{name}"] = np.full_like(tensor, self.epsilon**2)
         return state
 
-    def _second_moment(self, v: Array, g: Array) -> Array:
+    def _second_moment(self, v: NDArray[Any], g: Array) -> Array:
         square = np.square(g)
         new: np.ndarray
         if self.kind == "adam":
@@ -158,8 +159,8 @@ class ServerOptimizer:
         tensors: Tensors,
         entries: Sequence[Entry],
         submissions: Mapping[str, int],
-        state: Mapping[str, Array],
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        state: ServerState,
+    ) -> tuple[dict[str, Array], ServerState]:
         mean = weighted_sum(entries, [1 / len(entries)] * len(entries))
         moved, new = dict(tensors), {}
         for name, tensor in tensors.items():
@@ -191,7 +192,7 @@ class FrequencyMean(_Weighing):
 
     Read literally, the share of all submissions so far: α_k = s_k / Σ_j s_j over the pool's
     distinct clients. Several entries of one client are consecutive pieces of one movement, so
-    each carries the whole α_k. ``gsfs`` tempers this in three ways on which the paper is silent.
+    each carries the whole α_k. ``gsfs-tune`` tempers this in ways on which the paper is silent.
 
     Attributes:
         samples_power: multiply the weight by |D_k|^p. 0 is the paper; 0.5 listens to large sites

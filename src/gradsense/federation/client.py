@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from gradsense.federation.codec import CODECS
+from gradsense.federation.scaffold import controls_of, rejoin, weights_of
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.trigger import Sensed
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Learner, Tensors, layer_of
+from gradsense.learning.moments import MOMENTS
 
 
 class Client:
@@ -42,6 +46,8 @@ class Client:
         self.steps = 0
         self.visits = 0  # since the last upload
         self.fresh = False  # adopted a model and has not looked at it yet
+        self.read = self.told = 0  # moments only: steps of the first epoch read, and reported
+        self.control: Tensors = {}  # SCAFFOLD's c_k; nothing before the first visit, which is 0
         self.sensing = strategy.trigger.init()
 
     def adopt(self, model: GlobalModel) -> None:
@@ -67,7 +73,15 @@ class Client:
         self.fresh = True
 
     def plan(self, budget: int) -> tuple[int, int]:
-        """What the next ``work(budget)`` will cost: training steps, and passes over D_k^val."""
+        """What the next ``work(budget)`` will cost: training steps, and passes over D_k^val.
+
+        No steps means that there is nothing to do: a client that sends moments has reported all
+        its flows, or has found that the present model explains them.
+        """
+        if self.strategy.payload == "moments":
+            until = min(self.learner.steps_per_epoch, self.read + self.visit_steps)
+            news = until > self.read or (self.fresh and until > self.told)
+            return (min(budget, until - self.told) if news else 0), 0
         passes = 1 + self.fresh if self.strategy.trigger.needs_score else 0
         return min(budget, self.visit_steps), passes
 
@@ -88,24 +102,70 @@ class Client:
             raise RuntimeError(f"client '{self.name}' has no global model to start from")
         if budget < 1:
             raise ValueError("a visit needs a budget of at least one step")
+        if self.strategy.payload == "moments":
+            return self._observe(budget)
         trigger = self.strategy.trigger
         if self.fresh:  # the broadcast moved the reference: eq 7 compares with M(θ_ref) from here
             score = self.learner.score(self.reference) if trigger.needs_score else None
             self.sensing = trigger.reset(self.sensing, score)
             self.fresh = False
         steps, _ = self.plan(budget)
-        trained = self.learner.train(
-            self.local, first_step=self.steps, steps=steps, proximal=self.strategy.proximal
-        )
-        self.local = trained.tensors
+        self.local, norms = self._train(steps)
         self.steps += steps
         self.visits += 1
         score = self.learner.score(self.local) if trigger.needs_score else None
-        seen = Sensed(trained.gradient_norms, score, self.visits)
+        seen = Sensed(norms, score, self.visits)
         self.sensing, decision = trigger.sense(self.sensing, seen)
         if decision.reason is None:
             return None
         return self._speak(decision.reason, decision.layers, score)
+
+    def _train(self, steps: int) -> tuple[Tensors, dict[str, float]]:
+        """The local tensors after these steps, and the gradient norms by layer."""
+        first, proximal = self.steps, self.strategy.proximal
+        if not self.strategy.controls:
+            trained = self.learner.train(
+                self.local, first_step=first, steps=steps, proximal=proximal
+            )
+            return trained.tensors, trained.gradient_norms
+        fleet = controls_of(self.reference)
+        own = self.control or {name: np.zeros_like(c) for name, c in fleet.items()}
+        trained = self.learner.train(
+            weights_of(self.local),
+            first_step=first,
+            steps=steps,
+            proximal=proximal,
+            correction={name: c - own[name] for name, c in fleet.items()},
+        )
+        self.control = trained.mean_gradient
+        news = {name: c + (self.control[name] - own[name]) for name, c in fleet.items()}
+        return rejoin(trained.tensors, news), trained.gradient_norms
+
+    def _observe(self, budget: int) -> Update | None:
+        """Read what was not reported yet, and report it if the global head does not explain it."""
+        steps, _ = self.plan(budget)
+        if steps < 1:
+            return None
+        seen = self.learner.observe(
+            self.local, first_step=self.told, steps=steps, tolerance=self.strategy.tolerance
+        )
+        self.fresh = False
+        self.steps += steps
+        self.read = max(self.read, self.told + steps)
+        self.visits += 1
+        sensed = Sensed(seen.gradient_norms, None, self.visits)
+        self.sensing, decision = self.strategy.trigger.sense(self.sensing, sensed)
+        if decision.reason is None:
+            return None
+        self.told += steps
+        delta, packed = self._pack({MOMENTS: seen.factor})
+        return self._update(decision.reason, delta, packed, samples=seen.flows)
+
+    def _pack(self, tensors: Tensors) -> tuple[Tensors, bytes]:
+        """What the coordinator will read, and the bytes that say so."""
+        codec = CODECS[self.strategy.codec]
+        packed = codec.pack(tensors)
+        return (tensors if codec is CODECS["none"] else codec.unpack(packed)), packed
 
     def _speak(self, reason: str, layers: tuple[str, ...] | None, score: float | None) -> Update:
         chosen = set(layers) if self.strategy.partial and layers is not None else None
@@ -114,26 +174,35 @@ class Client:
             for name, tensor in self.local.items()
             if chosen is None or layer_of(name) in chosen
         }
-        codec = CODECS[self.strategy.codec]
-        packed = codec.pack(moved)
-        exact = codec is CODECS["none"]
-        delta = moved if exact else codec.unpack(packed)
+        delta, packed = self._pack(moved)
+        self.sensing = self.strategy.trigger.reset(self.sensing, score)
+        # What was sent exactly needs no second copy: the reference is then θ itself.
+        exact = delta is moved
+        sent = self.local if exact else {n: self.reference[n] + d for n, d in delta.items()}
+        self.reference = {n: sent[n] if n in delta else self.reference[n] for n in self.local}
+        return self._update(reason, delta, packed, samples=self.learner.samples, score=score)
+
+    def _update(
+        self,
+        reason: str,
+        delta: Tensors,
+        packed: bytes,
+        *,
+        samples: int,
+        score: float | None = None,
+    ) -> Update:
         self.sequence += 1
         self.spoke_on = self.version
         self.visits = 0
-        self.sensing = self.strategy.trigger.reset(self.sensing, score)
-        # What was sent exactly needs no second copy: the reference is then θ itself.
-        sent = self.local if exact else {n: self.reference[n] + d for n, d in delta.items()}
-        self.reference = {n: sent[n] if n in delta else self.reference[n] for n in self.local}
         return Update(
             client=self.name,
             base_version=self.version,
             sequence=self.sequence,
-            samples=self.learner.samples,
+            samples=samples,
             reason=reason,
             delta=delta,
             score=score,
-            codec=codec.name,
+            codec=self.strategy.codec,
             packed=packed,
         )
 
@@ -146,9 +215,12 @@ class Client:
             "steps": self.steps,
             "visits": self.visits,
             "fresh": self.fresh,
+            "read": self.read,
+            "told": self.told,
             "sensing": self.sensing,
         }
-        return values, {"local": self.local, "reference": self.reference}
+        tensors = {"local": self.local, "reference": self.reference}
+        return values, tensors | ({"control": self.control} if self.control else {})
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensors]) -> None:
         """Continue exactly where ``state`` was taken."""
@@ -158,5 +230,7 @@ class Client:
         self.steps = values["steps"]
         self.visits = values["visits"]
         self.fresh = values["fresh"]
+        self.read, self.told = values["read"], values["told"]
         self.sensing = dict(values["sensing"])
         self.local, self.reference = tensors["local"], tensors["reference"]
+        self.control = tensors.get("control", {})

@@ -20,9 +20,11 @@ from gradsense.errors import (
     WrongShape,
 )
 from gradsense.federation.pool import Entry
+from gradsense.federation.scaffold import with_controls
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
+from gradsense.learning.moments import MOMENTS
 
 
 class Coordinator:
@@ -48,6 +50,7 @@ class Coordinator:
         participation: float = 1.0,
         max_staleness: int = 20,
     ) -> None:
+        tensors = with_controls(tensors) if strategy.controls else tensors
         self.strategy = strategy
         self.participation = participation
         self.max_staleness = max_staleness
@@ -137,15 +140,24 @@ class Coordinator:
         if not update.delta:
             raise UnknownTensor(f"{who}: no tensors")
         for name, delta in update.delta.items():
-            if name not in self.model.tensors:
-                raise UnknownTensor(f"{who}: the global model has no tensor '{name}'")
-            expected = self.model.tensors[name]
-            if delta.shape != expected.shape:
-                raise WrongShape(f"{who}: '{name}' is {delta.shape}, not {expected.shape}")
-            if delta.dtype != expected.dtype:
-                raise WrongDtype(f"{who}: '{name}' is {delta.dtype}, not {expected.dtype}")
+            expected = self._expected_shape(name, delta, who)
+            if delta.shape != expected:
+                raise WrongShape(f"{who}: '{name}' is {delta.shape}, not {expected}")
+            if delta.dtype != np.float32:
+                raise WrongDtype(f"{who}: '{name}' is {delta.dtype}, not float32")
             if not np.isfinite(delta).all():
                 raise NotFinite(f"{who}: '{name}' holds NaN or infinity")
+
+    def _expected_shape(self, name: str, delta: Array, who: str) -> tuple[int, ...]:
+        if self.strategy.payload == "moments":
+            if name != MOMENTS:
+                raise UnknownTensor(f"{who}: '{name}' where moments were expected")
+            width = len(self.server_state[MOMENTS])
+            # As many rows as the site saw directions, but never more than there are.
+            return (min(max(1, len(delta)), width), width) if delta.ndim else (1, width)
+        if name not in self.model.tensors:
+            raise UnknownTensor(f"{who}: the global model has no tensor '{name}'")
+        return self.model.tensors[name].shape
 
     # Aggregation ----------------------------------------------------------------------------
 

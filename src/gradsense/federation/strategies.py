@@ -1,6 +1,6 @@
 """The table of strategies. A new strategy is a new row.
 
-``get_strategy("gsfs:keep_local=false:deadline_s=60")`` takes a row and changes named values
+``get_strategy("gsfs:floor=0.3:deadline_s=60")`` takes a row and changes named values
 anywhere inside it, so that the effect of one switch can be measured without new code.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from gradsense.errors import InputError
 from gradsense.federation.aggregate import (
@@ -22,7 +22,9 @@ from gradsense.federation.aggregate import (
     WeightedMean,
 )
 from gradsense.federation.codec import CODECS
+from gradsense.federation.least_squares import LeastSquares
 from gradsense.federation.pool import AllInvited, Count, Pool, Quorum
+from gradsense.federation.scaffold import ControlledMean
 from gradsense.federation.trigger import (
     AnyOf,
     EveryVisit,
@@ -30,7 +32,11 @@ from gradsense.federation.trigger import (
     Performance,
     Silence,
     Trigger,
+    Unexplained,
 )
+
+Payload = Literal["deltas", "moments"]
+Readout = Literal["last", "pooled", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,14 @@ class Strategy:
         codec: how this strategy's updates become bytes; a name of ``codec.CODECS``.
         proximal: μ of FedProx (Li et al. 2020, arXiv 1812.06127): each local step is also drawn
             back by μ (θ − θ_start).
+        controls: clients correct their steps by control variates, as SCAFFOLD does.
+        payload: what an update carries: the ``deltas`` of trained weights, or the ``moments`` of
+            flows that were only read (``learning.moments``).
+        tolerance: of ``moments.factorise``; moments only.
+        readout: what the head reads of a prompt (``models.readout``): the ``last`` token's state,
+            as the paper has it, or more.
+        frozen: train the head only, on the base as it came. Moments need that: they are of
+            features that nobody changes.
         keep_local: put the client's unsent movement on top of a new global model. False
             overwrites it, as eq 15 does.
     """
@@ -61,6 +75,11 @@ class Strategy:
     keep_local: bool = False
     codec: str = "none"
     proximal: float = 0.0
+    controls: bool = False
+    payload: Payload = "deltas"
+    tolerance: float = 0.0
+    readout: Readout = "last"
+    frozen: bool = False
 
 
 _SENSING = (Performance(), Gradient())
@@ -82,6 +101,14 @@ _ROWS = (
         proximal=0.01,
     ),
     Strategy(
+        "scaffold",
+        "as FedAvg, local steps corrected by control variates; twice the bytes",
+        EveryVisit(),
+        AllInvited(),
+        ControlledMean(),
+        controls=True,
+    ),
+    Strategy(
         "fedavgm",
         "as FedAvg, with momentum on the server",
         EveryVisit(),
@@ -91,6 +118,13 @@ _ROWS = (
     Strategy(
         "fedopt",
         "as FedAvg, with Adam on the server (eq 3-6)",
+        EveryVisit(),
+        AllInvited(),
+        ServerOptimizer("adam"),
+    ),
+    Strategy(
+        "fedadam",
+        "FedOpt, by the name that says which optimizer it is",
         EveryVisit(),
         AllInvited(),
         ServerOptimizer("adam"),
@@ -125,8 +159,8 @@ _ROWS = (
         wait=False,
     ),
     Strategy(
-        "gsfs",
-        "gradient sensing with a deadline, bounded weights, partial uploads, local progress kept",
+        "gsfs-tune",
+        "trains the whole model; sensing with a deadline, bounded weights, partial uploads",
         AnyOf((*_SENSING, Silence(3))),
         Quorum(0.8, deadline_s=30.0),
         FrequencyMean(
@@ -138,6 +172,18 @@ _ROWS = (
         ),
         partial=True,
         keep_local=True,
+    ),
+    Strategy(
+        "gsfs",
+        "sites that sense something new send its moments once; the cloud solves for the head",
+        Unexplained(),
+        Quorum(0.5, deadline_s=2.0),
+        LeastSquares(),
+        payload="moments",
+        tolerance=0.005,
+        readout="tokens",
+        frozen=True,
+        codec="uniform",
     ),
 )
 
@@ -181,12 +227,23 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "beta2": (0.0, 1.0),
     "share": (0.0, 1.0),
     "full_step_share": (0.0, 1.0),
+    "tolerance": (0.0, 0.999),
+    "regularisation": (1e-12, math.inf),
+    "sharpness": (1e-3, math.inf),
     "epsilon": (1e-12, math.inf),
     "frequency_bound": (1.0, math.inf),
     "updates": (1.0, math.inf),
     "visits": (1.0, math.inf),
 }
-_CHOICES = {"kind": get_args(Kind), "codec": tuple(CODECS)}
+#: What a row of the other payload is not asked about.
+_IDLE = {"moments": ("keep_local", "partial", "proximal"), "deltas": ("tolerance",)}
+#: What a row is, not how it is set.
+_FIXED = ("name", "summary", "payload", "controls", "synchronous", "needs_score")
+_CHOICES = {
+    "kind": get_args(Kind),
+    "codec": tuple(CODECS),
+    "readout": get_args(Readout),
+}
 
 
 def _in_range(key: str, new: object) -> bool:
@@ -233,11 +290,13 @@ def get_strategy(spec: str) -> Strategy:
     strategy = STRATEGIES[name]
     for change in changes:
         key, _, text = change.partition("=")
-        old = [] if key in ("name", "summary") else _find(strategy, key)
+        idle = key in _FIXED or key in _IDLE[strategy.payload]
+        old = [] if idle else _find(strategy, key)
         if not old or any(dataclasses.is_dataclass(value) for value in old):
+            keys = _keys(strategy).difference(_IDLE[strategy.payload])
             raise InputError(
                 f"strategy '{name}' has no value '{key}'",
-                mend=f"write {name}:key=value with one of {', '.join(sorted(_keys(strategy)))}",
+                mend=f"write {name}:key=value with one of {', '.join(sorted(keys))}",
             )
         try:
             new = json.loads(text)
@@ -249,6 +308,11 @@ def get_strategy(spec: str) -> Strategy:
                 mend=f"give a value like the present {json.dumps(old[0])}{_range(key)}",
             )
         strategy, _ = _replace(strategy, key, new)
+    if strategy.payload == "moments" and not strategy.frozen:
+        raise InputError(
+            f"strategy '{name}' sends moments of a base that stays as it is",
+            mend="leave frozen=false out, or use gsfs-tune, which trains the base",
+        )
     return dataclasses.replace(strategy, name=spec)
 
 
@@ -261,6 +325,6 @@ def _keys(value: Any) -> set[str]:
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner) or isinstance(inner, tuple):
             keys |= _keys(inner)
-        elif field.name not in ("name", "summary", "synchronous", "needs_score"):
+        elif field.name not in _FIXED:
             keys.add(field.name)
     return keys

@@ -19,7 +19,8 @@ class Sensed:
     """What a client noticed during one visit (one uninterrupted piece of local training).
 
     Attributes:
-        gradient_norms: layer to ‖g‖, the batch gradient's L2 norm averaged over the visit's steps.
+        gradient_norms: layer to ‖g‖, the batch gradient's L2 norm averaged over the visit's steps;
+            for a site that sends moments, class to its relative norm (``learner.Observed``).
         score: M(θ_k; D_k^val), the validation loss after the visit; None if not asked for.
         visits: visits since the last upload, this one included.
     """
@@ -156,6 +157,32 @@ class Gradient:
 
     def reset(self, state: State, score: float | None) -> State:
         return state  # the history of norms outlives an upload
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """Upload when some class's flows still pull at the head (for sites that send moments).
+
+    There the norms are by class and relative: 1 where the global head knows nothing of a class,
+    0 where it cannot do better. The loudest class decides, so a few flows of a rare attack are
+    not drowned by a site's thousand benign ones.
+
+    Attributes:
+        floor: relative norms up to this are no news. 0 reports everything.
+    """
+
+    floor: float = 0.1
+    needs_score: bool = False
+
+    def init(self) -> State:
+        return {}
+
+    def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
+        loud = [name for name, norm in seen.gradient_norms.items() if norm > self.floor]
+        return state, Decision("gradient") if loud else SILENT
+
+    def reset(self, state: State, score: float | None) -> State:
+        return state
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, Array]  # name to float32 array; treated as immutable everywhere
+ServerState = Mapping[str, NDArray[np.floating[Any]]]  # what an aggregator keeps, sums in float64
 
 _NUMBERED_BLOCK = re.compile(r"^(.*?\.\d+)\.")
 
@@ -43,11 +44,31 @@ class Trained:
         tensors: θ after the steps, new arrays.
         gradient_norms: layer to the batch gradient's L2 norm, averaged over the steps.
         loss: mean training loss over the steps, in nats.
+        mean_gradient: the batch gradient averaged over the steps, before any correction; only
+            where a correction was given.
     """
 
     tensors: dict[str, Array]
     gradient_norms: dict[str, float]
     loss: float
+    mean_gradient: dict[str, Array] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a site learnt from flows that it has only read; see ``learning.moments``.
+
+    Attributes:
+        factor: R, float32 [rows, d + 1 + classes]; RᵀR is the flows' moments S.
+        gradient_norms: class to ‖g_c‖ / ‖g_c(0)‖: the gradient of the head's cross-entropy over
+            that class's flows at the current global head, against that of an untrained head.
+            1 is a class that the head knows nothing of, 0 one that it cannot do better on.
+        flows: how many were read.
+    """
+
+    factor: Array
+    gradient_norms: dict[str, float]
+    flows: int
 
 
 class Learner(Protocol):
@@ -55,6 +76,7 @@ class Learner(Protocol):
 
     Attributes:
         samples: |D_k|.
+        distinct: how many of them differ in prompt or label.
         steps_per_epoch: batches in one pass over D_k.
         validation_samples: |D_k^val|.
     """
@@ -63,18 +85,37 @@ class Learner(Protocol):
     def samples(self) -> int: ...
 
     @property
+    def distinct(self) -> int: ...
+
+    @property
     def steps_per_epoch(self) -> int: ...
 
     @property
     def validation_samples(self) -> int: ...
 
     def train(
-        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+        self,
+        tensors: Tensors,
+        *,
+        first_step: int,
+        steps: int,
+        proximal: float = 0.0,
+        correction: Tensors | None = None,
     ) -> Trained:
         """Take ``steps`` steps from ``tensors``, each drawn back to them by ``proximal``.
 
+        ``correction`` is added to every gradient (SCAFFOLD's c − c_k).
         ``first_step`` counts the client's whole life: it fixes the order of the batches, so that
         a resumed run sees the same ones.
+        """
+        ...
+
+    def observe(
+        self, tensors: Tensors, *, first_step: int, steps: int, tolerance: float
+    ) -> Observed:
+        """Read the flows of these steps of the first epoch, and train nothing.
+
+        ``tolerance`` is that of ``moments.factorise``.
         """
         ...
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from gradsense.learning.learner import Tensors, Trained, layer_of
+from gradsense.learning.corrections import Control, Correction, Proximal
+from gradsense.learning.learner import Observed, Tensors, Trained, layer_of
+from gradsense.learning.moments import factorise, relative_gradients
 from gradsense.models.classifier import Encoded, TextClassifier
 
 
@@ -92,6 +94,7 @@ class Trainer:
         first_step: int,
         steps: int,
         proximal: float = 0.0,
+        correction: Tensors | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Trained:
         """Take ``steps`` optimiser steps from ``tensors``.
@@ -103,6 +106,7 @@ class Trainer:
                 it follow from it, so the order needs no state.
             steps: how many to take.
             proximal: μ of FedProx; each step is drawn back to ``tensors`` by μ (θ − θ_start).
+            correction: what SCAFFOLD adds to every gradient, c − c_k.
             optimizer: from ``new_optimizer``, to go on with its moments; None starts afresh.
         """
         self.load(tensors)
@@ -114,9 +118,12 @@ class Trainer:
         optimizer = optimizer or self.new_optimizer()
         layer_sums = dict.fromkeys(self.layers, 0.0)
         total_loss = 0.0
-        anchors = [p.detach().clone() for p in self.parameters.values()] if proximal else []
-        for batch in self._batches(len(examples), stream, first_step, steps):
-            loss, squares = self.step(examples, batch, optimizer, proximal, anchors)
+        control = None if correction is None else Control(correction)
+        corrections: list[Correction] = [] if control is None else [control]
+        if proximal:
+            corrections.append(Proximal(proximal, self.parameters))
+        for batch in self.batches(len(examples), stream, first_step, steps):
+            loss, squares = self.step(examples, batch, optimizer, corrections)
             total_loss += loss
             for layer, positions in self.layers.items():
                 layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
@@ -124,12 +131,13 @@ class Trainer:
             tensors=self.classifier.tensors(),
             gradient_norms={layer: value / steps for layer, value in layer_sums.items()},
             loss=total_loss / steps,
+            mean_gradient={} if control is None else control.mean(),
         )
 
-    def _batches(
+    def batches(
         self, flows: int, stream: int, first_step: int, steps: int
     ) -> Iterator[torch.Tensor]:
-        """Rows of each batch; every epoch has its own seeded order."""
+        """Rows of each batch of these steps; every epoch has its own seeded order."""
         per_epoch, epoch = -(-flows // self.batch_size), -1
         for step in range(first_step, first_step + steps):
             if step // per_epoch != epoch:
@@ -144,8 +152,7 @@ class Trainer:
         examples: Examples,
         batch: torch.Tensor,
         optimizer: torch.optim.Optimizer,
-        proximal: float = 0.0,
-        anchors: Sequence[torch.Tensor] = (),
+        corrections: Sequence[Correction] = (),
     ) -> tuple[float, list[float]]:
         """One optimiser step (eq 1): the batch's loss in nats, and ‖g‖² of each parameter."""
         logits = self.classifier.forward(examples.encoded, examples.index[batch])
@@ -160,12 +167,44 @@ class Trainer:
         squares = [0.0] * len(self.parameters)
         for place, square in zip(reached, norms, strict=True):
             squares[place] = square
-        if proximal:  # after sensing: the pull is ours, not the data's
-            for parameter, anchor in zip(self.parameters.values(), anchors, strict=True):
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach() - anchor, alpha=proximal)
+        for correction in corrections:
+            correction.apply(self.parameters)
         optimizer.step()
         return loss.item(), squares
+
+    @torch.inference_mode()
+    def observe(
+        self, examples: Examples, tensors: Tensors, rows: torch.Tensor, tolerance: float
+    ) -> Observed:
+        """The moments of these flows, and how well the head ``tensors`` explains them.
+
+        Each distinct (prompt, label) is computed once and counts as often as it occurs.
+
+        Args:
+            rows: which flows of ``examples``, int64.
+            tolerance: see ``moments.factorise``.
+        """
+        self.load(tensors)
+        self.classifier.model.eval()
+        classes = len(self.classifier.labels)
+        pairs, counts = torch.unique(
+            examples.index[rows] * classes + examples.labels[rows], return_counts=True
+        )
+        prompts, labels = pairs // classes, (pairs % classes).numpy()
+        features = torch.cat(
+            [self.classifier.features(examples.encoded, some) for some in prompts.split(1024)]
+        )
+        head: Any = self.classifier.model
+        probabilities = torch.softmax(head.score(features), dim=1).double().numpy()
+        known = np.hstack([features.double().numpy(), np.ones((len(labels), 1))])
+        weights = counts.double().numpy()
+        norms = relative_gradients(known, probabilities, labels, weights)
+        both = np.hstack([known, np.eye(classes)[labels]])
+        return Observed(
+            factorise(np.sqrt(weights)[:, None] * both, tolerance),
+            {self.classifier.labels[label]: norm for label, norm in norms.items()},
+            len(rows),
+        )
 
     @torch.inference_mode()
     def logits(self, examples: Examples, batch_size: int = 1024) -> torch.Tensor:
@@ -204,6 +243,11 @@ class LocalLearner:
         return len(self.train_set)
 
     @property
+    def distinct(self) -> int:
+        pairs = torch.stack((self.train_set.index, self.train_set.labels))
+        return int(torch.unique(pairs, dim=1).shape[1])
+
+    @property
     def steps_per_epoch(self) -> int:
         return -(-len(self.train_set) // self.trainer.batch_size)
 
@@ -212,7 +256,13 @@ class LocalLearner:
         return len(self.validation_set)
 
     def train(
-        self, tensors: Tensors, *, first_step: int, steps: int, proximal: float = 0.0
+        self,
+        tensors: Tensors,
+        *,
+        first_step: int,
+        steps: int,
+        proximal: float = 0.0,
+        correction: Tensors | None = None,
     ) -> Trained:
         return self.trainer.train(
             self.train_set,
@@ -221,7 +271,14 @@ class LocalLearner:
             first_step=first_step,
             steps=steps,
             proximal=proximal,
+            correction=correction,
         )
+
+    def observe(
+        self, tensors: Tensors, *, first_step: int, steps: int, tolerance: float
+    ) -> Observed:
+        batches = self.trainer.batches(len(self.train_set), self.stream, first_step, steps)
+        return self.trainer.observe(self.train_set, tensors, torch.cat(list(batches)), tolerance)
 
     def score(self, tensors: Tensors) -> float:
         return self.trainer.evaluate(self.validation_set, tensors)[0]

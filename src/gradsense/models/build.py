@@ -26,6 +26,7 @@ from transformers.utils import logging as hf_logging
 from gradsense.errors import InputError
 from gradsense.models.base import has_base, load_base
 from gradsense.models.classifier import TextClassifier
+from gradsense.models.readout import Kind, Readout, feasible
 from gradsense.models.tokenizer import BOS, EOS, PAD, SPECIALS, build_tokenizer
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def build(
     seed: int,
     lora_rank: int | None = None,
     pretrained: bool = True,
+    readout: Kind = "last",
+    frozen: bool = False,
 ) -> TextClassifier:
     """Build a classifier of ``labels`` for prompts of ``template``.
 
@@ -77,24 +80,48 @@ def build(
             and none for an embedded one. With adapters only they and the head train and travel.
         pretrained: start an embedded model from the package's base, where it brings one for this
             size and template.
+        readout: what the head reads: the last token's state, as Hugging Face's classifiers do, or
+            more of them (``models.readout``), and then without adapters. ``tokens`` becomes
+            ``pooled`` where it cannot be.
+        frozen: train the head only.
 
     Raises:
-        InputError: there is no such model, it cannot be loaded, or the rank is negative.
+        InputError: there is no such model, it cannot be loaded, the rank is negative, or adapters
+            are asked for where they could not train.
     """
     if lora_rank is not None and lora_rank < 0:
         raise InputError(f"LoRA rank {lora_rank} is negative", mend="use 0 for none, or 4 to 64")
+    if lora_rank and (frozen or readout != "last"):
+        raise InputError(
+            "there are no LoRA adapters under a head of our own or on a frozen base",
+            mend="leave --lora-rank out, or use a strategy with neither: gsfs-tune",
+        )
     with _seeded(seed):
         if model in SIZES:
             network, tokenizer = _embedded(SIZES[model], template, labels)
             if pretrained and has_base(model, template):
                 load_base(network.model.decoder, model, template)
-            heads, rank = _heads(network), lora_rank or 0
+            heads, rank, length = _heads(network), lora_rank or 0, template.length
         else:
             network, tokenizer, heads = _pretrained(model, labels)
             rank = DEFAULT_LORA_RANK if lora_rank is None else lora_rank
-        adapted = _with_lora(network, rank, heads) if rank else network
+            length = None  # its tokenizer cuts words as it likes
+        trained: nn.Module = network
+        if frozen or readout != "last":
+            if network.config.is_encoder_decoder:
+                raise InputError(
+                    f"'{model}' is an encoder-decoder, of which our head cannot read the states",
+                    mend="use a strategy that trains such a model: gsfs-tune or fedavg",
+                )
+            kind = feasible(readout, base_of(network), length)
+            trained = Readout(
+                base_of(network), kind=kind, length=length or 0, classes=len(labels), frozen=frozen
+            )
+            rank = 0
+        elif rank:
+            trained = _with_lora(network, rank, heads)
     return TextClassifier(
-        adapted, tokenizer, labels=labels, template=template, base=model, lora_rank=rank or None
+        trained, tokenizer, labels=labels, template=template, base=model, lora_rank=rank or None
     )
 
 
@@ -203,7 +230,7 @@ def _label_maps(labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _base(network: PreTrainedModel) -> nn.Module:
+def base_of(network: PreTrainedModel) -> nn.Module:
     """The encoder or decoder under the classification head."""
     base: nn.Module = getattr(network, network.base_model_prefix)
     return base
@@ -214,7 +241,7 @@ def _heads(network: PreTrainedModel) -> list[str]:
     return [
         name
         for name, module in network.named_children()
-        if module is not _base(network) and any(True for _ in module.parameters())
+        if module is not base_of(network) and any(True for _ in module.parameters())
     ]
 
 
@@ -223,7 +250,7 @@ def _fresh_modules(network: PreTrainedModel, info: dict[str, Any], name: str) ->
     prefix = f"{network.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(prefix)]
     mismatched = [entry[0] for entry in info["mismatched_keys"] if entry[0].startswith(prefix)]
-    if mismatched or 2 * len(missing) > len(list(_base(network).parameters())):
+    if mismatched or 2 * len(missing) > len(list(base_of(network).parameters())):
         raise InputError(
             f"the weights of '{name}' do not fit its config.json "
             f"({len(missing)} tensors missing, {len(mismatched)} of another shape)",
@@ -236,7 +263,7 @@ def _with_lora(network: PreTrainedModel, rank: int, heads: list[str]) -> nn.Modu
     """LoRA on every linear layer of the base; ``heads`` train whole (Hu et al. 2021)."""
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415  a second that nano need not pay
 
-    base = _base(network)
+    base = base_of(network)
     linear = {
         name: module
         for name, module in network.named_modules()

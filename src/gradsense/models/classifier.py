@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gradsense.models.last_token import applies_to, last_token_logits
+from gradsense.models.readout import Readout
 
 if TYPE_CHECKING:
     from gradsense.prompts.templates import Template
@@ -117,9 +118,23 @@ class TextClassifier:
             lengths = None if mask is None else mask.sum(dim=1).clamp(min=1).to(self._device)
             return last_token_logits(self.model, ids, lengths)
         if mask is not None:
-            mask = None if self._mask_free else mask.to(self._device)
+            # Our own head must know where a prompt ends, even where the base need not.
+            masks = isinstance(self.model, Readout) or not self._mask_free
+            mask = mask.to(self._device) if masks else None
         logits: torch.Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         return logits
+
+    def features(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
+        """What the head reads of these rows, float [n, features], for moments.
+
+        Raises:
+            ValueError: the head is not of our own (``models.readout``).
+        """
+        if not isinstance(self.model, Readout):
+            raise ValueError("a Hugging Face classifier keeps its features to itself")
+        batch = encoded.take(rows)
+        mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
+        return self.model.features(batch.input_ids.to(self._device), mask)
 
     def to(self, device: torch.device | str) -> TextClassifier:
         """Move the weights to ``device`` (in place) and return self."""

@@ -1,7 +1,9 @@
 """Model folders: the Hugging Face layout plus ``gradsense.json``.
 
 ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` open such a folder as it is;
-``gradsense.json`` adds what gradsense needs to feed it flows: labels and prompt template.
+``gradsense.json`` adds what gradsense needs to feed it flows: labels and prompt template. A model
+with a head of our own (``models.readout``) has its base in that layout, for ``AutoModel``, and the
+head beside it.
 """
 
 from __future__ import annotations
@@ -12,21 +14,28 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gradsense
 from gradsense.errors import GradsenseError, InputError
-from gradsense.models.build import quiet_transformers
+from gradsense.models.build import base_of, quiet_transformers
 from gradsense.models.classifier import TextClassifier
+from gradsense.models.readout import Kind, Readout
 from gradsense.prompts.templates import Template, get_template
 
 CARD_FILE = "gradsense.json"
+HEAD_FILE = "head.safetensors"
 _FILES = (CARD_FILE, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 #: A JSON file of a model folder is small; a larger one is damaged or hostile.
 _MAX_JSON_BYTES = 4 << 20
 _MAX_TOKENIZER_BYTES = 128 << 20
+_MAX_HEAD_BYTES = 64 << 20
 
 
 class TemplateName(BaseModel):
@@ -35,6 +44,14 @@ class TemplateName(BaseModel):
     model_config = ConfigDict(frozen=True)
     name: str
     version: int
+
+
+class ReadoutCard(BaseModel):
+    """How a head beside the base reads it; see ``models.readout``."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Kind
+    length: int = Field(ge=0, le=512)
 
 
 class Card(BaseModel):
@@ -46,6 +63,7 @@ class Card(BaseModel):
     template: TemplateName
     base: str
     lora_rank: int | None
+    readout: ReadoutCard | None = None
     gradsense: str
     extra: dict[str, Any] = {}
 
@@ -77,6 +95,7 @@ def save(
         template=TemplateName(name=classifier.template.name, version=classifier.template.version),
         base=classifier.base,
         lora_rank=classifier.lora_rank,
+        readout=_readout_card(classifier.model),
         gradsense=gradsense.__version__,
         extra=extra or {},
     )
@@ -89,6 +108,8 @@ def save(
         fresh.mkdir(parents=True)
         with quiet_transformers():
             _plain_model(classifier).save_pretrained(fresh)
+            if isinstance(classifier.model, Readout):
+                save_file(classifier.model.score.state_dict(), fresh / HEAD_FILE)
             classifier.tokenizer.save_pretrained(fresh)
         _open_to_others(fresh)
         text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -152,6 +173,8 @@ def load(path: Path | str) -> TextClassifier:
     template = _template(card, path)
     try:
         with quiet_transformers():
+            # Under a head of our own the library's stays unused, but its base is the right one:
+            # AutoModel would add a pooler to some families.
             network, info = AutoModelForSequenceClassification.from_pretrained(
                 str(path),
                 use_safetensors=True,
@@ -167,10 +190,11 @@ def load(path: Path | str) -> TextClassifier:
         raise InputError(
             f"cannot open the model: {lines[0]}", mend="write the folder again", file=path
         ) from error
-    if info["missing_keys"]:
+    below = "" if card.readout is None else f"{network.base_model_prefix}."
+    missing = [key for key in info["missing_keys"] if key.startswith(below)]
+    if missing:
         raise InputError(
-            f"the weights lack {len(info['missing_keys'])} tensors of config.json, "
-            f"{min(info['missing_keys'])} first",
+            f"the weights lack {len(missing)} tensors of config.json, {min(missing)} first",
             mend="write the folder again",
             file=path / "model.safetensors",
         )
@@ -181,12 +205,49 @@ def load(path: Path | str) -> TextClassifier:
             file=path / CARD_FILE,
             field="labels",
         )
+    if card.readout is not None:
+        network = _with_head(base_of(network), card.readout, len(card.labels), path)
     return TextClassifier(network, tokenizer, labels=card.labels, template=template, base=str(path))
+
+
+def _readout_card(model: nn.Module) -> ReadoutCard | None:
+    if not isinstance(model, Readout):
+        return None
+    return ReadoutCard(kind=model.kind, length=model.length)
+
+
+def _with_head(base: nn.Module, card: ReadoutCard, classes: int, path: Path) -> Readout:
+    """The base with the head that lies beside it."""
+    file = path / HEAD_FILE
+    try:
+        model = Readout(base, kind=card.kind, length=card.length, classes=classes, frozen=False)
+        if file.stat().st_size > _MAX_HEAD_BYTES:
+            raise ValueError(f"larger than {_MAX_HEAD_BYTES >> 20} MiB")
+        head = load_file(file)
+        wanted = {name: tensor.shape for name, tensor in model.score.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in head.items()}
+        if found != wanted:
+            raise ValueError(f"it holds {_shapes(found)}, not {_shapes(wanted)}")
+        if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
+            raise ValueError("it holds NaN or infinity")
+        model.score.load_state_dict(head)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the head cannot be read: {lines[0]}", mend="write the folder again", file=file
+        ) from error
+    return model
+
+
+def _shapes(tensors: dict[str, torch.Size]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in sorted(tensors.items()))
 
 
 def _plain_model(classifier: TextClassifier) -> Any:
     """The Hugging Face model itself, adapters merged."""
     model: Any = classifier.model
+    if isinstance(model, Readout):
+        return model.base
     if classifier.lora_rank is None:
         return model
     # On a copy: taking a merge back leaves rounding errors in the base weights.
@@ -196,7 +257,8 @@ def _plain_model(classifier: TextClassifier) -> Any:
 def _open_to_others(folder: Path) -> None:
     """Undo two habits of the libraries that keep others from opening the folder."""
     # safetensors makes its file private, though a service may run as another user.
-    (folder / "model.safetensors").chmod((folder / "config.json").stat().st_mode)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod((folder / "config.json").stat().st_mode)
     # Releases of transformers before 5 know the same class by its older name only.
     file = folder / "tokenizer_config.json"
     text = file.read_text(encoding="utf-8")

@@ -46,6 +46,12 @@ class Template:
         return tuple(dict.fromkeys(word for phrase in phrases for word in phrase.split()))
 
     @property
+    def length(self) -> int | None:
+        """Words of every text, or None where they differ."""
+        counts = [{len(phrase.split()) for phrase in field.phrases} for field in self.fields]
+        return sum(min(one) for one in counts) if all(len(one) == 1 for one in counts) else None
+
+    @property
     def needs_context(self) -> bool:
         """Whether ``render`` reads the columns that ``ContextWindow.add`` appends."""
         columns = {name for field in self.fields for name in field.index.meta.root_names()}

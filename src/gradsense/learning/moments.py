@@ -1,0 +1,90 @@
+"""Second moments of features and labels: all that least squares asks of a site's flows.
+
+With features x (d values and a constant 1) and a one-hot label y, the matrix S = Σ [x; y][x; y]ᵀ
+over flows fixes the ridge classifier, and S of two sites together is the sum of theirs. A fleet
+that adds up its sites' S therefore gets the head of pooled training, whatever each site has seen
+and in whatever order they speak (Fed3R: Fanì et al. 2024, arXiv 2406.01116; AFL: He et al. 2025).
+
+What travels is a factor R of few rows with RᵀR ≈ S. Rounding R keeps features and labels
+consistent with each other, and RᵀR is never indefinite; rounding S itself by as much ruins the
+solution, whose small eigenvalues matter. numpy only, so that a coordinator needs no torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsense.learning.learner import Array
+
+#: Far below any real penalty, far above zero.
+_LEAST_PENALTY = 1e-12
+
+#: The one tensor of an update that carries moments.
+MOMENTS = "moments"
+#: The head's own names, [classes, d] and [classes].
+HEAD_WEIGHT, HEAD_BIAS = "score.weight", "score.bias"
+
+
+def factorise(rows: NDArray[np.float64], tolerance: float) -> Array:
+    """R of S = rowsᵀ rows, largest direction first.
+
+    Args:
+        rows: [flows, d + 1 + classes], each flow's [x; y].
+        tolerance: directions whose singular value is below this share of the largest are left
+            out. S is then off by at most tolerance² of its largest eigenvalue.
+    """
+    _, values, directions = np.linalg.svd(rows, full_matrices=False)
+    kept = values > tolerance * values[0]
+    factor: Array = (values[kept, None] * directions[kept]).astype(np.float32)
+    return factor
+
+
+def relative_gradients(
+    features: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.float64],
+) -> dict[int, float]:
+    """Class to ‖g_c‖ / ‖g_c(0)‖; see ``learner.Observed``.
+
+    g_c = Σ w x (p − y)ᵀ over the flows of class c; for an untrained head p is 1/classes.
+
+    Args:
+        features: [flows, d + 1], the constant included.
+        probabilities: [flows, classes] by the head in question.
+        labels, weights: of each flow, [flows].
+    """
+    classes = probabilities.shape[1]
+    ratios = {}
+    for label in np.unique(labels):
+        own = labels == label
+        weighted = features[own] * weights[own, None]
+        missed = probabilities[own] - np.eye(classes)[label]
+        untrained = np.linalg.norm(weighted.sum(axis=0)) * np.sqrt(1 - 1 / classes)
+        ratios[int(label)] = float(np.linalg.norm(weighted.T @ missed) / untrained)
+    return ratios
+
+
+def solve(
+    moments: NDArray[np.float64], classes: int, regularisation: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ridge classifier: argmin Σ ‖W x + b − y‖² + λ m ‖W‖², m the features' mean square sum.
+
+    Args:
+        moments: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
+        classes: how many of its last rows and columns are labels.
+        regularisation: λ > 0. Relative to m, so that it means the same for any number of flows.
+
+    Returns:
+        W [classes, d] and b [classes].
+    """
+    width = len(moments) - classes
+    gram, cross = moments[:width, :width], moments[:width, width:]
+    penalty = np.full(width, regularisation * np.trace(gram[:-1, :-1]) / max(1, width - 1))
+    # The constant is not shrunk. What remains keeps the system solvable whatever a site sends:
+    # all zeros, say.
+    penalty[-1] = 0.0
+    penalty = np.maximum(penalty, _LEAST_PENALTY)
+    head = np.linalg.solve(gram + np.diag(penalty), cross).astype(np.float64)
+    return head[:-1].T, head[-1]

@@ -1,0 +1,144 @@
+"""How unlike everything seen so far a flow is, without a label and without a second model.
+
+Two sources. The pretrained base gives each prompt a likelihood; what it finds improbable is new to
+the base. The summed moments that the cloud holds anyway (``learning.moments``) say which directions
+of feature space the fleet's flows span; what lies outside is new to the fleet. The second costs a
+site no further byte and no further pass over its flows.
+
+Every score is larger for what is more novel. None has a natural threshold: compare with the scores
+of held-out flows of known classes, and take a quantile of those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from transformers.models.opt.modeling_opt import OPTDecoder
+
+from gradsense.learning.moments import solve
+from gradsense.models.classifier import Encoded, TextClassifier
+from gradsense.models.readout import Readout
+
+_BATCH = 512
+#: As in ``moments.solve``: keeps the system solvable where every feature was zero.
+_LEAST_PENALTY = 1e-12
+
+
+@torch.inference_mode()
+def token_surprise(classifier: TextClassifier, encoded: Encoded) -> NDArray[np.float64]:
+    """−ln p(token | the tokens before it) under the base, in nats, [n, length − 1].
+
+    The first token has none before it and no score. As in ``pretraining``, the output weights are
+    the input embeddings (OPT: Zhang et al. 2022, arXiv 2205.01068).
+
+    Args:
+        classifier: with an OPT base; its head is not used.
+        encoded: n prompts of one length of at least two tokens.
+
+    Raises:
+        ValueError: the base is no OPT, or prompts are padded or too short.
+    """
+    decoder = _decoder(classifier)
+    if encoded.attention_mask is not None or encoded.input_ids.shape[1] < 2:
+        raise ValueError("perplexity needs prompts of one length, of two tokens or more")
+    classifier.model.eval()
+    parts = []
+    for ids in torch.split(encoded.input_ids.to(decoder.embed_tokens.weight.device), _BATCH):
+        states = decoder(input_ids=ids).last_hidden_state[:, :-1]
+        logits = states @ decoder.embed_tokens.weight.T
+        parts.append(functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none"))
+    surprise: NDArray[np.float64] = torch.cat(parts).double().cpu().numpy()
+    return surprise
+
+
+def perplexity(classifier: TextClassifier, encoded: Encoded) -> NDArray[np.float64]:
+    """The mean of ``token_surprise`` over a prompt's tokens, in nats a token, [n].
+
+    It is the logarithm of what is usually called perplexity; the order is the same.
+    """
+    mean: NDArray[np.float64] = token_surprise(classifier, encoded).mean(axis=1)
+    return mean
+
+
+def leverage(
+    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float = 1e-4
+) -> NDArray[np.float64]:
+    """h = xᵀ (G + Λ)⁻¹ x: how little the flows behind the moments span this one, [n].
+
+    G is the part of S that no label enters, Λ the penalty of ``moments.solve``, which leaves the
+    constant alone. Three readings of the same number:
+
+    - With Λ = 0 the diagonal of the hat matrix; a flow seen k times before has h ≤ 1/k.
+    - With N flows of mean μ and scatter N Σ, h = (1 + (x − μ)ᵀ (Σ + Λ/N)⁻¹ (x − μ)) / N: the
+      squared Mahalanobis distance to the fleet's mean, regularised.
+    - σ² h is the predictive variance of Bayesian ridge regression with noise σ², so h is how
+      unsure the head must be of its own output.
+
+    Args:
+        features: what the head reads, [n, d], without the constant.
+        moments: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
+        regularisation: λ > 0, as in ``moments.solve``.
+
+    Raises:
+        ValueError: the moments are of other features.
+    """
+    known, penalised = _system(features, moments, regularisation)
+    scores: NDArray[np.float64] = (known.T * np.linalg.solve(penalised, known.T)).sum(axis=0)
+    return scores
+
+
+def influence(
+    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float = 1e-4
+) -> NDArray[np.float64]:
+    """‖y − Wx − b‖² h: how much a flow pulls at the head, its own verdict y taken as true, [n].
+
+    The residual sees flows between the classes, which may lie well within the span of what was
+    seen; leverage sees flows outside that span, however sure the head is of them. The product is
+    the squared norm of the flow's gradient x (Wx + b − y)ᵀ in the metric of the loss's own
+    curvature G + Λ, which no scaling of the features changes: sensing (eq 9-11), flow by flow. It
+    is Cook's distance (Cook 1977) of a flow that is not yet in the regression, up to a constant,
+    and kin to GradNorm (Huang et al. 2021, arXiv 2110.00218).
+
+    Where the fleet has seen only one class the head's output is constant and leverage says more.
+
+    Args:
+        features, moments, regularisation: as for ``leverage``; every flow behind S has a label.
+
+    Raises:
+        ValueError: the moments are of other features.
+    """
+    classes = len(moments) - features.shape[1] - 1
+    pull = leverage(features, moments, regularisation)
+    weight, bias = solve(moments, classes, regularisation)
+    outputs = features @ weight.T + bias
+    missed: NDArray[np.float64] = np.eye(classes)[outputs.argmax(axis=1)] - outputs
+    scores: NDArray[np.float64] = (missed**2).sum(axis=1) * pull
+    return scores
+
+
+def _system(
+    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[x; 1] of each flow, [n, d + 1], and G + Λ."""
+    width = features.shape[1] + 1
+    if len(moments) < width:
+        raise ValueError(f"moments of {len(moments)} rows for {width - 1} features and a constant")
+    gram = moments[:width, :width]
+    penalty = np.full(width, regularisation * np.trace(gram[:-1, :-1]) / max(1, width - 1))
+    penalty[-1] = 0.0
+    penalty = np.maximum(penalty, _LEAST_PENALTY)
+    return np.hstack([features, np.ones((len(features), 1))]), gram + np.diag(penalty)
+
+
+def _decoder(classifier: TextClassifier) -> Any:
+    """The OPT decoder under a head over all tokens or over the last."""
+    model = classifier.model
+    base: Any = model.base if isinstance(model, Readout) else getattr(model, "model", None)
+    decoder = getattr(base, "decoder", None)
+    if not isinstance(decoder, OPTDecoder):
+        raise ValueError("perplexity needs an OPT base, as the embedded models have")
+    return decoder

@@ -1,0 +1,162 @@
+"""Novelty scores against numbers done by hand, and the identities that their docstrings claim."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gradsense.learning.moments import solve
+from gradsense.learning.novelty import influence, leverage, perplexity, token_surprise
+from gradsense.models.build import build
+from gradsense.models.classifier import Encoded, TextClassifier
+from gradsense.models.readout import Kind
+from gradsense.prompts.templates import get_template
+
+#: So small that only exact collinearity would notice it.
+TINY = 1e-9
+
+
+def moments(features: np.ndarray, labels: list[int], classes: int) -> np.ndarray:
+    rows = np.hstack([features, np.ones((len(features), 1)), np.eye(classes)[labels]])
+    return rows.T @ rows
+
+
+def nano(readout: Kind = "tokens") -> TextClassifier:
+    return build(
+        "nano", template=get_template("context"), labels=("a", "b"), seed=0, readout=readout
+    )
+
+
+def prompts(classifier: TextClassifier, number: int = 5) -> Encoded:
+    size: Any = classifier.model.config
+    generator = torch.Generator().manual_seed(0)
+    return Encoded(torch.randint(4, size.vocab_size, (number, 19), generator=generator), None)
+
+
+def test_leverage_of_one_feature_by_hand() -> None:
+    # Flows at -1 and 1: G = diag(2, 2), and the penalty is 0.5 times the mean square sum of 2.
+    known = moments(np.array([[-1.0], [1.0]]), [0, 1], 2)
+    scores = leverage(np.array([[0.0], [3.0]]), known, regularisation=0.5)
+    assert scores == pytest.approx([1 / 2, 9 / 3 + 1 / 2])
+
+
+def test_a_flow_seen_k_times_has_leverage_of_at_most_one_in_k() -> None:
+    flows = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]])
+    scores = leverage(flows, moments(flows, [0] * 4 + [1], 2), TINY)
+    assert scores == pytest.approx([1 / 4] * 4 + [1.0])
+
+
+def test_an_unseen_direction_is_more_novel_than_a_longer_seen_one() -> None:
+    flows = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
+    seen, unseen = leverage(np.array([[6.0, 0.0], [2.0, 0.5]]), moments(flows, [0, 1, 0], 2))
+    assert unseen > 10 * seen
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1.0))
+def test_leverage_is_the_regularised_mahalanobis_distance(seed: int, strength: float) -> None:
+    rng = np.random.default_rng(seed)
+    flows, new = rng.normal(size=(30, 4)) * [1, 2, 3, 4] + 1, rng.normal(size=(6, 4))
+    number, mean = len(flows), flows.mean(axis=0)
+    penalty = strength * (flows**2).sum() / 4
+    covariance = np.cov(flows.T, bias=True) + penalty / number * np.eye(4)
+    away = new - mean
+    squared = np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+    known = moments(flows, [0] * number, 1)
+    assert leverage(new, known, strength) == pytest.approx((1 + squared) / number)
+
+
+def test_moments_of_two_sites_add_up() -> None:
+    rng = np.random.default_rng(0)
+    one, two, new = rng.normal(size=(9, 3)), rng.normal(size=(7, 3)), rng.normal(size=(4, 3))
+    both = moments(np.vstack([one, two]), [0, 1] * 8, 2)
+    summed = moments(one, [0, 1] * 4 + [0], 2) + moments(two, [1, 0] * 3 + [1], 2)
+    assert leverage(new, summed) == pytest.approx(leverage(new, both))
+    assert influence(new, summed) == pytest.approx(influence(new, both))
+
+
+def test_influence_by_hand() -> None:
+    # Flows at -1 (class 0) and 1 (class 1): outputs (1 - x) / 2 and (1 + x) / 2 without penalty.
+    known = moments(np.array([[-1.0], [1.0]]), [0, 1], 2)
+    scores = influence(np.array([[1.0], [0.5], [3.0]]), known, TINY)
+    # At 0.5 they are 1/4 and 3/4, off by 1/4 each; leverage x²/2 + 1/2.
+    assert scores == pytest.approx([0.0, (2 / 16) * 0.625, 2 * 5.0], abs=1e-6)
+
+
+def test_influence_is_the_gradient_in_the_metric_of_the_curvature() -> None:
+    rng = np.random.default_rng(1)
+    flows, labels = rng.normal(size=(40, 3)), (np.arange(40) % 3).tolist()
+    known, new = moments(flows, labels, 3), rng.normal(size=3)
+    weight, bias = solve(known, 3, 0.01)
+    output = weight @ new + bias
+    x = np.append(new, 1.0)
+    gradient = np.outer(x, output - np.eye(3)[output.argmax()])
+    penalty = 0.01 * np.trace(known[:3, :3]) / 3
+    curvature = known[:4, :4] + np.diag([penalty] * 3 + [0.0])
+    expected = np.trace(gradient.T @ np.linalg.inv(curvature) @ gradient)
+    assert influence(new[None], known, 0.01) == pytest.approx([expected])
+
+
+def test_a_fleet_that_saw_only_zeros_still_gives_finite_scores() -> None:
+    known = moments(np.zeros((3, 2)), [0, 1, 0], 2)
+    scores = leverage(np.array([[0.0, 0.0], [1.0, 0.0]]), known)
+    assert scores[0] == pytest.approx(1 / 3)
+    assert scores[0] < scores[1] < np.inf
+
+
+def test_moments_of_other_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="moments of 3 rows for 5 features"):
+        leverage(np.zeros((1, 5)), np.eye(3))
+
+
+@pytest.mark.parametrize("readout", ["last", "tokens"])
+def test_a_base_that_knows_nothing_is_surprised_by_the_whole_vocabulary(readout: Kind) -> None:
+    classifier = nano(readout)
+    model: Any = classifier.model
+    decoder = (model.base if readout == "tokens" else model.model).decoder
+    nn.init.zeros_(decoder.embed_tokens.weight)
+    scores = perplexity(classifier, prompts(classifier))
+    assert scores == pytest.approx([math.log(model.config.vocab_size)] * 5, rel=1e-6)
+
+
+def test_perplexity_is_the_loss_of_pretraining_token_by_token() -> None:
+    classifier = nano()
+    model: Any = classifier.model
+    encoded = prompts(classifier)
+    surprise = token_surprise(classifier, encoded)
+    assert surprise.shape == (5, 18)
+    row = encoded.input_ids[3:4]
+    with torch.inference_mode():
+        states = model.base.decoder(input_ids=row[:, :7]).last_hidden_state[0, -1]
+        chances = torch.log_softmax(model.base.decoder.embed_tokens.weight @ states, dim=0)
+    assert surprise[3, 6] == pytest.approx(-chances[row[0, 7]].item(), rel=1e-4)
+    assert perplexity(classifier, encoded) == pytest.approx(surprise.mean(axis=1))
+
+
+def test_the_head_does_not_matter_and_rows_do_not_affect_each_other() -> None:
+    classifier = nano()
+    encoded = prompts(classifier)
+    alone = perplexity(classifier, encoded.take(torch.tensor([2])))
+    model: Any = classifier.model
+    nn.init.ones_(model.score.weight)
+    assert perplexity(classifier, encoded)[2] == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_padded_prompts_and_other_models_are_refused() -> None:
+    classifier = nano()
+    ids = prompts(classifier).input_ids
+    with pytest.raises(ValueError, match="of one length"):
+        perplexity(classifier, Encoded(ids, torch.ones_like(ids)))
+    with pytest.raises(ValueError, match="of one length"):
+        perplexity(classifier, Encoded(ids[:, :1], None))
+    other: Any = nn.Linear(2, 2)
+    classifier.model = other
+    with pytest.raises(ValueError, match="an OPT base"):
+        perplexity(classifier, Encoded(ids, None))
