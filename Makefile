@@ -30,10 +30,21 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md that do not need IoT-23
+bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md; with IOT23=folder also those on real data
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/simulator.py
+ifdef IOT23
+	$(BIN)/gradsense compare --data $(IOT23) --rounds 10 --seeds 3 --out bench/table3 --resume \
+		--strategies fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
+	$(BIN)/python benchmarks/ablation.py --data $(IOT23) --out bench/ablation --resume \
+		--plot bench/ablation.png
+	$(BIN)/python benchmarks/sensing.py --data $(IOT23) --plot bench/sensing.png
+	$(BIN)/python benchmarks/novelty.py --data $(IOT23) --plot bench/novelty.png
+	$(BIN)/python benchmarks/leave_one_out.py --data $(IOT23)
+	$(BIN)/python benchmarks/joining.py --data $(IOT23)
+	$(BIN)/python benchmarks/fleet.py --data $(IOT23)
+endif
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench

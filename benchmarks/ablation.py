@@ -34,7 +34,7 @@ ADDED = (
     ),
     ("+ low rank", "gsfs:floor=0:share=1:deadline_s=null:codec=none"),
     ("+ one step for all directions", "gsfs:floor=0:share=1:deadline_s=null"),
-    ("+ half a quorum, or 2 s", "gsfs:floor=0"),
+    ("+ quorum of 30 %, or 2 s", "gsfs:floor=0"),
     ("+ sensing = gsfs", "gsfs"),
 )
 #: What is taken away from gsfs alone.

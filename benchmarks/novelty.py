@@ -9,7 +9,7 @@ than the benign ones. "All malware" holds out everything but Benign. AUROC: 0.5 
 perfect. The third table is what an operator sees: the share of the held-out class that is caught
 when the threshold lets 5 % of all other test flows through. No prompt is in both training and test.
 Moments travel as in a real run (truncated, int8). ``residual`` is ``influence`` without its factor
-``leverage``.
+``leverage``; where one class is left the head is constant and it means nothing.
 
 Peers read the raw flow fields that the random forest reads, from all sites pooled in one place:
 an isolation forest (Liu et al. 2008), the distance to the nearest training flow and the local

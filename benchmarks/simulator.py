@@ -102,9 +102,9 @@ def main() -> None:
     if arguments.memory:
         memory(arguments.memory, arguments.clients)
         return
-    for strategy in ("fedavg", "gsfs"):
+    for strategy in ("fedavg", "gsfs-tune"):
         overhead(strategy)
-    for strategy in ("fedavg", "gsfs"):
+    for strategy in ("fedavg", "gsfs-tune"):
         # The kernel's peak is a process's whole life, so each run has a process of its own.
         command = [sys.executable, __file__, "--memory", strategy]
         subprocess.run([*command, "--clients", str(arguments.clients)], check=True)

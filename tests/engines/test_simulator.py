@@ -239,8 +239,8 @@ def test_arithmetic_of_moments_by_hand() -> None:
 def moments_bytes(client: str = "a") -> int:
     factor = ToyLearner().observe(HEAD, first_step=0, steps=2, tolerance=0.005).factor
     delta = {"moments": factor}
-    packed = CODECS["int8"].pack(delta)
-    return len(encode(Update(client, 0, 1, 10, "gradient", delta, codec="int8", packed=packed)))
+    packed = CODECS["uniform"].pack(delta)
+    return len(encode(Update(client, 0, 1, 10, "gradient", delta, codec="uniform", packed=packed)))
 
 
 def test_one_site_reads_tells_and_is_done_by_hand() -> None:

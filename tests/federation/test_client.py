@@ -300,7 +300,7 @@ def test_flows_are_read_once_and_told_once() -> None:
     update = client.work(100)
     assert update is not None
     assert (update.reason, update.samples, update.sequence) == ("gradient", 10, 1)
-    assert (update.codec, update.score, list(update.delta)) == ("int8", None, [MOMENTS])
+    assert (update.codec, update.score, list(update.delta)) == ("uniform", None, [MOMENTS])
     # What the coordinator reads is what it would make of the bytes.
     assert np.array_equal(decode(encode(update)).delta[MOMENTS], update.delta[MOMENTS])
     moments = update.delta[MOMENTS].T @ update.delta[MOMENTS]

@@ -224,7 +224,7 @@ def test_moments_of_any_age_up_to_the_limit_count_once_and_whole() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_moments_of_up_to_as_many_rows_as_columns_are_taken(rows: int) -> None:
-    cloud = coordinator("gsfs", clients="abc")
+    cloud = coordinator("gsfs", clients="abcdef")
     factor = np.ones((rows, 4), np.float32)
     cloud.receive(update("a", delta={"moments": factor}), 0.0)
     assert len(cloud.entries) == 1

@@ -86,8 +86,10 @@ def test_influence_by_hand() -> None:
     # Flows at -1 (class 0) and 1 (class 1): outputs (1 - x) / 2 and (1 + x) / 2 without penalty.
     known = moments(np.array([[-1.0], [1.0]]), [0, 1], 2)
     scores = influence(np.array([[1.0], [0.5], [3.0]]), known, TINY)
-    # At 0.5 they are 1/4 and 3/4, off by 1/4 each; leverage x²/2 + 1/2.
-    assert scores == pytest.approx([0.0, (2 / 16) * 0.625, 2 * 5.0], abs=1e-6)
+    # At 0.5 they are 1/4 and 3/4, off by 1/4 each.
+    # Leverage is x²/2 + 1/2; at 3 they are -1 and 2.
+    squares, span = np.array([0.0, 2 / 16, 2.0]), np.array([1.0, 0.625, 5.0])
+    assert scores == pytest.approx((squares + 1e-3) * span, abs=1e-6)
 
 
 def test_influence_is_the_gradient_in_the_metric_of_the_curvature() -> None:
@@ -100,8 +102,15 @@ def test_influence_is_the_gradient_in_the_metric_of_the_curvature() -> None:
     gradient = np.outer(x, output - np.eye(3)[output.argmax()])
     penalty = 0.01 * np.trace(known[:3, :3]) / 3
     curvature = known[:4, :4] + np.diag([penalty] * 3 + [0.0])
-    expected = np.trace(gradient.T @ np.linalg.inv(curvature) @ gradient)
+    metric = np.linalg.inv(curvature)
+    expected = np.trace(gradient.T @ metric @ gradient) + 1e-3 * x @ metric @ x
     assert influence(new[None], known, 0.01) == pytest.approx([expected])
+
+
+def test_with_one_class_influence_orders_as_leverage_does() -> None:
+    rng = np.random.default_rng(2)
+    known, new = moments(rng.normal(size=(20, 3)), [0] * 20, 2), rng.normal(size=(9, 3))
+    assert influence(new, known) == pytest.approx(1e-3 * leverage(new, known))
 
 
 def test_a_fleet_that_saw_only_zeros_still_gives_finite_scores() -> None:

@@ -147,6 +147,6 @@ def run_reference(
         return finished
     row, tensors = REFERENCES[name](bench, on_progress)
     if tensors is not None:
-        write_model(bench, tensors, out, name)
+        write_model(bench, tensors, out, row)
     results.save([row], out / RESULTS)
     return row

@@ -297,17 +297,18 @@ def train(
             run.save(saved, run.wall_s + now - began)
             last = time.monotonic()
     row = run.row(run.wall_s + time.monotonic() - began)
-    write_model(bench, run.final(), out, row.strategy)
+    write_model(bench, run.final(), out, row)
     results.save([row], out / RESULTS)
     checkpoint.remove(saved)
     return row
 
 
-def write_model(bench: Bench, tensors: Tensors, out: Path, strategy: str) -> None:
-    """Write the model folder of these tensors."""
+def write_model(bench: Bench, tensors: Tensors, out: Path, row: results.Row) -> None:
+    """Write the model folder of these tensors, which gave this row."""
     bench.trainer.load(tensors)
     extra = {
-        "strategy": strategy,
+        "strategy": row.strategy,
+        "alarm_threshold": None if row.alarms is None else row.alarms.threshold,
         "seed": bench.settings.seed,
         "synthetic": bench.corpus.synthetic,
     }

@@ -177,7 +177,7 @@ _ROWS = (
         "gsfs",
         "sites that sense something new send its moments once; the cloud solves for the head",
         Unexplained(),
-        Quorum(0.5, deadline_s=2.0),
+        Quorum(0.3, deadline_s=2.0),
         LeastSquares(),
         payload="moments",
         tolerance=0.005,

@@ -26,6 +26,8 @@ from gradsense.models.readout import Readout
 _BATCH = 512
 #: As in ``moments.solve``: keeps the system solvable where every feature was zero.
 _LEAST_PENALTY = 1e-12
+#: ε of ``influence``, of squared residuals whose scale is 1: a quarter of a known flow's median.
+_LEAST_RESIDUAL = 1e-3
 
 
 @torch.inference_mode()
@@ -94,16 +96,15 @@ def leverage(
 def influence(
     features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float = 1e-4
 ) -> NDArray[np.float64]:
-    """‖y − Wx − b‖² h: how much a flow pulls at the head, its own verdict y taken as true, [n].
+    """(‖y − Wx − b‖² + ε) h: how a flow pulls at the head, its own verdict y taken as true, [n].
 
     The residual sees flows between the classes, which may lie well within the span of what was
-    seen; leverage sees flows outside that span, however sure the head is of them. The product is
-    the squared norm of the flow's gradient x (Wx + b − y)ᵀ in the metric of the loss's own
-    curvature G + Λ, which no scaling of the features changes: sensing (eq 9-11), flow by flow. It
-    is Cook's distance (Cook 1977) of a flow that is not yet in the regression, up to a constant,
-    and kin to GradNorm (Huang et al. 2021, arXiv 2110.00218).
-
-    Where the fleet has seen only one class the head's output is constant and leverage says more.
+    seen; leverage sees flows outside that span, however sure the head is of them. Without ε the
+    product is the squared norm of the flow's gradient x (Wx + b − y)ᵀ in the metric of the loss's
+    own curvature G + Λ: sensing (eq 9-11), flow by flow. To first order in h it is Cook's distance
+    (Cook 1977) of a flow that is not yet in the regression, up to a constant; kin to GradNorm
+    (Huang et al. 2021, arXiv 2110.00218). ε only matters where the residual says nothing: a head
+    that has seen one class answers the same to everything, and the order is then leverage's.
 
     Args:
         features, moments, regularisation: as for ``leverage``; every flow behind S has a label.
@@ -116,7 +117,7 @@ def influence(
     weight, bias = solve(moments, classes, regularisation)
     outputs = features @ weight.T + bias
     missed: NDArray[np.float64] = np.eye(classes)[outputs.argmax(axis=1)] - outputs
-    scores: NDArray[np.float64] = (missed**2).sum(axis=1) * pull
+    scores: NDArray[np.float64] = ((missed**2).sum(axis=1) + _LEAST_RESIDUAL) * pull
     return scores
 
 
