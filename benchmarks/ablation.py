@@ -129,7 +129,7 @@ def plot(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]], rows: Rows, pa
     figure, panels = plt.subplots(
         len(groups),
         3,
-        figsize=(12, 0.42 * sum(heights) + 1.6),
+        figsize=(12, 0.3 * sum(heights) + 1.4),
         sharex="col",
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
@@ -140,7 +140,7 @@ def plot(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]], rows: Rows, pa
         ("macro-F1", macro_f1),
         ("uplink, MB (log)", lambda row: None if not row.uplink_bytes else row.uplink_bytes / 1e6),
     )
-    for (heading, steps), line in zip(groups, panels, strict=True):
+    for number, ((heading, steps), line) in enumerate(zip(groups, panels, strict=True)):
         for panel, (name, get) in zip(line, measures, strict=True):
             for place, (_, spec) in enumerate(steps):
                 values = [value for row in rows[spec] if (value := get(row)) is not None]
@@ -154,7 +154,7 @@ def plot(groups: Sequence[tuple[str, Sequence[tuple[str, str]]]], rows: Rows, pa
             panel.spines[["top", "right", "left"]].set_visible(False)
             if "log" in name:
                 panel.set_xscale("log")
-            if line is panels[-1]:
+            if number == len(groups) - 1:
                 panel.set_xlabel(name)
         line[0].set_title(heading, loc="left", fontsize=10, fontweight="bold")
     figure.savefig(path, dpi=120)

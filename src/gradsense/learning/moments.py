@@ -66,6 +66,22 @@ def relative_gradients(
     return ratios
 
 
+def penalised_gram(gram: NDArray[np.float64], regularisation: float) -> NDArray[np.float64]:
+    """G + Λ, the part of S that no label enters with ridge's penalty on its diagonal.
+
+    Λ is λ m for every feature, with m their mean square sum, and nothing for the constant.
+
+    Args:
+        gram: G, [d + 1, d + 1].
+        regularisation: λ.
+    """
+    features = len(gram) - 1
+    penalty = np.full(features + 1, regularisation * np.trace(gram[:-1, :-1]) / max(1, features))
+    penalty[-1] = 0.0
+    # What remains keeps the system solvable whatever a site sends: all zeros, say.
+    return gram + np.diag(np.maximum(penalty, _LEAST_PENALTY))
+
+
 def solve(
     moments: NDArray[np.float64], classes: int, regularisation: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -80,11 +96,8 @@ def solve(
         W [classes, d] and b [classes].
     """
     width = len(moments) - classes
-    gram, cross = moments[:width, :width], moments[:width, width:]
-    penalty = np.full(width, regularisation * np.trace(gram[:-1, :-1]) / max(1, width - 1))
-    # The constant is not shrunk. What remains keeps the system solvable whatever a site sends:
-    # all zeros, say.
-    penalty[-1] = 0.0
-    penalty = np.maximum(penalty, _LEAST_PENALTY)
-    head = np.linalg.solve(gram + np.diag(penalty), cross).astype(np.float64)
+    cross = moments[:width, width:]
+    head = np.linalg.solve(penalised_gram(moments[:width, :width], regularisation), cross).astype(
+        np.float64
+    )
     return head[:-1].T, head[-1]

@@ -19,13 +19,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers.models.opt.modeling_opt import OPTDecoder
 
-from gradsense.learning.moments import solve
+from gradsense.learning.moments import penalised_gram, solve
 from gradsense.models.classifier import Encoded, TextClassifier
 from gradsense.models.readout import Readout
 
 _BATCH = 512
-#: As in ``moments.solve``: keeps the system solvable where every feature was zero.
-_LEAST_PENALTY = 1e-12
 #: ε of ``influence``, of squared residuals whose scale is 1: a quarter of a known flow's median.
 _LEAST_RESIDUAL = 1e-3
 
@@ -129,10 +127,8 @@ def _system(
     if len(moments) < width:
         raise ValueError(f"moments of {len(moments)} rows for {width - 1} features and a constant")
     gram = moments[:width, :width]
-    penalty = np.full(width, regularisation * np.trace(gram[:-1, :-1]) / max(1, width - 1))
-    penalty[-1] = 0.0
-    penalty = np.maximum(penalty, _LEAST_PENALTY)
-    return np.hstack([features, np.ones((len(features), 1))]), gram + np.diag(penalty)
+    known = np.hstack([features, np.ones((len(features), 1))])
+    return known, penalised_gram(gram, regularisation)
 
 
 def _decoder(classifier: TextClassifier) -> Any:
