@@ -237,9 +237,11 @@ def test_classes_that_nobody_learned_and_refusals_are_named() -> None:
     assert "4 updates were refused" in text
 
 
-def test_curves_average_over_the_aggregations_that_all_seeds_reached() -> None:
-    short = federated(seed=1, f1=0.8)
+def test_a_run_that_ended_keeps_its_last_model_in_the_curves() -> None:
+    long, short = federated(f1=0.6), federated(seed=1, f1=0.8)
     short = short.model_copy(update={"curve": short.curve[:3]})
-    points = plots._across_seeds([federated(f1=0.6), short], plots.AGGREGATION, plots.F1_MACRO)
-    assert [point[0] for point in points] == [0, 1, 2]
+    points = plots._across_seeds([long, short], plots.AGGREGATION, plots.F1_MACRO)
+    assert [point[0] for point in points] == [point.aggregation for point in long.curve]
     assert points[2][1:] == (pytest.approx(0.28), pytest.approx(0.24), pytest.approx(0.32))
+    # The short run stays at 0.32 while the long one goes on to 0.6.
+    assert points[-1][1:] == (pytest.approx(0.46), pytest.approx(0.32), pytest.approx(0.6))

@@ -124,14 +124,20 @@ def curves(rows: Sequence[Row], x: Axis, y: Axis, *, name: str) -> str:
 def _across_seeds(
     group: Sequence[Row], x: Axis, y: Axis
 ) -> list[tuple[float, float, float, float]]:
-    """(x mean, y mean, y lowest, y highest) for each aggregation that all seeds reached."""
+    """(x mean, y mean, y lowest, y highest) for each aggregation that any seed reached.
+
+    A run that ended before keeps its last model; it must not end the line of the others.
+    """
     runs = [{point.aggregation: point for point in row.curve} for row in group if row.curve]
-    if not runs:
-        return []
     found = []
-    for number in sorted(set.intersection(*(set(run) for run in runs))):
-        xs = [value for run in runs if (value := x.value(run[number])) is not None]
-        ys = [value for run in runs if (value := y.value(run[number])) is not None]
+    for number in sorted({number for run in runs for number in run}):
+        points = [
+            run.get(number) or run[max(run)].model_copy(update={"aggregation": number})
+            for run in runs
+            if min(run) <= number
+        ]
+        xs = [value for point in points if (value := x.value(point)) is not None]
+        ys = [value for point in points if (value := y.value(point)) is not None]
         if len(xs) == len(ys) == len(runs):
             found.append((statistics.fmean(xs), statistics.fmean(ys), min(ys), max(ys)))
     return found
