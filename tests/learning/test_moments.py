@@ -167,3 +167,10 @@ def test_a_flow_that_counts_twice_is_two_flows() -> None:
 def test_a_class_that_a_site_lacks_is_not_spoken_of() -> None:
     uniform = np.full((2, CLASSES), 1 / CLASSES)
     assert relative_gradients(X[:2], uniform, LABELS[:2], WEIGHTS[:2]).keys() == {0, 2}
+
+
+def test_many_flows_are_folded_block_by_block() -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 6))
+    factor = factorise(rows, 0.0).astype(np.float64)
+    assert factor.shape == (6, 6)
+    assert factor.T @ factor == pytest.approx(rows.T @ rows, rel=1e-4, abs=1e-3)

@@ -24,6 +24,9 @@ class Client:
     reference moves by exactly what was sent, so a layer that stayed behind, or what a lossy codec
     rounded away, remains in the difference and travels later (error feedback).
 
+    Where the strategy sends moments, the client trains nothing: both stay the adopted model, and
+    what it keeps instead is how far it has read its flows and how far it has reported them.
+
     Args:
         name: unique in the fleet.
         learner: the site's data and trainer.

@@ -34,6 +34,12 @@ def factorise(rows: NDArray[np.float64], tolerance: float) -> Array:
         tolerance: directions whose singular value is below this share of the largest are left
             out. S is then off by at most tolerance² of its largest eigenvalue.
     """
+    width = rows.shape[1]
+    if len(rows) > 2 * width:
+        # Many flows, block by block: QR keeps RᵀR, and memory stays that of two blocks.
+        blocks, rows = np.array_split(rows, len(rows) // width), rows[:0]
+        for block in blocks:
+            rows = np.asarray(np.linalg.qr(np.vstack([rows, block]), mode="r"))
     _, values, directions = np.linalg.svd(rows, full_matrices=False)
     kept = values > tolerance * values[0]
     factor: Array = (values[kept, None] * directions[kept]).astype(np.float32)
