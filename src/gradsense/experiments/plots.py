@@ -25,8 +25,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from gradsense.experiments.results import Point, Row, UploadMark
 from gradsense.experiments.table import by_strategy, human_bytes, human_seconds
 
-#: How many strategies get a colour of their own (``--s1`` .. ``--s10`` in report.css).
-COLOURS = 10
+#: How many strategies get a colour of their own (``--s1`` .. ``--s12`` in report.css).
+COLOURS = 12
 #: Dashes go with the colours, so that lines also differ in print and to the colour-blind.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))
 #: How many sites the time line shows at most.
