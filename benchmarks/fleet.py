@@ -21,8 +21,7 @@ import torch
 from gradsense.config import settings
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.run import FederatedRun
-from shared import Progress, parser, spread, table
+from shared import Progress, finished, parser, spread, table
 
 SHARES = (0.1, 0.3, 0.5)
 FLOORS = (0.0, 0.1)
@@ -34,11 +33,7 @@ PARTITIONS: dict[str, dict[str, Any]] = {
 
 def measure(bench: Bench) -> dict[str, float]:
     """One run's figures by column."""
-    run = FederatedRun(bench)
-    run.sample.clear()  # clients' own scores take longer than the run, and nobody asks for them
-    run.start()
-    while run.step():
-        pass
+    run = finished(bench)
     simulator = run.simulator
     spoke = {mark.client for mark in simulator.uploads}
     last = run.curve[-1]

@@ -25,13 +25,12 @@ import torch
 from numpy.typing import NDArray
 
 from gradsense.experiments.bench import Bench
-from gradsense.experiments.run import FederatedRun
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.least_squares import LeastSquares
 from gradsense.learning.learner import Tensors
 from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT, solve
 from gradsense.telemetry.labels import BENIGN
-from shared import Progress, bench_of, features, parser, spread, table, train_sets, upload
+from shared import Progress, bench_of, features, finished, parser, spread, table, train_sets, upload
 
 
 @dataclass
@@ -46,16 +45,12 @@ class Site:
 
 def fleet(bench: Bench) -> tuple[Tensors, dict[str, int], float]:
     """The global head after a normal run, bytes sent by site, and bytes received by each."""
-    run = FederatedRun(bench)
-    run.sample.clear()  # clients' own scores take longer than the run, and nobody asks for them
-    run.start()
-    while run.step():
-        pass
+    run = finished(bench)
     sent: dict[str, int] = defaultdict(int)
     for mark in run.simulator.uploads:
         sent[mark.client] += mark.bytes
     received = run.simulator.meter.downlink_bytes / len(bench.learners)
-    return run.simulator.coordinator.model.tensors, sent, received
+    return run.final(), sent, received
 
 
 def verdicts(

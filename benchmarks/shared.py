@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gradsense.config import settings
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import by_client, load_corpus
+from gradsense.experiments.run import FederatedRun
 from gradsense.federation.codec import CODECS
 from gradsense.federation.strategies import get_strategy
 from gradsense.learning.moments import MOMENTS
@@ -58,9 +59,18 @@ def features(bench: Bench, flows: Examples) -> NDArray[np.float64]:
     """What the head reads of the distinct prompts of ``flows``, [distinct, d]."""
     classifier = bench.trainer.classifier
     classifier.model.eval()
-    parts = torch.split(torch.arange(len(flows.encoded)), 1024)
-    whole = torch.cat([classifier.features(flows.encoded, rows) for rows in parts])
+    whole = classifier.features(flows.encoded, torch.arange(len(flows.encoded)))
     return np.asarray(whole.double().numpy())
+
+
+def finished(bench: Bench) -> FederatedRun:
+    """A whole run, without the clients' own scores: they take longer than the run itself."""
+    run = FederatedRun(bench)
+    run.sample.clear()
+    run.start()
+    while run.step():
+        pass
+    return run
 
 
 def spread(values: Sequence[float], write: Callable[[float], str] = "{:.3f}".format) -> str:

@@ -191,9 +191,7 @@ class Trainer:
             examples.index[rows] * classes + examples.labels[rows], return_counts=True
         )
         prompts, labels = pairs // classes, (pairs % classes).numpy()
-        features = torch.cat(
-            [self.classifier.features(examples.encoded, some) for some in prompts.split(1024)]
-        )
+        features = self.classifier.features(examples.encoded, prompts)
         head: Any = self.classifier.model
         probabilities = torch.softmax(head.score(features), dim=1).double().numpy()
         known = np.hstack([features.double().numpy(), np.ones((len(labels), 1))])

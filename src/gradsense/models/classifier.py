@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: the right no real token sees a pad, so they need no attention mask at all.
 _MASK_FREE = frozenset({"opt", "gpt2", "gpt_neox"})
 
+#: Rows that go through a model at once where only their features are wanted.
+_FEATURE_ROWS = 1024
+
 #: No prompt needs more; a longer limit of a pretrained tokenizer (or none) comes down to it.
 _MAX_TOKENS = 512
 
@@ -132,9 +135,12 @@ class TextClassifier:
         """
         if not isinstance(self.model, Readout):
             raise ValueError("a Hugging Face classifier keeps its features to itself")
-        batch = encoded.take(rows)
-        mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
-        return self.model.features(batch.input_ids.to(self._device), mask)
+        parts = []
+        for some in torch.split(rows, _FEATURE_ROWS):
+            batch = encoded.take(some)
+            mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
+            parts.append(self.model.features(batch.input_ids.to(self._device), mask))
+        return torch.cat(parts)
 
     def to(self, device: torch.device | str) -> TextClassifier:
         """Move the weights to ``device`` (in place) and return self."""
