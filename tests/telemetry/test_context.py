@@ -131,4 +131,4 @@ def test_memory_is_bounded() -> None:
             {"ts": [1.0] * 100, "orig_h": [f"h{block % 2}"] * 100, "resp_p": [1] * 100}
         ).with_columns(resp_h=pl.lit("x"), conn_state=pl.lit("SF"))
         window.add(many)
-    assert window._memory.height == 2 * WINDOW
+    assert len(window) == 2 * WINDOW

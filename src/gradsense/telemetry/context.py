@@ -7,11 +7,14 @@ host's recent flows (the ``CONTEXT_SCHEMA`` columns) to every flow of a log.
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+import math
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
-from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
+from gradsense.telemetry.flows import CONTEXT_SCHEMA
 
 #: A summary rests on at most this many earlier flows of the same originating host.
 WINDOW = 32
@@ -23,14 +26,10 @@ HORIZON = 65_536
 #: S1 and every later state had a complete handshake.
 FAILED_STATES = ("S0", "REJ", "RSTOS0", "RSTRH", "SH", "SHR", "OTH")
 
+_FAILED = frozenset(FAILED_STATES)
 _NEEDED = ("ts", "orig_h", "resp_h", "resp_p", "conn_state")
-_MEMORY = {name: FLOW_SCHEMA[name] for name in ("ts", "orig_h", "resp_h", "resp_p")} | {
-    "row": pl.Int64,
-    "failed": pl.Boolean,
-    "fresh": pl.Boolean,
-}
 
-_Ints = npt.NDArray[np.int64]
+_Figures = tuple[int, float | None, float | None, float | None, float | None]
 
 
 class ContextWindow:
@@ -48,111 +47,104 @@ class ContextWindow:
       own recent flows. Null without any.
     - ``ctx_same_port``: share of them with this flow's destination port. Null without any.
 
-    The cost of a block is three sorts of it; the memory is at most ``HORIZON`` short rows. Use
-    one window for one log, and give it the blocks in order.
+    A flow costs a few microseconds, alone or in a block; the memory is at most ``HORIZON`` short
+    entries. Use one window for one log, and give it the flows in order.
     """
 
     def __init__(self) -> None:
-        self._memory = pl.DataFrame(schema=_MEMORY)
+        # In order of their latest flow, so that hosts beyond the horizon are found at the front.
+        self._hosts: dict[str | None, _Host] = {}
         self._seen = 0
 
     def add(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Returns ``frame`` (the next flows of the log) with the ``CONTEXT_SCHEMA`` columns."""
-        known = self._memory.height
-        rows = pl.concat([self._memory, self._entries(frame)])
+        columns = (frame[name].to_list() for name in _NEEDED)
+        figures = [self._next(*values) for values in zip(*columns, strict=True)]
+        return frame.hstack(pl.DataFrame(figures, schema=CONTEXT_SCHEMA, orient="row"))
 
-        hosts = _codes(rows, "orig_h")
-        order = np.argsort(hosts, kind="stable")  # host by host, each in log order
-        slots = np.empty_like(order)
-        slots[order] = np.arange(rows.height)
-        oldest = _oldest_slots(hosts[order], rows["row"].to_numpy()[order])
-        first = oldest[slots]  # of each row: where its recent flows begin, as a slot
+    def add_row(self, flow: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns ``flow``, the next one of the log, with the ``CONTEXT_SCHEMA`` keys."""
+        figures = self._next(*(flow[name] for name in _NEEDED))
+        return {**flow, **dict(zip(CONTEXT_SCHEMA, figures, strict=True))}
 
-        pairs = _matches(_codes(rows, "orig_h", "resp_h"), slots, first)
-        # A remembered flow keeps the mark that it got when its own recent flows were all here.
-        fresh = np.where(np.arange(rows.height) < known, rows["fresh"].to_numpy(), pairs == 0)
-        same_port = _matches(_codes(rows, "orig_h", "resp_p"), slots, first)
-        failed = rows["failed"].to_numpy()
+    def _next(
+        self,
+        ts: float | None,
+        orig_h: str | None,
+        resp_h: str | None,
+        resp_p: int | None,
+        state: str | None,
+    ) -> _Figures:
+        row, horizon = self._seen, self._seen - HORIZON
+        self._seen += 1
+        hosts = self._hosts
+        host = hosts.pop(orig_h, None)
+        if host is None:
+            host = _Host()
+        else:
+            host.forget(horizon)
+        hosts[orig_h] = host
+        start = math.nan if ts is None else ts
+        figures = host.figures(start, resp_p)
+        host.remember(row, start, resp_h, resp_p, state in _FAILED)
+        while (oldest := next(iter(hosts))) != orig_h and hosts[oldest].last_row < horizon:
+            del hosts[oldest]
+        return figures
 
-        count = slots - first
-        start = rows["ts"].to_numpy()
-        # Where a host has no earlier flow, ``first`` is the row's own slot and the span is 0.
-        span = start - start[order][first]
-        new = pl.DataFrame(
-            {
-                "flows": count,
-                "span": span,
-                "failed": _window_sums(failed, order, slots, first),
-                "fresh": _window_sums(fresh, order, slots, first),
-                "same_port": same_port,
-            }
-        )[known:]
-        self._seen += frame.height
-        self._remember(rows.with_columns(fresh=pl.Series(fresh, dtype=pl.Boolean)), slots, hosts)
-        return frame.hstack(_summary(new))
-
-    def _entries(self, frame: pl.DataFrame) -> pl.DataFrame:
-        return frame.select(
-            *(pl.col(name).cast(_MEMORY[name]) for name in _NEEDED if name in _MEMORY),
-            row=pl.int_range(self._seen, self._seen + frame.height, dtype=pl.Int64),
-            failed=pl.col("conn_state").is_in(FAILED_STATES).fill_null(False),
-            fresh=pl.lit(False),
-        ).with_columns(pl.col("ts").fill_null(float("nan")))
-
-    def _remember(self, rows: pl.DataFrame, slots: _Ints, hosts: _Ints) -> None:
-        """Keeps the last ``WINDOW`` flows of each host among the last ``HORIZON`` rows."""
-        ends = np.searchsorted(np.sort(hosts), hosts, side="right")
-        recent = pl.Series(ends - slots <= WINDOW, dtype=pl.Boolean)
-        self._memory = rows.filter(recent & (rows["row"] >= self._seen - HORIZON))
+    def __len__(self) -> int:
+        """Flows in memory."""
+        return sum(len(host.flows) for host in self._hosts.values())
 
 
-def _codes(rows: pl.DataFrame, *keys: str) -> _Ints:
-    """One number per distinct value of the columns ``keys``: where it first stands."""
-    row = pl.col("row")
-    return rows.select(row.min().over(*keys) - row.min()).to_series().to_numpy()
+class _Host:
+    """The recent flows of one host, with running counts over them."""
+
+    __slots__ = ("failed", "flows", "fresh", "last_row", "peers", "ports")
+
+    def __init__(self) -> None:
+        # (row, ts, resp_h, resp_p, failed, fresh)
+        self.flows: deque[tuple[int, float, str | None, int | None, bool, bool]] = deque()
+        self.peers: dict[str | None, int] = {}
+        self.ports: dict[int | None, int] = {}
+        self.failed = self.fresh = 0
+        self.last_row = -1
+
+    def figures(self, ts: float, resp_p: int | None) -> _Figures:
+        count = len(self.flows)
+        if not count:
+            return 0, None, None, None, None
+        span = ts - self.flows[0][1]
+        rate = count / span if count >= 2 and 0 < span < math.inf else None
+        same_port = self.ports.get(resp_p, 0)
+        return count, rate, self.failed / count, self.fresh / count, same_port / count
+
+    def remember(
+        self, row: int, ts: float, resp_h: str | None, resp_p: int | None, failed: bool
+    ) -> None:
+        fresh = resp_h not in self.peers
+        self.flows.append((row, ts, resp_h, resp_p, failed, fresh))
+        self.peers[resp_h] = self.peers.get(resp_h, 0) + 1
+        self.ports[resp_p] = self.ports.get(resp_p, 0) + 1
+        self.failed += failed
+        self.fresh += fresh
+        self.last_row = row
+        if len(self.flows) > WINDOW:
+            self._drop_oldest()
+
+    def forget(self, horizon: int) -> None:
+        while self.flows and self.flows[0][0] < horizon:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, _, resp_h, resp_p, failed, fresh = self.flows.popleft()
+        _take_one(self.peers, resp_h)
+        _take_one(self.ports, resp_p)
+        self.failed -= failed
+        self.fresh -= fresh
 
 
-def _oldest_slots(hosts: _Ints, row: _Ints) -> _Ints:
-    """Per slot (rows host by host): the slot where that row's recent flows begin."""
-    if not len(row):
-        return row
-    base = row.min()
-    stride = row.max() - base + 1
-    keys = hosts * stride + (row - base)
-    horizon = np.searchsorted(keys, hosts * stride + np.maximum(row - base - HORIZON, 0))
-    oldest: _Ints = np.maximum(np.arange(len(row)) - WINDOW, horizon)
-    return oldest
-
-
-def _matches(codes: _Ints, slots: _Ints, first: _Ints) -> _Ints:
-    """How many of each row's recent flows have its code. A code must imply the host.
-
-    Sorted by code and slot, the recent flows with a row's code stand right before that row, so
-    a binary search for where they begin counts them.
-    """
-    stride = len(slots) + 1
-    keys = codes * stride + slots
-    order = np.argsort(keys)
-    counts = np.empty_like(keys)
-    begins = np.searchsorted(keys[order], (codes * stride + first)[order])
-    counts[order] = np.arange(len(keys)) - begins
-    return counts
-
-
-def _window_sums(flags: npt.NDArray[np.bool_], order: _Ints, slots: _Ints, first: _Ints) -> _Ints:
-    """How many of each row's recent flows carry the flag. Whole numbers, hence exact."""
-    total = np.concatenate(([0], np.cumsum(flags[order], dtype=np.int64)))
-    sums: _Ints = total[slots] - total[first]
-    return sums
-
-
-def _summary(sums: pl.DataFrame) -> pl.DataFrame:
-    flows, span = pl.col("flows"), pl.col("span")
-    usable = (flows >= 2) & (span > 0) & span.is_finite()
-    shares = (
-        pl.when(flows > 0).then(pl.col(name) / flows).alias(f"ctx_{name}")
-        for name in ("failed", "fresh", "same_port")
-    )
-    return sums.select(
-        flows.alias("ctx_flows"), pl.when(usable).then(flows / span).alias("ctx_rate"), *shares
-    ).cast(CONTEXT_SCHEMA)  # type: ignore[arg-type]
+def _take_one(counts: dict[Any, int], key: Any) -> None:
+    if counts[key] == 1:
+        del counts[key]
+    else:
+        counts[key] -= 1
