@@ -21,6 +21,8 @@ ANY: dict[type[pl.DataType], st.SearchStrategy[Any]] = {
     pl.Float64: st.floats() | st.floats(0, 1) | st.sampled_from([0.0, -1.0, 5e-324, 1e300]),
     pl.Int64: st.integers(-(2**63), 2**63 - 1) | st.integers(0, 70_000),
     pl.String: st.text(max_size=20)
+    | st.from_regex(r"[0-9a-fA-F:.]{1,20}\n?")
+    | st.ip_addresses().map(str)
     | st.sampled_from(["tcp", "ssl,http", ",,", "S0", "ShADadFf", "^dR", "10.0.0.255", "ff02::1"]),
 }
 flow_rows = st.fixed_dictionaries({name: st.none() | ANY[kind] for name, kind in SCHEMA.items()})
@@ -77,6 +79,19 @@ def test_any_frame_reads_in_the_vocabulary_and_the_budget(
         assert set(text.split()) <= known
         assert len(text.split()) <= template.budget
         assert text == " ".join(text.split())
+
+
+@every_template
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(flow_rows, min_size=1, max_size=5))
+def test_one_flow_reads_as_it_does_among_many(
+    template: Template, rows: list[dict[str, Any]]
+) -> None:
+    frame = pl.DataFrame(rows, schema=SCHEMA)
+    many = template.indices(frame)
+    for row, expected in zip(rows, many, strict=True):
+        assert template.pick(row).tolist() == [expected.tolist()]
+    assert template.texts(many) == template.render(frame).to_list()
 
 
 @every_template

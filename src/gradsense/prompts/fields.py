@@ -3,14 +3,26 @@
 Every text that a template can ever emit is put together from these phrases, so the vocabulary
 is closed by construction: a strange value in a log picks another phrase, it never brings a word
 of its own. Hence no address, uid or time can leak into a prompt either.
+
+A field is written down twice, side by side: as a polars expression for many flows, and as a plain
+function for one, since polars needs milliseconds however few flows there are and a gateway has to
+answer within one. A property test holds the two together.
 """
 
 from __future__ import annotations
 
+import math
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import polars as pl
+
+#: A flow as a plain mapping: FLOW_SCHEMA and, where needed, CONTEXT_SCHEMA names to values.
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,11 +33,13 @@ class Field:
         name: what the field tells, unique within a template.
         phrases: every phrase that it can emit, each one or more words.
         index: polars expression over a flow frame, never null, that picks the phrase.
+        pick: the same for one flow.
     """
 
     name: str
     phrases: tuple[str, ...]
     index: pl.Expr = field(repr=False, compare=False)
+    pick: Callable[[Row], int] = field(repr=False, compare=False)
 
     @property
     def text(self) -> pl.Expr:
@@ -37,7 +51,13 @@ def category(name: str, column: str, phrases: Mapping[str, str], other: str, mis
     """A field over the known values of a text column; any other value reads ``other``."""
     listed = (*phrases.values(), other, missing)
     index = _position(pl.col(column), tuple(phrases)).fill_null(len(phrases) + 1)
-    return Field(name, listed, index)
+    places = {value: place for place, value in enumerate(phrases)}
+
+    def pick(row: Row) -> int:
+        value: str | None = row[column]
+        return places.get(value, len(places)) if value else len(places) + 1
+
+    return Field(name, listed, index, pick)
 
 
 def first_listed(
@@ -50,7 +70,14 @@ def first_listed(
     """
     members = pl.col(column).str.split(",")
     best = members.list.eval(_position(pl.element(), tuple(phrases))).list.min()
-    return Field(name, (*phrases.values(), other, missing), best.fill_null(len(phrases) + 1))
+    places = {value: place for place, value in enumerate(phrases)}
+
+    def pick(row: Row) -> int:
+        found = (places.get(one, len(places)) for one in (row[column] or "").split(",") if one)
+        return min(found, default=len(places) + 1)
+
+    index = best.fill_null(len(phrases) + 1)
+    return Field(name, (*phrases.values(), other, missing), index, pick)
 
 
 def number(
@@ -75,7 +102,13 @@ def number(
     bounds = pl.Series([5e-324, *edges[1:]], dtype=pl.Float64)
     bucket = pl.lit(bounds).search_sorted(value.fill_null(0.0), side="right")
     index = pl.when(value.is_null()).then(len(edges) + 1).otherwise(bucket)
-    return Field(name, (zero, *map(phrase, edges), missing), index)
+    lower = bounds.to_list()
+
+    def pick(row: Row) -> int:
+        one: float | None = row[column]
+        return len(lower) + 1 if one is None or math.isnan(one) else bisect_right(lower, one)
+
+    return Field(name, (zero, *map(phrase, edges), missing), index, pick)
 
 
 def share(name: str, column: str, phrases: Sequence[str], missing: str) -> Field:
@@ -83,7 +116,14 @@ def share(name: str, column: str, phrases: Sequence[str], missing: str) -> Field
     steps = len(phrases) - 1
     value = pl.col(column).fill_nan(None).clip(0.0, 1.0)
     index = (value * steps + 0.5).floor().cast(pl.Int64).fill_null(steps + 1)
-    return Field(name, (*phrases, missing), index)
+
+    def pick(row: Row) -> int:
+        one: float | None = row[column]
+        if one is None or math.isnan(one):
+            return steps + 1
+        return math.floor(min(max(one, 0.0), 1.0) * steps + 0.5)
+
+    return Field(name, (*phrases, missing), index, pick)
 
 
 #: Ports that a word of their own pays for: common services of IoT devices and of their attackers
@@ -117,7 +157,16 @@ def port(
         .then(len(numbers) + len(ranges))
         .otherwise(pl.coalesce(exact.cast(pl.Int64), in_range.cast(pl.Int64)))
     )
-    return Field(name, (*phrases, *ranges, missing), index)
+    places, lower = {number: place for place, number in enumerate(numbers)}, bounds.to_list()
+
+    def pick(row: Row) -> int:
+        one: int | None = row[column]
+        if one is None:
+            return len(numbers) + len(ranges)
+        exact = places.get(one)
+        return len(numbers) + bisect_right(lower, one) if exact is None else exact
+
+    return Field(name, (*phrases, *ranges, missing), index, pick)
 
 
 #: Kinds of address: which end may have them. Whatever else stands there reads ``other``.
@@ -168,6 +217,30 @@ def _address_kind(column: str, kinds: Sequence[str]) -> pl.Expr:
     )
 
 
+def _fits(pattern: str, text: str) -> bool:
+    """Whether a pattern written for polars fits: its ``$`` allows no newline after it."""
+    return re.search(pattern.replace("$", r"\Z"), text) is not None
+
+
+@lru_cache(maxsize=65_536)
+def _kind_of(address: str | None, kinds: tuple[str, ...]) -> int:
+    """As ``_address_kind``, for one address. The same few come again and again."""
+    text = address or ""
+    if _fits(_V4, text):
+        patterns = _V4_KINDS
+    elif _fits(_V6, text):
+        patterns = _V6_KINDS
+    else:
+        return kinds.index("other")
+    kind = next((kind for kind, pattern in patterns.items() if _fits(pattern, text)), "pub")
+    return kinds.index(kind if kind in kinds else "other")
+
+
+@lru_cache(maxsize=65_536)
+def _is_v6(address: str | None) -> bool:
+    return _fits(_V6, address or "")
+
+
 def address_pair(name: str, phrase: Callable[[str, str, str], str]) -> Field:
     """A field over both ends: ``phrase(family, orig kind, resp kind)``.
 
@@ -183,7 +256,13 @@ def address_pair(name: str, phrase: Callable[[str, str, str], str]) -> Field:
     orig = _address_kind("orig_h", ORIG_KINDS)
     resp = _address_kind("resp_h", RESP_KINDS)
     index = (family * len(ORIG_KINDS) + orig) * len(RESP_KINDS) + resp
-    return Field(name, phrases, index)
+
+    def pick(row: Row) -> int:
+        family = _is_v6(row["resp_h"])
+        orig, resp = _kind_of(row["orig_h"], ORIG_KINDS), _kind_of(row["resp_h"], RESP_KINDS)
+        return (family * len(ORIG_KINDS) + orig) * len(RESP_KINDS) + resp
+
+    return Field(name, phrases, index, pick)
 
 
 #: Histories that a phrase of their own pays for: the most frequent ones of IoT traffic.
@@ -219,7 +298,19 @@ def history(name: str, phrase: Callable[[str], str], missing: str) -> Field:
         .then(len(HISTORIES) + len(marks))
         .otherwise(pl.coalesce(exact.cast(pl.Int64), len(HISTORIES) + code))
     )
-    return Field(name, (*map(phrase, (*HISTORIES, *marks)), missing), index)
+    places = {text: place for place, text in enumerate(HISTORIES)}
+
+    def pick(row: Row) -> int:
+        text = row["history"]
+        if not text:
+            return len(HISTORIES) + len(marks)
+        exact = places.get(text)
+        if exact is not None:
+            return exact
+        found = (re.search(mark, text) is not None for mark in HISTORY_MARKS)
+        return len(HISTORIES) + sum(one << bit for bit, one in enumerate(found))
+
+    return Field(name, (*map(phrase, (*HISTORIES, *marks)), missing), index, pick)
 
 
 def _position(value: pl.Expr, known: Sequence[str]) -> pl.Expr:

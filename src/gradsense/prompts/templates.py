@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from gradsense.errors import InputError
 from gradsense.prompts import fields
-from gradsense.prompts.fields import Field
+from gradsense.prompts.fields import Field, Row
 from gradsense.telemetry.flows import CONTEXT_SCHEMA
 
 
@@ -39,6 +41,31 @@ class Template:
         """
         words = pl.concat_str([field.text for field in self.fields], separator=" ")
         return frame.select(words.alias("text")).to_series()
+
+    def indices(self, frame: pl.DataFrame) -> npt.NDArray[np.uint16]:
+        """Which phrase of each field the flows in ``frame`` pick, [flows, fields]: the text, short.
+
+        ``frame`` as for ``render``.
+        """
+        picked = frame.select(
+            field.index.cast(pl.UInt16).alias(field.name) for field in self.fields
+        )
+        return np.ascontiguousarray(picked.to_numpy(), dtype=np.uint16)
+
+    def pick(self, row: Row) -> npt.NDArray[np.uint16]:
+        """As ``indices`` for one flow, [1, fields], in microseconds.
+
+        ``row`` has the FLOW_SCHEMA keys, and the CONTEXT_SCHEMA keys where ``needs_context``.
+        """
+        return np.array([[field.pick(row) for field in self.fields]], dtype=np.uint16)
+
+    def texts(self, indices: npt.NDArray[np.uint16]) -> list[str]:
+        """The prompts that these indices, [flows, fields], stand for."""
+        columns = [
+            [field.phrases[place] for place in column]
+            for field, column in zip(self.fields, indices.T.tolist(), strict=True)
+        ]
+        return [" ".join(phrases) for phrases in zip(*columns, strict=True)]
 
     def vocabulary(self) -> tuple[str, ...]:
         """Every word that ``render`` can emit, once, in a fixed order."""
