@@ -16,8 +16,46 @@ MAX_LINE_BYTES = 1 << 20
 #: How much of the beginning decides on the format.
 HEAD_BYTES = 1 << 16
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
+GZIP_MAGIC = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+
+
+class WholeLines:
+    """Cuts a stream of bytes after its newlines and keeps the unfinished last line back.
+
+    ``pending`` is that line's length so far. Of a line over ``MAX_LINE_BYTES`` just so much is
+    kept that it is still seen to be over it, so memory stays bounded.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._rest: list[bytes] = []
+        self._kept = 0
+
+    def add(self, buffer: bytearray, begin: int, end: int) -> bytes:
+        """Take in ``buffer[begin:end]``; returns the lines that are now whole, or nothing."""
+        cut = buffer.rfind(b"\n", begin, end) + 1
+        view = memoryview(buffer)
+        whole = b""
+        if cut:
+            whole = b"".join([*self._rest, view[begin:cut]])
+            self._clear()
+            begin = cut
+        self.pending += end - begin
+        tail = bytes(view[begin:end][: MAX_LINE_BYTES + 2 - self._kept])  # 2: room for "\r"
+        if tail:
+            self._rest.append(tail)
+            self._kept += len(tail)
+        return whole
+
+    def finish(self) -> bytes:
+        """The unfinished line with a newline at the end of the file; nothing if there is none."""
+        last = b"".join([*self._rest, b"\n"]) if self._rest else b""
+        self._clear()
+        return last
+
+    def _clear(self) -> None:
+        self.pending, self._rest, self._kept = 0, [], 0
 
 
 @contextmanager
@@ -50,7 +88,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
     with _faults_named(path), path.open("rb") as raw:
         magic = raw.read(2)
         raw.seek(0)
-        if magic == _GZIP_MAGIC:  # the name may lie, the first bytes do not
+        if magic == GZIP_MAGIC:  # the name may lie, the first bytes do not
             with gzip.GzipFile(fileobj=raw) as stream:
                 yield stream  # type: ignore[misc]
         else:
@@ -72,7 +110,7 @@ def read_head(path: Path) -> bytes:
         InputError: the file cannot be read, or its gzip data is damaged.
     """
     with _opened(path) as stream:
-        return _read_up_to(stream, HEAD_BYTES).removeprefix(_BOM)
+        return _read_up_to(stream, HEAD_BYTES).removeprefix(BOM)
 
 
 def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
@@ -84,22 +122,14 @@ def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
         InputError: the file cannot be read, or its gzip data is damaged.
     """
     with _opened(path) as stream:
-        rest: list[bytes] = []  # pieces of the unfinished last line
-        rest_size = 0
+        lines = WholeLines()
         # One buffer for all reads: fresh memory costs more than the reading itself.
-        buffer = bytearray(max(block_bytes, len(_BOM)))
-        view = memoryview(buffer)
+        buffer = bytearray(max(block_bytes, len(BOM)))
         first = True
         while size := stream.readinto(buffer):  # type: ignore[attr-defined]
-            begin = len(_BOM) if first and buffer.startswith(_BOM) else 0
+            begin = len(BOM) if first and buffer.startswith(BOM) else 0
             first = False
-            cut = buffer.rfind(b"\n", begin, size) + 1
-            if cut:
-                yield b"".join([*rest, view[begin:cut]])
-                rest, rest_size, begin = [], 0, cut
-            tail = bytes(view[begin:size][: MAX_LINE_BYTES + 2 - rest_size])  # 2: room for "\r"
-            if tail:
-                rest.append(tail)
-                rest_size += len(tail)
-        if rest:
-            yield b"".join([*rest, b"\n"])
+            if whole := lines.add(buffer, begin, size):
+                yield whole
+        if last := lines.finish():
+            yield last

@@ -10,6 +10,9 @@ from pathlib import Path
 from gradsense.errors import InputError
 from gradsense.telemetry.flows import FLOW_SCHEMA, REQUIRED
 
+#: A header with more columns is no connection log; parsing cost grows with the columns.
+MAX_FIELDS = 512
+
 _IDS = ("orig_h", "orig_p", "resp_h", "resp_p")
 #: The names that labelled logs give IoT-23's detailed label, the usual one first.
 DETAIL_NAMES = ("detailedlabel", "detailed-label", "detailed_label")
@@ -58,7 +61,8 @@ class Header:
         """Take in one line that starts with ``#``; unknown directives change nothing.
 
         Raises:
-            InputError: the declared separator is not one ASCII character.
+            InputError: the declared separator is not one ASCII character, or ``#fields`` lists
+                more than ``MAX_FIELDS`` columns.
         """
         if text.startswith("#separator"):
             # A new header starts here, so what an earlier one declared is over.
@@ -70,7 +74,16 @@ class Header:
         if name == "#empty_field":
             return replace(self, empty=value)
         if name == "#fields":
-            return replace(self, fields=tuple(value.split(self.separator)))
+            fields = tuple(value.split(self.separator, MAX_FIELDS))
+            if len(fields) > MAX_FIELDS:
+                raise InputError(
+                    f"the header lists more than {MAX_FIELDS} columns",
+                    mend="give a conn.log",
+                    file=file,
+                    line=line,
+                    field="#fields",
+                )
+            return replace(self, fields=fields)
         return self
 
     def missing(self) -> list[str]:

@@ -14,8 +14,10 @@ from gradsense.telemetry.cells import Faults
 TOO_LONG = "line too long"
 UNDECODABLE = "undecodable bytes"
 
+#: So much of a line is decoded for an example of a fault.
+SHOWN_BYTES = 480
+
 _NEWLINE = 10
-_SHOWN_BYTES = 480
 
 
 class Lines:
@@ -96,7 +98,7 @@ class Lines:
         """Count the lines of ``mask`` as dropped for ``reason``."""
         if mask.any():
             index = int(np.flatnonzero(mask)[0])
-            text = self.raw(index)[:_SHOWN_BYTES].decode(errors="replace")
+            text = self.raw(index)[:SHOWN_BYTES].decode(errors="replace")
             faults.add(reason, int(self.numbers[index]), None, text, int(mask.sum()))
 
     def join(self, good: NDArray[np.bool_]) -> bytes:

@@ -21,9 +21,13 @@ FIELD_COUNT = "wrong number of fields"
 NO_HEADER = "before any #fields header"
 
 
+def lacking(missing: Sequence[str]) -> str:
+    return f"the log lacks {', '.join(missing)}"
+
+
 def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError:
     return InputError(
-        f"the log lacks {', '.join(missing)}",
+        lacking(missing),
         mend="give a conn.log that has these columns",
         file=path,
         line=line,
@@ -48,18 +52,27 @@ class TsvParser:
         for comment in lines.starting_with(b"#"):
             if comment > begin:
                 run = Lines(block[begin:comment], number)
-                calls.append(partial(_rows, run, self.header, faults))
+                calls += self.plan_run(run, faults)
                 number += len(run)
             begin = block.index(b"\n", comment) + 1
-            self._directive(Lines(block[comment:begin], number), faults)
+            self.directive(Lines(block[comment:begin], number), faults)
             number += 1
         if not begin:
-            calls.append(partial(_rows, lines, self.header, faults))
+            calls += self.plan_run(lines, faults)
         elif begin < len(block):
-            calls.append(partial(_rows, Lines(block[begin:], number), self.header, faults))
+            calls += self.plan_run(Lines(block[begin:], number), faults)
         return calls
 
-    def _directive(self, comment: Lines, faults: Faults) -> None:
+    def plan_run(self, run: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+        """The work on lines without a directive among them, under the header in force."""
+        return [partial(_rows, run, self.header, faults)]
+
+    def directive(self, comment: Lines, faults: Faults) -> None:
+        """Take in one line that starts with ``#``.
+
+        Raises:
+            InputError: the separator is not one character, or a required column is missing.
+        """
         if not comment.legible(faults).all():
             return
         text = comment.raw(0).decode()
@@ -73,13 +86,16 @@ class TsvParser:
 def _rows(lines: Lines, header: Header, faults: Faults) -> pl.DataFrame:
     """Parse lines that stand under one header."""
     layout = header.layout
-    if layout is not None and lines.sound():
+    if layout is not None and not header.missing() and lines.sound():
         flows = _typed_flows(lines.block, lines.numbers, header, layout)
         if flows is not None:
             return flows
     good = lines.legible(faults)
     if layout is None:
         lines.drop(good, NO_HEADER, faults)
+        return pl.DataFrame(schema=FLOW_SCHEMA)
+    if missing := header.missing():
+        lines.drop(good, lacking(missing), faults)
         return pl.DataFrame(schema=FLOW_SCHEMA)
     if good.any() and not good.all():
         flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
