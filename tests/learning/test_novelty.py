@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gradsense.learning.moments import solve
-from gradsense.learning.novelty import influence, leverage, perplexity, token_surprise
+from gradsense.learning.novelty import influence, leverage, perplexity, sketch, token_surprise
 from gradsense.models.build import build
 from gradsense.models.classifier import Encoded, TextClassifier
+from gradsense.models.novelty import SketchedInfluence
 from gradsense.models.readout import Kind
 from gradsense.prompts.templates import get_template
 
@@ -169,3 +170,72 @@ def test_padded_prompts_and_other_models_are_refused() -> None:
     classifier.model = other
     with pytest.raises(ValueError, match="an OPT base"):
         perplexity(classifier, Encoded(ids, None))
+
+
+def features_of(
+    classes: int = 3, flows: int = 400, width: int = 30
+) -> tuple[np.ndarray, list[int]]:
+    """Flows whose labels and spread follow a few directions, as real ones do."""
+    rng = np.random.default_rng(3)
+    labels = rng.integers(classes, size=flows)
+    centres = rng.normal(size=(classes, width))
+    return centres[labels] + rng.normal(size=(flows, width)) * np.geomspace(1, 0.01, width), (
+        labels.tolist()
+    )
+
+
+def sketched(new: np.ndarray, known: np.ndarray, classes: int, **options: Any) -> np.ndarray:
+    """The sketch's scores as a gateway has them, from float32 features and a sharpened head."""
+    weight, bias = solve(known, classes, 1e-4)
+    score = sketch(known, classes, sharpness=10.0, seed=0, **options)
+    logits = 10 * (new @ weight.T + bias)
+    return score(torch.tensor(new).float(), torch.tensor(logits).float()).numpy()
+
+
+def test_a_sketch_of_one_feature_by_hand() -> None:
+    # As in test_influence_by_hand; G + Λ is diagonal, so each row of P is ±1/√r of (x, 1) / √2,
+    # and with one row, h is (x ± 1)²/2.
+    known = moments(np.array([[-1.0], [1.0]]), [0, 1], 2)
+    score = sketch(known, 2, sharpness=10.0, regularisation=TINY, rows=1, seed=0)
+    signs = torch.sign(torch.cat([score.projection.weight[0], score.projection.bias]))
+    x = np.array([[1.0], [0.5], [3.0]])
+    outputs = np.hstack([(1 - x) / 2, (1 + x) / 2])
+    found = score(torch.tensor(x).float(), torch.tensor(10 * outputs).float())
+    span = (float(signs[0]) * x[:, 0] + float(signs[1])) ** 2 / 2
+    squares = np.array([0.0, 2 / 16, 2.0])
+    expected = np.log10(np.maximum((squares + 1e-3) * span, 1e-12))
+    assert found.numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_sketch_is_the_influence_within_its_error() -> None:
+    flows, labels = features_of()
+    known, new = moments(flows, labels, 3), features_of(flows=900)[0]
+    apart = sketched(new, known, 3) - np.log10(influence(new, known))
+    # Each h is off by a factor with a standard deviation of √(2/128), 0.054 in decades.
+    assert np.abs(apart).max() < 4.5 * 0.054
+    assert np.abs(sketched(new, known, 3, rows=8192) - np.log10(influence(new, known))).max() < 0.04
+
+
+def test_a_sketch_tells_what_lies_outside_the_span() -> None:
+    flows, labels = features_of()
+    away = flows[:50].copy()
+    away[:, -1] += 1.0  # where the known flows hardly vary
+    known = moments(flows, labels, 3)
+    assert sketched(away, known, 3).min() > np.quantile(sketched(flows, known, 3), 0.995)
+
+
+def test_a_sketch_depends_on_its_seed_alone() -> None:
+    flows, labels = features_of()
+    known = moments(flows, labels, 3)
+    one, same, other = (sketch(known, 3, sharpness=10.0, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.projection.weight, same.projection.weight)
+    assert not torch.equal(one.projection.weight, other.projection.weight)
+    assert one.projection.weight.shape == (128, 30)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e18])
+def test_a_sketched_score_is_always_finite(size: float) -> None:
+    score = SketchedInfluence.of(np.zeros((4, 3)) + size, 10.0)
+    found = score(torch.full((2, 2), size), torch.full((2, 5), size))
+    assert found.isfinite().all()
+    assert found.tolist() == [12.0 if size else -12.0] * 2

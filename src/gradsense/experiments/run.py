@@ -15,15 +15,21 @@ from gradsense.engines.meter import Cost
 from gradsense.engines.simulator import Faults, Simulator
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
-from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim
+from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.least_squares import LeastSquares
 from gradsense.federation.scaffold import weights_of
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
+from gradsense.learning.answers import answers, measure
 from gradsense.learning.learner import Tensors
+from gradsense.learning.moments import MOMENTS
+from gradsense.learning.novelty import sketch
 from gradsense.models import folder
+from gradsense.models.novelty import SketchedInfluence
 from gradsense.models.readout import Readout
+from gradsense.telemetry.labels import class_numbers
 
 #: The clients' average is taken over all of them up to this many, else over a seeded sample.
 CLIENT_SAMPLE = 50
@@ -190,6 +196,23 @@ class FederatedRun:
         """The last global model's weights."""
         return weights_of(self.simulator.coordinator.model.tensors)
 
+    def novelty(self) -> SketchedInfluence | None:
+        """The score of what the fleet has not seen; None where no moments came together."""
+        coordinator = self.simulator.coordinator
+        rule = coordinator.strategy.aggregator
+        if not isinstance(rule, LeastSquares):
+            return None
+        moments = coordinator.server_state[MOMENTS].astype(np.float64)
+        if not moments.any():
+            return None
+        return sketch(
+            moments,
+            len(self.bench.corpus.classes),
+            sharpness=rule.sharpness,
+            regularisation=rule.regularisation,
+            seed=self.bench.settings.seed,
+        )
+
     def row(self, wall_s: float) -> results.Row:
         """What came out, as a row of ``results.json``."""
         simulator, meter = self.simulator, self.simulator.meter
@@ -297,19 +320,38 @@ def train(
             run.save(saved, run.wall_s + now - began)
             last = time.monotonic()
     row = run.row(run.wall_s + time.monotonic() - began)
-    write_model(bench, run.final(), out, row)
+    write_model(bench, run.final(), out, row, run.novelty())
     results.save([row], out / RESULTS)
     checkpoint.remove(saved)
     return row
 
 
-def write_model(bench: Bench, tensors: Tensors, out: Path, row: results.Row) -> None:
-    """Write the model folder of these tensors, which gave this row."""
+def write_model(
+    bench: Bench,
+    tensors: Tensors,
+    out: Path,
+    row: results.Row,
+    score: SketchedInfluence | None = None,
+) -> None:
+    """Write the model folder of these tensors, which gave this row, calibrated on validation."""
     bench.trainer.load(tensors)
     extra = {
         "strategy": row.strategy,
         "alarm_threshold": None if row.alarms is None else row.alarms.threshold,
+        "accuracy": None if row.central is None else row.central.accuracy,
+        "f1_macro": None if row.central is None else row.central.f1_macro,
         "seed": bench.settings.seed,
         "synthetic": bench.corpus.synthetic,
+        "data_sha256": fingerprint(bench.settings, bench.corpus)["data_sha256"],
     }
-    folder.save(bench.trainer.classifier, out / MODEL, extra=extra)
+    parts, classifier = bench.corpus.parts, bench.trainer.classifier
+    flows = parts.train if parts.validation.is_empty() else parts.validation
+    picks = classifier.template.indices(flows)
+    said = answers(classifier, classifier.template.texts(picks), score)
+    folder.save(
+        classifier,
+        out / MODEL,
+        measured=measure(said, picks, class_numbers(flows, classifier.labels), classifier),
+        score=score,
+        extra=extra,
+    )

@@ -3,7 +3,7 @@
 ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` open such a folder as it is;
 ``gradsense.json`` adds what gradsense needs to feed it flows: labels and prompt template. A model
 with a head of our own (``models.readout``) has its base in that layout, for ``AutoModel``, and the
-head beside it.
+head beside it, and where moments were gathered also the novelty score (``models.novelty``).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,12 +26,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import gradsense
 from gradsense.errors import GradsenseError, InputError
 from gradsense.models.build import base_of, quiet_transformers
+from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.readout import Kind, Readout
+from gradsense.models.novelty import SketchedInfluence
+from gradsense.models.readout import Readout
 from gradsense.prompts.templates import Template, get_template
 
 CARD_FILE = "gradsense.json"
 HEAD_FILE = "head.safetensors"
+NOVELTY_FILE = "novelty.safetensors"
 _FILES = (CARD_FILE, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 #: A JSON file of a model folder is small; a larger one is damaged or hostile.
@@ -38,38 +43,13 @@ _MAX_TOKENIZER_BYTES = 128 << 20
 _MAX_HEAD_BYTES = 64 << 20
 
 
-class TemplateName(BaseModel):
-    """Which prompt template a model was trained with."""
-
-    model_config = ConfigDict(frozen=True)
-    name: str
-    version: int
-
-
-class ReadoutCard(BaseModel):
-    """How a head beside the base reads it; see ``models.readout``."""
-
-    model_config = ConfigDict(frozen=True)
-    kind: Kind
-    length: int = Field(ge=0, le=512)
-
-
-class Card(BaseModel):
-    """What ``gradsense.json`` says. ``format`` is the version of this file's own layout."""
-
-    model_config = ConfigDict(frozen=True)
-    format: Literal[1] = 1
-    labels: tuple[str, ...] = Field(min_length=2)
-    template: TemplateName
-    base: str
-    lora_rank: int | None
-    readout: ReadoutCard | None = None
-    gradsense: str
-    extra: dict[str, Any] = {}
-
-
 def save(
-    classifier: TextClassifier, path: Path | str, *, extra: dict[str, Any] | None = None
+    classifier: TextClassifier,
+    path: Path | str,
+    *,
+    measured: Measured | None = None,
+    score: SketchedInfluence | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> None:
     """Write a model folder, all of it or nothing.
 
@@ -77,6 +57,8 @@ def save(
     classifier goes on training unchanged. A model folder already at ``path`` is replaced.
 
     Args:
+        measured: calibration, thresholds and the reference of drift, for the card.
+        score: the novelty score, if the model has one.
         extra: more JSON values for the card: scores, the training command.
 
     Raises:
@@ -97,6 +79,7 @@ def save(
         lora_rank=classifier.lora_rank,
         readout=_readout_card(classifier.model),
         gradsense=gradsense.__version__,
+        **dict(measured or Measured()),
         extra=extra or {},
     )
     # Fixed names: what a killed process left is cleared away by the next.
@@ -110,6 +93,8 @@ def save(
             _plain_model(classifier).save_pretrained(fresh)
             if isinstance(classifier.model, Readout):
                 save_file(classifier.model.score.state_dict(), fresh / HEAD_FILE)
+            if score is not None:
+                save_file(score.state_dict(), fresh / NOVELTY_FILE)
             classifier.tokenizer.save_pretrained(fresh)
         _open_to_others(fresh)
         text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
@@ -210,6 +195,27 @@ def load(path: Path | str) -> TextClassifier:
     return TextClassifier(network, tokenizer, labels=card.labels, template=template, base=str(path))
 
 
+def load_score(path: Path | str, classifier: TextClassifier) -> SketchedInfluence | None:
+    """The novelty score that lies beside a model, None where there is none.
+
+    Raises:
+        InputError: it is damaged, or of another model.
+    """
+    file = Path(path) / NOVELTY_FILE
+    if not file.is_file():
+        return None
+    with _readable(file, "novelty score"):
+        if not isinstance(classifier.model, Readout):
+            raise ValueError("the model has no head of our own, whose features it would read")
+        found = _bounded(file)
+        rows = len(found.get("projection.bias", ()))
+        score = SketchedInfluence(classifier.model.features_per_prompt, rows)
+        _fill(score, found)
+        if score.sharpness.item() <= 0:
+            raise ValueError("its sharpness is not positive")
+        return score
+
+
 def _readout_card(model: nn.Module) -> ReadoutCard | None:
     if not isinstance(model, Readout):
         return None
@@ -219,24 +225,41 @@ def _readout_card(model: nn.Module) -> ReadoutCard | None:
 def _with_head(base: nn.Module, card: ReadoutCard, classes: int, path: Path) -> Readout:
     """The base with the head that lies beside it."""
     file = path / HEAD_FILE
-    try:
+    with _readable(file, "head"):
         model = Readout(base, kind=card.kind, length=card.length, classes=classes, frozen=False)
-        if file.stat().st_size > _MAX_HEAD_BYTES:
-            raise ValueError(f"larger than {_MAX_HEAD_BYTES >> 20} MiB")
-        head = load_file(file)
-        wanted = {name: tensor.shape for name, tensor in model.score.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in head.items()}
-        if found != wanted:
-            raise ValueError(f"it holds {_shapes(found)}, not {_shapes(wanted)}")
-        if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
-            raise ValueError("it holds NaN or infinity")
-        model.score.load_state_dict(head)
+        _fill(model.score, _bounded(file))
+    return model
+
+
+def _fill(module: nn.Module, found: dict[str, torch.Tensor]) -> None:
+    """Give a module these tensors. Raises ValueError where they are not its own."""
+    wanted = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    shapes = {name: tensor.shape for name, tensor in found.items()}
+    if shapes != wanted:
+        raise ValueError(f"it holds {_shapes(shapes)}, not {_shapes(wanted)}")
+    module.load_state_dict(found)
+
+
+def _bounded(file: Path) -> dict[str, torch.Tensor]:
+    """The finite tensors of a small file. Raises ValueError, OSError, SafetensorError."""
+    if file.stat().st_size > _MAX_HEAD_BYTES:
+        raise ValueError(f"larger than {_MAX_HEAD_BYTES >> 20} MiB")
+    tensors = load_file(file)
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise ValueError("it holds NaN or infinity")
+    return tensors
+
+
+@contextmanager
+def _readable(file: Path, what: str) -> Iterator[None]:
+    """Whatever is wrong with a file of tensors as one line for people."""
+    try:
+        yield
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the head cannot be read: {lines[0]}", mend="write the folder again", file=file
+            f"the {what} cannot be read: {lines[0]}", mend="write the folder again", file=file
         ) from error
-    return model
 
 
 def _shapes(tensors: dict[str, torch.Size]) -> str:

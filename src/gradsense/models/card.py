@@ -1,0 +1,89 @@
+"""What ``gradsense.json`` says about a model, beside the weights; nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: As in ``models.readout``, which this file cannot import without torch.
+Kind = Literal["last", "pooled", "tokens"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class TemplateName(_Value):
+    """Which prompt template a model was trained with."""
+
+    name: str
+    version: int
+
+
+class ReadoutCard(_Value):
+    """How a head beside the base reads it; see ``models.readout``."""
+
+    kind: Kind
+    length: int = Field(ge=0, le=512)
+
+
+class Threshold(_Value):
+    """Ring above ``threshold``; ``share`` of the ``flows`` that it was chosen on are above it."""
+
+    threshold: float
+    share: float = Field(ge=0, le=1)
+    flows: int = Field(ge=0)
+
+
+class Calibration(_Value):
+    """What makes a probability mean what it says; see ``learning.calibration``.
+
+    ``temperature`` divides the logits before softmax. ``alarm`` is about suspicion, 1 − p(benign)
+    after temperature, chosen on benign flows; None without a benign class. ``ece_before`` and
+    ``ece_after`` are expected calibration errors of the ``flows`` that the temperature was
+    fitted to.
+    """
+
+    temperature: float = Field(gt=0)
+    alarm: Threshold | None
+    ece_before: float = Field(ge=0, le=1)
+    ece_after: float = Field(ge=0, le=1)
+    flows: int = Field(ge=1)
+
+
+class Reference(_Value):
+    """What the flows looked like that the model was calibrated on: the base of drift.
+
+    ``fields``: template field to the share of each of its phrases, in the template's order.
+    ``confidence``: share of flows by the verdict's probability, ten bins of equal width from 0.
+    """
+
+    flows: int = Field(ge=1)
+    fields: dict[str, tuple[float, ...]]
+    confidence: tuple[float, ...] = Field(min_length=10, max_length=10)
+
+
+class Measured(_Value):
+    """What calibration found; all None in folders that older versions wrote.
+
+    ``novelty`` is about the score of ``models.novelty``, over flows of all classes, and None
+    where no moments were gathered.
+    """
+
+    calibration: Calibration | None = None
+    novelty: Threshold | None = None
+    reference: Reference | None = None
+
+
+class Card(Measured):
+    """``gradsense.json``. ``format`` is the version of this file's own layout."""
+
+    format: Literal[1] = 1
+    labels: tuple[str, ...] = Field(min_length=2)
+    template: TemplateName
+    base: str
+    lora_rank: int | None
+    readout: ReadoutCard | None = None
+    gradsense: str
+    extra: dict[str, Any] = {}
