@@ -1,0 +1,253 @@
+"""The edge bundle: an ONNX graph, a tokenizer and a manifest that says how to use them.
+
+The manifest is read first and bounded in size; every other file is opened only after its SHA-256
+is the manifest's. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradsense.errors import GradsenseError, InputError
+from gradsense.prompts.templates import Template, get_template
+
+MANIFEST_FILE = "manifest.json"
+GRAPH_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+
+_MAX_MANIFEST_BYTES = 4 << 20
+#: Of a graph or a tokenizer: what a gateway could ever hold in memory.
+_MAX_FILE_BYTES = 2 << 30
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TemplateName(_Value):
+    """The prompt template that the model was trained with."""
+
+    name: str
+    version: int
+
+
+class Tokens(_Value):
+    """How prompts become the graph's ``input_ids``.
+
+    ``words``: every phrase is one word of the vocabulary, all prompts have ``max_tokens`` tokens,
+    and the graph takes no mask. ``subwords``: ``tokenizer.json`` encodes the text, cut at
+    ``max_tokens`` and padded on the right with ``pad_id``, and the graph takes ``attention_mask``.
+    """
+
+    kind: Literal["words", "subwords"]
+    max_tokens: int = Field(ge=1, le=512)
+    pad_id: int = Field(0, ge=0)
+
+
+class Threshold(_Value):
+    """Ring above ``value``, which ``share`` of ``flows`` benign flows of ``source`` passed."""
+
+    value: float
+    share: float = Field(ge=0, le=1)
+    flows: int = Field(ge=0)
+    source: str
+
+
+class Reference(_Value):
+    """What the model was calibrated on looks like: the base of drift.
+
+    ``fields``: template field to the share of each of its phrases, in the template's order.
+    ``confidence``: share of flows by the verdict's probability, ten bins of equal width from 0.
+    """
+
+    flows: int = Field(ge=1)
+    fields: dict[str, tuple[float, ...]]
+    confidence: tuple[float, ...] = Field(min_length=10, max_length=10)
+
+
+class File(_Value):
+    """Size and SHA-256 (hex) of a file of the bundle."""
+
+    bytes: int = Field(ge=0, le=_MAX_FILE_BYTES)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(_Value):
+    """``manifest.json``. ``format`` is the version of this layout.
+
+    ``temperature`` divides the logits before softmax (Guo et al. 2017). ``alarm`` is about
+    suspicion, 1 - p(benign) after temperature; ``novelty`` about the graph's second output, and
+    None where the graph has none. ``provenance`` and ``verified`` are for people.
+    """
+
+    format: Literal[1] = 1
+    labels: tuple[str, ...] = Field(min_length=2, max_length=1000)
+    template: TemplateName
+    tokens: Tokens
+    precision: Literal["float32", "int8"] = "float32"
+    temperature: float = Field(1.0, gt=0)
+    alarm: Threshold
+    novelty: Threshold | None = None
+    reference: Reference | None = None
+    provenance: dict[str, Any] = {}
+    verified: dict[str, Any] | None = None
+    files: dict[Literal["model.onnx", "tokenizer.json"], File]
+
+    @property
+    def id(self) -> str:
+        """Names model and thresholds in alerts and messages: 16 hex digits of a hash."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def read(path: Path | str) -> tuple[Manifest, Template]:
+    """The manifest and the template of a bundle, all files checked against their hashes.
+
+    Raises:
+        InputError: no bundle there, a file is missing, altered or too large, or the template is
+            not the one that the model was trained with.
+    """
+    path = Path(path)
+    file = path / MANIFEST_FILE
+    if not file.is_file():
+        raise InputError(
+            "no edge bundle there (it has no manifest.json)",
+            mend="make one: gradsense export --model RUN/model --out EDGE",
+            file=path,
+        )
+    try:
+        if file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise InputError("the manifest is too large", mend="export the bundle again", file=file)
+        manifest = Manifest.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            fault["msg"],
+            mend="export the bundle again with this version of gradsense",
+            file=file,
+            field=".".join(str(part) for part in fault["loc"]) or None,
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})", mend="check its permissions", file=file
+        ) from error
+    for name in (GRAPH_FILE, TOKENIZER_FILE):
+        _check(path / name, manifest.files.get(name))  # type: ignore[call-overload]
+    return manifest, _template(manifest, file)
+
+
+def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+    """Write a bundle, all of it or nothing, and return the manifest with the files' hashes.
+
+    Args:
+        path: a new folder, or one that holds a bundle, which is replaced.
+        manifest: its ``files`` are overwritten.
+        files: graph and tokenizer by their names in the bundle, where they lie now.
+
+    Raises:
+        InputError: ``path`` holds something that is no bundle.
+        GradsenseError: it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST_FILE).is_file() and not _empty(path):
+        raise InputError(
+            "it exists and is no edge bundle",
+            mend="give a new path; nothing was touched",
+            file=path,
+        )
+    fresh, stale = (path.parent / f".{path.name}.{end}" for end in ("new", "old"))
+    try:
+        for leftover in (fresh, stale):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        for name, source in files.items():
+            shutil.copyfile(source, fresh / name)
+        manifest = manifest.model_copy(
+            update={"files": {name: describe(fresh / name) for name in files}}
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        (fresh / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        if path.exists():
+            path.rename(stale)
+        fresh.rename(path)
+    except OSError as error:
+        raise GradsenseError(
+            f"{path}: cannot write the bundle: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+    return manifest
+
+
+def rewrite_manifest(path: Path | str, manifest: Manifest) -> None:
+    """Replace the manifest alone, at one stroke.
+
+    Raises:
+        GradsenseError: it cannot be written.
+    """
+    file = Path(path) / MANIFEST_FILE
+    fresh = file.with_name(f".{file.name}.new")
+    try:
+        fresh.write_text(
+            json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+        os.replace(fresh, file)
+    except OSError as error:
+        raise GradsenseError(f"{file}: cannot be written: {error.strerror or error}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def describe(file: Path) -> File:
+    """Size and hash of a file."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return File(bytes=file.stat().st_size, sha256=digest)
+
+
+def _check(file: Path, said: File | None) -> None:
+    try:
+        if said is None or file.stat().st_size != said.bytes or describe(file) != said:
+            raise InputError(
+                "the file is not the one that was exported",
+                mend="copy the bundle again, or export it again",
+                file=file,
+            )
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})",
+            mend="copy the bundle again, all of its files",
+            file=file,
+        ) from error
+
+
+def _template(manifest: Manifest, file: Path) -> Template:
+    wanted = manifest.template
+    made_by = manifest.provenance.get("gradsense", "the version that exported it")
+    try:
+        template = get_template(wanted.name)
+    except InputError as error:
+        raise InputError(
+            error.what, mend=f"use gradsense {made_by}", file=file, field="template"
+        ) from None
+    if template.version != wanted.version:
+        raise InputError(
+            f"it was made for version {wanted.version} of template '{template.name}', "
+            f"this gradsense has version {template.version}",
+            mend=f"use gradsense {made_by} or export the model again",
+            file=file,
+            field="template",
+        )
+    return template
+
+
+def _empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())

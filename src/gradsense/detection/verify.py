@@ -1,0 +1,105 @@
+"""An edge bundle against the torch model that it was made from, on the same flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsense.detection.detector import Detector, Picks
+from gradsense.detection.sample import Sample
+from gradsense.errors import GradsenseError
+from gradsense.learning.answers import Answers, answers
+from gradsense.learning.metrics import score
+from gradsense.models.classifier import TextClassifier
+from gradsense.models.novelty import SketchedInfluence
+from gradsense.telemetry.labels import class_numbers
+
+#: Macro-F1 that an int8 graph may lose, 0..1.
+MAY_LOSE = 0.005
+
+
+def graph_answers(detector: Detector, picks: Picks) -> Answers:
+    """What the bundle's graph says to flows that pick these phrases, [n, fields]."""
+    distinct, rows = np.unique(picks, axis=0, return_inverse=True)
+    logits, novelty = detector.answers(distinct)
+    return Answers(logits[rows], None if novelty is None else novelty[rows])
+
+
+def verify(
+    classifier: TextClassifier,
+    novelty: SketchedInfluence | None,
+    detector: Detector,
+    sample: Sample,
+) -> dict[str, Any]:
+    """Put the same flows before both, and say how far apart they are.
+
+    Where no flow of the sample has a label that the model knows, macro-F1 takes torch's verdicts
+    for the truth, and ``truth`` says so.
+
+    Args:
+        classifier, novelty: of the model folder.
+        detector: over the bundle.
+        sample: flows.
+
+    Returns:
+        JSON values for ``Manifest.verified``: ``source, synthetic, flows, logits, novelty`` (the
+        largest differences), ``agreement`` (share of equal verdicts), ``truth, labelled, f1_macro,
+        f1_macro_torch, f1_macro_lost``.
+    """
+    labels, template = classifier.labels, classifier.template
+    picks = template.indices(sample.flows)
+    torch_said = answers(classifier, template.texts(picks), novelty)
+    graph_said = graph_answers(detector, picks)
+    theirs, ours = torch_said.logits.argmax(axis=1), graph_said.logits.argmax(axis=1)
+    rows = sample.flows["class"].is_in(list(labels)).fill_null(value=False).arg_true().to_numpy()
+    labelled = len(rows)
+    if labelled:
+        truth = class_numbers(sample.flows[rows], labels)
+    else:
+        truth, rows = theirs, np.arange(len(theirs))
+    by_torch = score(truth, theirs[rows], labels).f1_macro
+    by_graph = score(truth, ours[rows], labels).f1_macro
+    return {
+        "source": sample.source,
+        "synthetic": sample.synthetic,
+        "flows": len(picks),
+        "logits": _apart(torch_said.logits, graph_said.logits),
+        "novelty": _apart(torch_said.novelty, graph_said.novelty),
+        "agreement": float((theirs == ours).mean()),
+        "truth": "labels" if labelled else "the torch model's verdicts",
+        "labelled": labelled,
+        "f1_macro": by_graph,
+        "f1_macro_torch": by_torch,
+        "f1_macro_lost": by_torch - by_graph,
+    }
+
+
+def require(found: dict[str, Any], precision: str) -> None:
+    """Whether what ``verify`` found is good enough to be put in place.
+
+    Raises:
+        GradsenseError: a float32 graph gives another verdict than torch, or an int8 graph loses
+            more than ``MAY_LOSE`` of macro-F1.
+    """
+    if precision == "float32" and found["agreement"] < 1:
+        other = round((1 - found["agreement"]) * found["flows"])
+        raise GradsenseError(
+            f"the graph disagrees with torch on {other:,} of {found['flows']:,} flows of "
+            f"{found['source']} (logits up to {found['logits']:.2g} apart), and "
+            "nothing was written; please report this with the model's config.json"
+        )
+    if precision == "int8" and found["f1_macro_lost"] > MAY_LOSE:
+        better = "" if found["labelled"] else "give labelled logs with --data for a better answer, "
+        raise GradsenseError(
+            f"int8 loses {100 * found['f1_macro_lost']:.2f} points of macro-F1 on "
+            f"{found['source']} (truth: {found['truth']}), more than {100 * MAY_LOSE:.1f}, and "
+            f"nothing was written; {better}leave --int8 out, or write it anyway with --force"
+        )
+
+
+def _apart(one: NDArray[np.float32] | None, other: NDArray[np.float32] | None) -> float | None:
+    if one is None or other is None:
+        return None
+    return float(np.abs(one.astype(np.float64) - other).max())
