@@ -9,9 +9,13 @@ from gradsense.cli import data
 from gradsense.cli.compare import compare
 from gradsense.cli.demo import demo
 from gradsense.cli.evaluate import evaluate
+from gradsense.cli.export import export
+from gradsense.cli.feedback import feedback
 from gradsense.cli.pretrain import pretrain
+from gradsense.cli.serve import serve
 from gradsense.cli.synth import synthesize
 from gradsense.cli.train import train
+from gradsense.cli.watch import watch
 
 app = typer.Typer(
     name="gradsense",
@@ -45,4 +49,13 @@ app.command(
 app.command(
     epilog="Example: gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl"
 )(evaluate)
+app.command(epilog="Example: gradsense export --model run/model --out edge/ --verify")(export)
 app.command(epilog="Example: gradsense pretrain --model nano --template context")(pretrain)
+app.command(
+    epilog="Example: gradsense serve --model EDGE --host 0.0.0.0 --cert chain.pem --key key.pem "
+    "--token-file token"
+)(serve)
+app.command(
+    epilog="Example: gradsense watch /opt/zeek/logs/current/conn.log --model edge/ --config watch.toml"
+)(watch)
+app.command(epilog="Example: gradsense feedback 3f9a0c --benign")(feedback)

@@ -1,0 +1,78 @@
+"""``gradsense feedback``: an operator's word on an alert."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gradsense.cli.console import results_console
+from gradsense.cli.watch import state_folder
+from gradsense.errors import InputError
+
+
+def feedback(
+    alert: Annotated[
+        str, typer.Argument(help="Id of an alert, or its beginning; none lists the newest alerts.")
+    ] = "",
+    benign: Annotated[bool, typer.Option("--benign", help="It was a false alarm.")] = False,
+    malicious: Annotated[bool, typer.Option("--malicious", help="It was an attack.")] = False,
+    label: Annotated[
+        str | None, typer.Option(help="It was this class, as the model names it.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that the watch keeps its state in. Default: ~/.local/state/gradsense.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Say what an alert really was: false alarms fall silent at once, and all of it trains."""
+    from gradsense.edge.journal import Journal
+
+    folder = state or state_folder()
+    if not (folder / "watch.sqlite3").is_file():
+        raise InputError("no watch has kept its state there", mend="give its --state", file=folder)
+    journal = Journal(folder, exclusive=False)
+    if not alert:
+        _list(journal.alerts(20), as_json=as_json)
+        return
+    words = [
+        word
+        for word, given in (("Benign", benign), ("Malicious", malicious), (label or "", label))
+        if given
+    ]
+    if len(words) != 1:
+        raise InputError(
+            "an alert is one thing", mend="give one of --benign, --malicious or --label X"
+        )
+    found = journal.alert(alert)
+    prompts = journal.judge(found, words[0], time.time())
+    if as_json:
+        typer.echo(json.dumps({"alert": found.id, "label": words[0], "prompts": prompts}))
+        return
+    after = " On this device they ring no more." if benign else ""
+    typer.echo(
+        f"{found.id}: {found.label} on {found.device} was {words[0]}. {prompts} distinct prompts "
+        f"are kept as training data.{after}"
+    )
+
+
+def _list(alerts: list, *, as_json: bool) -> None:  # type: ignore[type-arg]
+    if as_json:
+        typer.echo(json.dumps([alert.model_dump(mode="json") for alert in alerts], indent=2))
+        return
+    table = Table("id", "severity", "class", "device", "flows", "state")
+    for alert in alerts:
+        table.add_row(
+            alert.id, alert.severity, alert.label, alert.device, f"{alert.flows:,}", alert.state
+        )
+    results_console().print(table)
+    Console(stderr=True).print("say what one was: gradsense feedback ID --benign", highlight=False)

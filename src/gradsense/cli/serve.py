@@ -1,0 +1,98 @@
+"""``gradsense serve``: the larger model, for gateways that are unsure."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradsense.errors import InputError
+
+
+def serve(
+    model: Annotated[Path, typer.Option(help="A bundle that gradsense export wrote.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8765,
+    cert: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that gateways must show.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
+    max_prompts: Annotated[int, typer.Option(min=1, help="Prompts of one request.")] = 1024,
+) -> None:
+    """Answer gateways' questions about prompts with a larger model, over HTTPS.
+
+    Without TLS and a token it listens on this machine only.
+    """
+    from gradsense.edge.secret import read_secret
+
+    if (cert is None) != (key is None):
+        raise InputError("a certificate needs its key", mend="give both --cert and --key")
+    if not _loopback(host) and (cert is None or token_file is None):
+        raise InputError(
+            f"{host} can be reached by others, who would need neither TLS nor a token",
+            mend="give --cert, --key and --token-file, or listen on 127.0.0.1",
+            field="--host",
+        )
+    token = None if token_file is None else read_secret(token_file)
+    for file in (cert, key):
+        if file is not None and not file.is_file():
+            raise InputError("no such file", mend="check the path", file=file)
+    _run(model, host, port, cert, key, token, threads, max_prompts)
+
+
+def _run(
+    model: Path,
+    host: str,
+    port: int,
+    cert: Path | None,
+    key: Path | None,
+    token: str | None,
+    threads: int,
+    max_prompts: int,
+) -> None:
+    import ssl
+
+    try:
+        import uvicorn
+
+        from gradsense.cloud.serve import create_app
+        from gradsense.detection.detector import Detector
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"serving needs the library {error.name}", mend="pip install 'gradsense[serve]'"
+        ) from error
+
+    config = uvicorn.Config(
+        create_app(Detector.load(model, threads=threads), token=token, max_prompts=max_prompts),
+        host=host,
+        port=port,
+        ssl_certfile=cert,
+        ssl_keyfile=key,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        # A gateway asks now and then, and connecting again costs more than the answer.
+        timeout_keep_alive=60,
+    )
+    try:
+        config.load()
+    except (ssl.SSLError, OSError) as error:
+        raise InputError(
+            f"certificate and key cannot be used ({error})",
+            mend="give a PEM chain and the key that belongs to it",
+            file=cert,
+        ) from error
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
+    uvicorn.Server(config).run()
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

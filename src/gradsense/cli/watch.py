@@ -1,0 +1,188 @@
+"""``gradsense watch``: live detection on a gateway."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import tempfile
+from contextlib import ExitStack
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradsense.edge.alert import Alert
+    from gradsense.edge.watch import Watch
+
+
+class Output(StrEnum):
+    """How alerts are written to stdout."""
+
+    TEXT = "text"
+    JSONL = "jsonl"
+    OCSF = "ocsf"
+    ECS = "ecs"
+    NONE = "none"
+
+
+_STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
+
+
+def state_folder() -> Path:
+    """Where a watch keeps its journal unless told otherwise.
+
+    systemd says where with ``STATE_DIRECTORY``; a person has it under the home folder (XDG).
+    """
+    given = os.environ.get("STATE_DIRECTORY")
+    if given:
+        return Path(given.split(":")[0])
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "gradsense"
+
+
+def watch(
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="LOG...",
+            help="Zeek conn.log (TSV or JSON, plain or .gz) or Suricata eve.json; - reads stdin.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[Path, typer.Option(help="The bundle that gradsense export wrote.")],
+    once: Annotated[
+        bool, typer.Option("--once", help="Read the logs to their ends, then stop.")
+    ] = False,
+    output: Annotated[Output, typer.Option(help="How alerts are written to stdout.")] = Output.TEXT,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of sinks and settings; see docs/sinks.md.")
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that remembers places in logs, alerts and queues. Default: with --once "
+            "nothing is remembered, else ~/.local/state/gradsense.",
+            show_default=False,
+        ),
+    ] = None,
+    verdicts: Annotated[
+        Path | None, typer.Option(help="Append one JSON line a flow to this file.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a summary as JSON at the end, and no alerts.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
+    cache: Annotated[
+        int, typer.Option(min=0, help="Verdicts remembered by prompt; 0 for none.")
+    ] = 32_768,
+) -> None:
+    """Follow logs, judge every flow once, and tell of what is wrong."""
+    from gradsense.edge.gateway import Plan, open_watch
+    from gradsense.edge.settings import Settings, read
+
+    _log_to_stderr()
+    with ExitStack() as stack:
+        if state is None:
+            state = (
+                Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradsense-")))
+                if once
+                else state_folder()
+            )
+        plan = Plan(
+            logs=logs,
+            model=model,
+            state=state,
+            settings=Settings() if config is None else read(config),
+            once=once,
+            verdicts=verdicts,
+            threads=threads,
+            cache=cache,
+        )
+        output = Output.NONE if as_json else output
+        running = open_watch(plan, extra=_stdout(output))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: running.stop.set())
+        if not once:
+            _say_where(running, model, state)
+        running.run(once=once)
+        summary = running.summary()
+        if as_json:
+            typer.echo(json.dumps(summary, indent=2))
+        else:
+            _show(summary, Console(stderr=True))
+
+
+class Terminal:
+    """Alerts for a person's eyes: what happened and what to do."""
+
+    name = "stdout"
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+
+    def send(self, alerts: Sequence[Alert]) -> None:
+        for alert in alerts:
+            style = _STYLES[alert.severity]
+            head = f"{alert.severity.upper():8} {alert.id[:8]} {alert.state:6}"
+            self._console.print(head, style=style, end=" ", markup=False)
+            self._console.print(alert.sentence, markup=False, soft_wrap=True)
+            if alert.state == "open":
+                because = f" Because: {'; '.join(alert.why)}." if alert.why else ""
+                line = f"{'':8} {alert.advice}{because}"
+                self._console.print(line, style="dim", markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _stdout(output: Output) -> dict[str, Any]:
+    from gradsense.edge.settings import FileSetting
+    from gradsense.edge.sinks.file import FileSink
+
+    if output is Output.NONE:
+        return {}
+    if output is Output.TEXT:
+        return {"stdout": Terminal()}
+    form: Any = "gradsense" if output is Output.JSONL else output.value
+    return {"stdout": FileSink(FileSetting(type="jsonl", name="stdout", path="-", format=form))}
+
+
+def _log_to_stderr() -> None:
+    """Warnings as lines on stderr, which systemd takes into its journal."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+
+
+def _say_where(running: Watch, model: Path, state: Path) -> None:
+    console = Console(stderr=True)
+    names = ", ".join(str(source.log) for source in running.sources)
+    console.print(
+        f"watching {names} with {model}, state in {state}; Ctrl-C stops and forgets nothing",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show(summary: dict[str, Any], console: Console) -> None:
+    lines = [
+        f"{summary['flows']:,} flows judged, {summary['alarms']:,} rang, "
+        f"{summary['alerts']:,} alerts; {summary['inferred']:,} distinct prompts read by the model"
+    ]
+    lines += [f"  {number:,} x {label}" for label, number in summary["verdicts"].items()]
+    lines += [f"dropped {line}" for line in summary["dropped_lines"]]
+    lines += [
+        f"sink {name}: {queue['waiting']:,} messages wait, {queue['dropped']:,} dropped"
+        for name, queue in summary["sinks"].items()
+        if queue["waiting"] or queue["dropped"]
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

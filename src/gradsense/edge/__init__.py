@@ -1,0 +1,1 @@
+"""The device process: follow logs, judge flows, group alerts, tell sinks, adapt."""

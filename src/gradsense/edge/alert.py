@@ -1,0 +1,77 @@
+"""The alert: what a gateway tells people about many flows of one kind from one device."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["open", "update", "closed"]
+Severity = Literal["info", "low", "medium", "high", "critical"]
+
+#: In rising order; formats number them by place.
+SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
+
+
+class Example(BaseModel):
+    """One flow of an alert, the first: enough to find it in the log."""
+
+    model_config = ConfigDict(frozen=True)
+
+    log: str
+    line: int
+    uid: str | None
+    ts: float
+    orig_h: str
+    orig_p: int | None
+    resp_h: str
+    resp_p: int | None
+    proto: str | None
+    service: str | None
+
+
+class Alert(BaseModel):
+    """What is known of one alert now. A later message about it has the same ``id``.
+
+    Args:
+        id: 16 hex digits, the same after a restart.
+        state: ``open`` is sent at the first flow, ``update`` as it grows, ``closed`` at its end.
+        revision: 0 for ``open``, then rising with every message about this alert.
+        sensor: the gateway's name.
+        device: address of the device that it is about.
+        label: the model's class, or ``Novel``.
+        title, sentence, advice: for people: a headline, what happened, what to do.
+        first_ts, last_ts: of the flows, seconds since the epoch.
+        flows: how many, so far.
+        peers: distinct addresses at the other end; counted up to a bound, then a lower bound.
+        ports: responder ports, most frequent first, at most five, with their flows.
+        probability: of the label, the highest of its flows.
+        novelty: the highest novelty score of its flows, if the model has one.
+        why: what spoke most for the verdict on the first flow, in words.
+        model: ``Manifest.id`` of the bundle.
+        example: the first flow.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    state: State
+    revision: int = Field(ge=0)
+    sensor: str
+    device: str
+    label: str
+    severity: Severity
+    title: str
+    sentence: str
+    advice: str
+    technique: str | None  # MITRE ATT&CK, such as T1498
+    first_ts: float
+    last_ts: float
+    flows: int = Field(ge=1)
+    peers: int = Field(ge=1)
+    ports: tuple[tuple[int, int], ...]
+    probability: float
+    novelty: float | None
+    why: tuple[str, ...]
+    model: str
+    example: Example

@@ -1,0 +1,138 @@
+"""Puts a watch together: bundle, logs, state and settings in, everything wired."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsense.detection.detector import CACHE_SIZE, Detector
+from gradsense.edge import sinks
+from gradsense.edge.alert import Severity
+from gradsense.edge.alerts import Grouper, LogClock
+from gradsense.edge.baseline import Baseline
+from gradsense.edge.drift import Drift
+from gradsense.edge.journal import Journal
+from gradsense.edge.judge import Judge, explainer
+from gradsense.edge.observer import Observer
+from gradsense.edge.outbox import Outbox
+from gradsense.edge.settings import Settings
+from gradsense.edge.sinks.base import Sink
+from gradsense.edge.source import Source
+from gradsense.edge.verdicts import VerdictLog
+from gradsense.edge.watch import Watch
+
+if TYPE_CHECKING:
+    from gradsense.edge.escalate import Escalator
+    from gradsense.edge.metrics import Metrics
+
+#: Bound of the queue of a sink that has no setting.
+_QUEUE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to watch, with what.
+
+    Args:
+        logs: paths; ``-`` is standard input.
+        model: the bundle.
+        state: folder of the journal.
+        once: read the logs to their ends and stop.
+        verdicts: file for every verdict.
+        threads: of the model.
+        cache: verdicts remembered; 0 for none.
+    """
+
+    logs: Sequence[Path]
+    model: Path
+    state: Path
+    settings: Settings = field(default_factory=Settings)
+    once: bool = False
+    verdicts: Path | None = None
+    threads: int = 2
+    cache: int = CACHE_SIZE
+
+
+def open_watch(
+    plan: Plan,
+    *,
+    extra: Mapping[str, Sink] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Watch:
+    """A watch that is ready to run.
+
+    Args:
+        extra: further sinks by name, such as a person's terminal.
+        clock: seconds since the epoch.
+
+    Raises:
+        InputError: the bundle, the state, a setting or a log's path cannot be used.
+    """
+    settings = plan.settings
+    detector = Detector.load(plan.model, threads=plan.threads, cache=plan.cache)
+    journal = Journal(plan.state)
+    places = journal.places()
+    sources = [Source(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
+    judge = Judge(
+        detector,
+        LogClock(),
+        # A log read once is no life to get used to.
+        baseline=None if plan.once else Baseline(detector.template, settings.baseline),
+        drift=Drift(detector.template, detector.manifest.reference),
+        escalator=_escalator(settings, detector),
+    )
+    grouper = Grouper(
+        settings.sensor,
+        detector.manifest.id,
+        window_s=settings.window_s,
+        max_s=settings.max_s,
+        explain=explainer(detector),
+    )
+    metrics = _metrics(settings)
+    observer = None if metrics is None else Observer(metrics, judge, grouper, journal)
+    receivers = dict(extra or {})
+    for setting in settings.sink:
+        receivers[setting.name] = sinks.build(
+            setting,
+            sensor=settings.sensor,
+            metrics=metrics,
+            open_alerts=journal.open_alerts(),
+        )
+    most_bytes = dict.fromkeys(receivers, _QUEUE_BYTES)
+    most_bytes |= {one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink}
+    least: dict[str, Severity] = dict.fromkeys(receivers, "info")
+    least |= {one.name: one.min_severity for one in settings.sink}
+    outbox = Outbox(journal, receivers, most_bytes=most_bytes, least=least)
+    return Watch(
+        sources,
+        judge,
+        grouper,
+        journal,
+        outbox=outbox,
+        verdicts=None if plan.verdicts is None else VerdictLog(plan.verdicts),
+        clock=clock,
+        observer=observer,
+    )
+
+
+def _metrics(settings: Settings) -> Metrics | None:
+    """A registry of metrics, where a sink serves one."""
+    if not any(one.type == "prometheus" for one in settings.sink):
+        return None
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from gradsense.edge.metrics import Metrics  # noqa: PLC0415
+
+    return Metrics(CollectorRegistry())
+
+
+def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
+    """Whoever is asked for a second opinion, where one is configured."""
+    if settings.escalate is None:
+        return None
+    from gradsense.edge.escalate import Escalator  # noqa: PLC0415
+
+    return Escalator(settings.escalate, detector.template)

@@ -1,0 +1,212 @@
+"""From flows to verdicts and alarms: the model, the device's own habits, and a second opinion."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gradsense.detection.detector import Detector, Verdict
+from gradsense.edge.advice import NOVEL
+from gradsense.edge.alert import Example
+from gradsense.edge.alerts import Alarm, LogClock
+from gradsense.edge.baseline import Baseline
+from gradsense.edge.device import device_of, is_local, peer_of
+from gradsense.edge.drift import Drift
+from gradsense.edge.escalate import Escalator
+
+#: Many flows are a frame, few are mappings; both have FLOW_SCHEMA and CONTEXT_SCHEMA.
+Flows = pl.DataFrame | Sequence[Mapping[str, Any]]
+
+#: No flow may claim to end later than so many seconds from now: the log clock never falls, and
+#: one broken line must not stop it.
+_AHEAD_S = 86_400.0
+_ENDS = ("orig_h", "resp_h", "ts", "resp_p")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Verdicts of a run of flows, in their order, and the alarms among them.
+
+    ``counts``: ``verdict:LABEL``, ``alarms``, ``novel``, ``silenced``, ``escalated:OUTCOME``.
+    """
+
+    verdicts: list[Verdict]
+    alarms: list[Alarm]
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Judge:
+    """Everything that has a say in whether a flow rings.
+
+    A flow rings for its class if the model is suspicious enough. It rings as ``Novel`` if the
+    model is not, but the flow is unlike anything of its own device so far and unlike anything in
+    training: two witnesses, since every network is new to a model in some way.
+
+    Args:
+        detector: the model.
+        clock: log time.
+        baseline: habits of devices; without it nothing rings as novel.
+        drift: told of every verdict.
+        escalator: asked where the model is unsure.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        clock: LogClock,
+        *,
+        baseline: Baseline | None = None,
+        drift: Drift | None = None,
+        escalator: Escalator | None = None,
+    ) -> None:
+        self.detector, self.clock = detector, clock
+        self.baseline, self.drift, self.escalator = baseline, drift, escalator
+        #: (device, prompt) pairs that an operator called benign; they do not ring.
+        self.silenced: frozenset[tuple[str, bytes]] = frozenset()
+
+    def judge(self, log: str, flows: Flows, *, now: float) -> Judged:
+        """Verdicts and alarms of the next flows of a log.
+
+        Args:
+            log: its name, for alerts.
+            flows: at least one.
+            now: seconds since the epoch.
+        """
+        picks = self.detector.picks(flows)
+        verdicts = self.detector.judge(picks)
+        counts: Counter[str] = Counter()
+        if self.escalator is not None:
+            self._escalate(self.escalator, verdicts, picks, counts)
+        rings = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
+        if self.drift is not None:
+            sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
+            self.drift.add(picks, sure)
+        novel = self._novel(flows, picks, verdicts, ~rings)
+        clocks = self._clocks(flows, now)
+        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True))
+        alarms = []
+        for row in np.flatnonzero(rings | novel).tolist():
+            find = partial(_example, log, flows, row)
+            prompt = picks[row].tobytes()
+            alarm = _alarm(verdicts[row], prompt, clocks[row], ends[row], find)
+            if (alarm.device, prompt) in self.silenced:
+                counts["silenced"] += 1
+            else:
+                alarms.append(alarm)
+        for label, number in Counter(verdict.label for verdict in verdicts).items():
+            counts[f"verdict:{label}"] += number
+        counts["alarms"] += len(alarms)
+        counts["novel"] += int(novel.sum())
+        return Judged(verdicts, alarms, counts)
+
+    def _escalate(
+        self,
+        escalator: Escalator,
+        verdicts: list[Verdict],
+        picks: NDArray[np.uint16],
+        counts: Counter[str],
+    ) -> None:
+        """Replace the verdicts that another model gives, the least sure asked first."""
+        unsure = [row for row, verdict in enumerate(verdicts) if escalator.unsure(verdict)]
+        if not unsure:
+            return
+        unsure.sort(key=lambda row: verdicts[row].probability)
+        before = Counter(escalator.counts)
+        answers = escalator.ask(self.detector.template.texts(picks[unsure]))
+        for row, answer in zip(unsure, answers, strict=True):
+            if answer is not None:
+                verdicts[row] = answer
+        for outcome, number in (escalator.counts - before).items():
+            counts[f"escalated:{outcome}"] += number
+
+    def _novel(
+        self,
+        flows: Flows,
+        picks: NDArray[np.uint16],
+        verdicts: list[Verdict],
+        quiet: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Which of the quiet flows are new to their device and to the model."""
+        if self.baseline is None:
+            return np.zeros(len(verdicts), bool)
+        devices = list(map(device_of, column(flows, "orig_h"), column(flows, "resp_h")))
+        local = np.fromiter(map(is_local, devices), bool, len(devices))
+        ts = np.array(column(flows, "ts"), dtype=np.float64)
+        rows = np.flatnonzero(local)
+        _, off = self.baseline.observe(
+            [devices[row] for row in rows.tolist()], picks[rows], ts[rows], quiet[rows]
+        )
+        novel = np.zeros(len(verdicts), bool)
+        novel[rows] = off
+        unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
+        result: NDArray[np.bool_] = novel & unlike & quiet
+        return result
+
+    def _clocks(self, flows: Flows, now: float) -> list[float]:
+        """The log clock as each flow was read."""
+        ts = np.array(column(flows, "ts"), dtype=np.float64)
+        duration = np.array(column(flows, "duration"), dtype=np.float64)  # None becomes NaN
+        ends = np.minimum(ts + np.nan_to_num(duration), now + _AHEAD_S)
+        ends = np.maximum.accumulate(np.maximum(ends, self.clock.value))
+        self.clock.advance(float(ends[-1]))
+        clocks: list[float] = ends.tolist()
+        return clocks
+
+
+def _alarm(
+    verdict: Verdict,
+    prompt: bytes,
+    clock: float,
+    ends: tuple[str, str, float, int | None],
+    example: Callable[[], Example],
+) -> Alarm:
+    orig_h, resp_h, ts, port = ends
+    return Alarm(
+        device=device_of(orig_h, resp_h),
+        peer=peer_of(orig_h, resp_h),
+        label=verdict.label if verdict.alarm else NOVEL,
+        clock=clock,
+        ts=ts,
+        port=port,
+        probability=verdict.probability,
+        novelty=verdict.novelty,
+        prompt=prompt,
+        example=example,
+    )
+
+
+def _example(log: str, flows: Flows, row: int) -> Example:
+    flow = row_of(flows, row)
+    return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
+
+
+def column(flows: Flows, name: str) -> list[Any]:
+    """One column of the flows."""
+    if isinstance(flows, pl.DataFrame):
+        return flows[name].to_list()
+    return [flow[name] for flow in flows]
+
+
+def row_of(flows: Flows, row: int) -> Mapping[str, Any]:
+    """One flow."""
+    return flows.row(row, named=True) if isinstance(flows, pl.DataFrame) else flows[row]
+
+
+Explain = Callable[[bytes], tuple[str, ...]]
+
+
+def explainer(detector: Detector) -> Explain:
+    """Reasons for the verdict on a prompt, given as its phrases' bytes, in words."""
+
+    def explain(prompt: bytes) -> tuple[str, ...]:
+        picks = np.frombuffer(prompt, np.uint16).reshape(1, -1)
+        return tuple(reason.in_words() for reason in detector.explain(picks))
+
+    return explain
