@@ -13,8 +13,8 @@ import gradsense
 
 ROOT = Path(gradsense.__file__).parent
 FLOORS = (
-    *("cli", "experiments", "engines", "federation", "learning"),
-    *("models", "prompts", "telemetry", "config", "errors"),
+    *("cli", "experiments", "cloud", "edge", "detection", "engines", "federation"),
+    *("learning", "models", "prompts", "telemetry", "config", "errors"),
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

@@ -1,0 +1,1 @@
+"""The cloud side: today the larger model that unsure gateways may ask."""
