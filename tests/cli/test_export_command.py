@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Command, Trained
 
 from gradsense.detection import bundle
 
 
 def test_export_writes_a_bundle_and_says_what_it_is(
-    gradsense: Command, trained: Trained, fleet: Path, tmp_path: Path
+    gradsense: Callable[..., Any], trained: Any, fleet: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "edge"
     said = gradsense("export", "--model", trained.model, "--out", out, "--verify", "--data", fleet)
@@ -23,7 +24,7 @@ def test_export_writes_a_bundle_and_says_what_it_is(
     assert bundle.read(out)[0].verified is not None
 
 
-def test_json_is_the_manifest(gradsense: Command, trained: Trained, tmp_path: Path) -> None:
+def test_json_is_the_manifest(gradsense: Callable[..., Any], trained: Any, tmp_path: Path) -> None:
     said = gradsense("export", "--model", trained.model, "--out", tmp_path / "edge", "--json")
     assert said.code == 0, said.err
     assert json.loads(said.out) == json.loads((tmp_path / "edge" / "manifest.json").read_text())
@@ -37,7 +38,11 @@ def test_json_is_the_manifest(gradsense: Command, trained: Trained, tmp_path: Pa
     ],
 )
 def test_bad_input_is_one_line(
-    options: list[str], parts: tuple[str, ...], gradsense: Command, trained: Trained, tmp_path: Path
+    options: list[str],
+    parts: tuple[str, ...],
+    gradsense: Callable[..., Any],
+    trained: Any,
+    tmp_path: Path,
 ) -> None:
     given = {"--model": trained.model, "--out": tmp_path / "edge"} | dict(
         zip(options[::2], options[1::2], strict=True)
@@ -47,7 +52,7 @@ def test_bad_input_is_one_line(
 
 
 def test_a_missing_extra_is_one_line(
-    gradsense: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gradsense: Callable[..., Any], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(*args: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
@@ -58,7 +63,7 @@ def test_a_missing_extra_is_one_line(
 
 
 def test_a_module_of_no_extra_is_a_defect(
-    gradsense: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gradsense: Callable[..., Any], trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(*args: object, **options: object) -> None:
         raise ModuleNotFoundError("No module named 'gradsens'", name="gradsens")

@@ -108,8 +108,10 @@ def watch(
         )
         output = Output.NONE if as_json else output
         running = open_watch(plan, extra=_stdout(output))
+        stack.callback(running.journal.close)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: running.stop.set())
+            before = signal.signal(number, lambda *_: running.stop.set())
+            stack.callback(signal.signal, number, before)
         if not once:
             _say_where(running, model, state)
         running.run(once=once)

@@ -14,6 +14,7 @@ from gradsense.edge.alert import Severity
 from gradsense.edge.alerts import Grouper, LogClock
 from gradsense.edge.baseline import Baseline
 from gradsense.edge.drift import Drift
+from gradsense.edge.follow import STDIN
 from gradsense.edge.journal import Journal
 from gradsense.edge.judge import Judge, explainer
 from gradsense.edge.observer import Observer
@@ -23,6 +24,7 @@ from gradsense.edge.sinks.base import Sink
 from gradsense.edge.source import Source
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.edge.watch import Watch
+from gradsense.errors import InputError
 
 if TYPE_CHECKING:
     from gradsense.edge.escalate import Escalator
@@ -72,6 +74,11 @@ def open_watch(
         InputError: the bundle, the state, a setting or a log's path cannot be used.
     """
     settings = plan.settings
+    for log in plan.logs:
+        if plan.once and log != STDIN and not log.exists():
+            raise InputError(
+                "no such file", mend="check the path; without --once it is waited for", file=log
+            )
     detector = Detector.load(plan.model, threads=plan.threads, cache=plan.cache)
     journal = Journal(plan.state)
     places = journal.places()
