@@ -205,7 +205,7 @@ def test_a_subword_model_brings_its_tokenizer(tmp_path: Path) -> None:
     assert exported.manifest.verified["agreement"] == 1
     detector = Detector.load(tmp_path / "edge", threads=1)
     template = get_template("plain")
-    picks = template.indices(synthetic_sample().flows.head(40))
+    picks = template.indices(synthetic_sample(labelled=False).flows.head(40))
     texts = template.texts(picks)
     assert len({len(text.split()) for text in texts}) > 1, "prompts are padded"
     said = answers(classifier, texts).logits
@@ -284,6 +284,20 @@ def test_verifying_notices_another_models_graph(
     assert found["novelty"] is None
     with pytest.raises(GradsenseError, match="disagrees with torch"):
         require(found, "float32")
+
+
+def test_only_a_model_of_such_traffic_is_held_against_built_in_labels(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    found = []
+    for synthetic in (True, False):
+        path = shutil.copytree(model_dir, tmp_path / f"model-{synthetic}")
+        card = json.loads((path / folder.CARD_FILE).read_text())
+        card["extra"]["synthetic"] = synthetic
+        (path / folder.CARD_FILE).write_text(json.dumps(card))
+        found.append(export(path, tmp_path / "edge", verify=True).manifest.verified)
+    assert [one["truth"] for one in found if one] == ["labels", "the torch model's verdicts"]
+    assert [one["synthetic"] for one in found if one] == [True, True]
 
 
 # The sample ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import typer
 
 from gradsense import __version__
 from gradsense.cli import data
+from gradsense.cli.calibrate import calibrate
 from gradsense.cli.compare import compare
 from gradsense.cli.demo import demo
 from gradsense.cli.evaluate import evaluate
@@ -50,6 +51,9 @@ app.command(
     epilog="Example: gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl"
 )(evaluate)
 app.command(epilog="Example: gradsense export --model run/model --out edge/ --verify")(export)
+app.command(epilog="Example: gradsense calibrate --model edge/ --benign conn.log --out edge-here/")(
+    calibrate
+)
 app.command(epilog="Example: gradsense pretrain --model nano --template context")(pretrain)
 app.command(
     epilog="Example: gradsense serve --model EDGE --host 0.0.0.0 --cert chain.pem --key key.pem "

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -61,7 +62,7 @@ def export(
         model_dir: a folder that ``models.folder.save`` wrote.
         out: a new folder, or one that holds a bundle, which is replaced.
         int8: weights and activations of the matrix products in 8 bits: less than half the size,
-            about 1.7 times as fast. Always verified.
+            about 1.6 times as fast. Always verified.
         data: logs to verify on, and where they are labelled to calibrate on afresh.
         verify: hold the graph against torch, on ``data`` or else on synthetic traffic.
         force: write an int8 graph however much macro-F1 it loses.
@@ -96,7 +97,8 @@ def export(
             manifest = _calibrated(manifest, *_measured(sample, classifier, detector))
         if verify or int8:
             on_step("verifying")
-            found = compare(classifier, novelty, detector, sample or synthetic_sample())
+            flows = sample or synthetic_sample(labelled=card.extra.get("synthetic") is True)
+            found = compare(classifier, novelty, detector, flows)
             if not force:
                 require(found, manifest.precision)
             manifest = manifest.model_copy(update={"verified": found})
@@ -156,11 +158,25 @@ def _measured(
 
 
 def _quantise(graph: Path) -> None:
-    """Dynamic quantisation in place: int8 weights, and activations scaled as they come."""
+    """Dynamic quantisation in place: int8 weights, and activations scaled as they come.
+
+    The last layer stays float32. It is small, and its rounding would go into the logits whole.
+    """
     plain = graph.with_suffix(".float32")
     graph.rename(plain)
+    last = [node for node in onnx.load(plain).graph.node if "logits" in node.output]
     with quiet():  # it recommends a preparation that the exporter has done
-        quantize_dynamic(plain, graph, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            plain,
+            graph,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            # It splits a Gemm into this and an addition before it looks at the names.
+            nodes_to_exclude=[
+                f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name for node in last
+            ],
+        )
 
 
 def _provenance(card: cards.Card, model_dir: Path) -> dict[str, Any]:

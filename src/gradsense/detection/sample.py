@@ -65,13 +65,18 @@ def draw(data: Path, labels: Sequence[str], most: int = MOST) -> Sample:
     )
 
 
-def synthetic_sample() -> Sample:
-    """Built-in traffic, for who has no logs at hand; without labels, which no model need know."""
+def synthetic_sample(*, labelled: bool) -> Sample:
+    """Built-in traffic, for who has no logs at hand.
+
+    Args:
+        labelled: with its labels, which only a model that learnt such traffic can know.
+    """
     with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
         write_fleet(Path(folder), sites=_SITES, flows=_FLOWS, seed=_SEED)
-        sample = draw(Path(folder), ())
-    unlabelled = sample.flows.with_columns(pl.lit(None, dtype=pl.String).alias("class"))
-    return Sample(unlabelled, "built-in synthetic traffic", synthetic=True)
+        flows = draw(Path(folder), ()).flows
+    if not labelled:
+        flows = flows.with_columns(pl.lit(None, dtype=pl.String).alias("class"))
+    return Sample(flows, "built-in synthetic traffic", synthetic=True)
 
 
 def _some(capture: Capture, view: View, most: int, tally: Tally) -> list[pl.DataFrame]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -19,7 +19,9 @@ from gradsense.edge.alerts import Alarm, LogClock
 from gradsense.edge.baseline import Baseline
 from gradsense.edge.device import device_of, is_local, peer_of
 from gradsense.edge.drift import Drift
-from gradsense.edge.escalate import Escalator
+
+if TYPE_CHECKING:  # it brings an HTTP library, which few gateways need
+    from gradsense.edge.escalate import Escalator
 
 #: Many flows are a frame, few are mappings; both have FLOW_SCHEMA and CONTEXT_SCHEMA.
 Flows = pl.DataFrame | Sequence[Mapping[str, Any]]

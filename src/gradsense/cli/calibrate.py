@@ -1,0 +1,86 @@
+"""``gradsense calibrate``: the thresholds of a bundle for one network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gradsense.cli.console import results_console
+
+if TYPE_CHECKING:
+    from gradsense.detection.bundle import Manifest, Threshold
+
+
+def calibrate(
+    model: Annotated[Path, typer.Option(help="The bundle that gradsense export wrote.")],
+    benign: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="LOG",
+            help="A log of this network with benign traffic; give it again for further logs.",
+        ),
+    ],
+    share: Annotated[
+        float, typer.Option(min=0.0, max=0.5, help="Share of benign flows that may ring.")
+    ] = 0.0025,
+    novelty: Annotated[
+        bool, typer.Option("--novelty", help="Choose the novelty threshold too.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a copy. Default: the bundle itself is changed."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
+) -> None:
+    """Choose the alarm threshold from benign traffic of the network to be watched."""
+    from gradsense.detection import bundle
+    from gradsense.detection.calibrate import calibrate as run
+    from gradsense.detection.calibrate import read
+    from gradsense.detection.detector import Detector
+
+    detector = Detector.load(model, threads=threads, cache=0)
+    done = run(detector, read(benign, detector.template), share, novelty=novelty)
+    manifest = done.manifest
+    if out is None:
+        bundle.rewrite_manifest(model, manifest)
+    else:
+        manifest = bundle.write(out, manifest, {name: model / name for name in manifest.files})
+    errors = Console(stderr=True)
+    for warning in done.warnings:
+        errors.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=2))
+    else:
+        _show(out or model, manifest, detector.manifest, results_console())
+
+
+def _show(path: Path, manifest: Manifest, before: Manifest, console: Console) -> None:
+    site = manifest.provenance["site"]
+    table = Table("", "before", "now")
+    table.add_row("bundle", before.id, manifest.id)
+    table.add_row("benign flows", f"{before.alarm.flows:,}", f"{site['flows']:,}")
+    table.add_row("from", before.alarm.source, manifest.alarm.source)
+    table.add_row("rings at", _odds(before.alarm), _odds(manifest.alarm))
+    if manifest.novelty is not None and before.novelty is not None:
+        table.add_row("novel above", _plain(before.novelty), _plain(manifest.novelty))
+    console.print(table, highlight=False)
+    console.print(
+        f"next    gradsense watch conn.log --model {path}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _odds(found: Threshold) -> str:
+    # A suspicion of 0.99998 says little to the eye; what is left of p(benign) does.
+    return f"p(benign) below {1 - found.value:.2g} ({found.share:.2%} of these flows)"
+
+
+def _plain(found: Threshold) -> str:
+    return f"{found.value:.3f} ({found.share:.2%} of these flows)"
