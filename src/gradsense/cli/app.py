@@ -60,6 +60,7 @@ app.command(
     "--token-file token"
 )(serve)
 app.command(
-    epilog="Example: gradsense watch /opt/zeek/logs/current/conn.log --model edge/ --config watch.toml"
+    epilog="Example: gradsense watch /opt/zeek/logs/current/conn.log --model edge/ "
+    "--config watch.toml"
 )(watch)
 app.command(epilog="Example: gradsense feedback 3f9a0c --benign")(feedback)

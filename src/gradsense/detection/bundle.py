@@ -155,12 +155,7 @@ def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manif
         GradsenseError: it cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path / MANIFEST_FILE).is_file() and not _empty(path):
-        raise InputError(
-            "it exists and is no edge bundle",
-            mend="give a new path; nothing was touched",
-            file=path,
-        )
+    claimable(path)
     fresh, stale = (path.parent / f".{path.name}.{end}" for end in ("new", "old"))
     try:
         for leftover in (fresh, stale):
@@ -184,6 +179,21 @@ def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manif
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
     return manifest
+
+
+def claimable(path: Path) -> None:
+    """Whether a bundle may be written there.
+
+    Raises:
+        InputError: it holds something that is no bundle.
+    """
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not (path / MANIFEST_FILE).is_file():
+        raise InputError(
+            "it exists and is no edge bundle",
+            mend="give a new path; nothing was touched",
+            file=path,
+        )
 
 
 def rewrite_manifest(path: Path | str, manifest: Manifest) -> None:
@@ -247,7 +257,3 @@ def _template(manifest: Manifest, file: Path) -> Template:
             field="template",
         )
     return template
-
-
-def _empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

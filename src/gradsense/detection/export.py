@@ -74,6 +74,7 @@ def export(
         GradsenseError: the model cannot be exported, the bundle cannot be written, or what was
             verified is not good enough.
     """
+    bundle.claimable(out)
     torch.set_num_threads(threads)
     on_step("loading the model")
     card, classifier = folder.read_card(model_dir), folder.load(model_dir)
