@@ -142,7 +142,7 @@ def test_provenance_keeps_what_the_export_said() -> None:
     assert once.provenance["base"] == "nano"
     assert site["exported"]["alarm"] == graph.manifest.alarm.model_dump()
     assert (site["logs"], site["flows"], site["share"]) == (["conn.log"], 1, 0.0)
-    again = run(Graph([2.0], **dict(once)), [0], 0.0).manifest
+    again = run(Graph([2.0], provenance=once.provenance, alarm=once.alarm), [0], 0.0).manifest
     assert again.provenance["site"]["exported"] == site["exported"]
     assert again.id != once.id != graph.manifest.id
 
@@ -162,8 +162,8 @@ def test_nothing_to_be_suspicious_against() -> None:
 def test_no_more_ring_than_may(odds: list[float], share: float) -> None:
     alarm = run(Graph(odds), list(range(len(odds))), share).manifest.alarm
     suspicion = 1 / (1 + np.exp(-np.float32(odds).astype(np.float64)))
-    assert (suspicion > alarm.value).mean() <= share
-    assert alarm.share <= share
+    assert (suspicion > alarm.value).mean() <= share + 1e-12
+    assert alarm.share <= share + 1e-12
 
 
 # Reading logs ---------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_gzip_reads_the_same(captures: Path, tmp_path: Path) -> None:
 def test_no_flow_is_an_error(tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     log.write_text("neither\nnor\n")
-    with pytest.raises(InputError, match="no flow to calibrate on.*2 lines"):
+    with pytest.raises(InputError, match=r"no flow to calibrate on.*2 lines"):
         read([log], TEMPLATE)
     with pytest.raises(InputError, match="no such file"):
         read([tmp_path / "absent.log"], TEMPLATE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from ipaddress import ip_network
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from gradsense.detection.detector import Verdict
 from gradsense.edge.alerts import LogClock
 from gradsense.edge.judge import Judge, column
 from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
+from gradsense.telemetry.networks import Networks
 
 QUIET = Verdict("Benign", 0.99, 0.01, False, 0.0, False)
 STRANGE = Verdict("Benign", 0.9, 0.1, False, 5.0, True)
@@ -115,6 +117,32 @@ def test_the_clock_is_not_led_astray_by_one_line() -> None:
     result, judge = judged([flow(ts=1e18), flow(ts=50.0)], ATTACK, ATTACK)
     assert judge.clock.value == 1000.0 + 86_400
     assert [alarm.clock for alarm in result.alarms] == [87_400.0, 87_400.0]
+
+
+def test_a_gateway_among_strangers_notices() -> None:
+    strangers = [flow(orig_h="147.32.1.2") for _ in range(1000)]
+    told = Networks([ip_network("147.32.0.0/16")])
+    for networks, expected in ((None, True), (told, False)):
+        _, judge = judged(strangers, *[QUIET] * 1000, baseline=Habit(), networks=networks)
+        assert judge.among_strangers is expected
+
+
+def test_own_public_addresses_read_as_private_and_are_devices() -> None:
+    class Reader(Scripted):
+        def picks(self, flows: Any) -> np.ndarray:
+            self.seen = column(flows, "orig_h")
+            return super().picks(flows)
+
+    detector = Reader(ATTACK)
+    networks = Networks([ip_network("147.32.0.0/16")])
+    judge = Judge(detector, LogClock(), networks=networks)  # type: ignore[arg-type]
+    row = flow(orig_h="8.8.8.8", resp_h="147.32.1.2")
+    (alarm,) = judge.judge("conn.log", [row], now=0.0).alarms
+    assert (alarm.device, alarm.peer) == ("147.32.1.2", "8.8.8.8")
+    assert alarm.example().resp_h == "147.32.1.2", "people see the real address"
+    judge.detector.verdicts = [ATTACK]  # type: ignore[attr-defined]
+    judge.judge("conn.log", [flow(orig_h="147.32.1.2")], now=0.0)
+    assert detector.seen == ["10.0.0.1"]
 
 
 class Adviser:

@@ -51,7 +51,7 @@ app.command(
     epilog="Example: gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl"
 )(evaluate)
 app.command(epilog="Example: gradsense export --model run/model --out edge/ --verify")(export)
-app.command(epilog="Example: gradsense calibrate --model edge/ --benign conn.log --out edge-here/")(
+app.command(epilog="Example: gradsense calibrate conn.log --model edge/ --out edge-here/")(
     calibrate
 )
 app.command(epilog="Example: gradsense pretrain --model nano --template context")(pretrain)

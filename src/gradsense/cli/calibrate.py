@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    model: Annotated[Path, typer.Option(help="The bundle that gradsense export wrote.")],
     benign: Annotated[
         list[Path],
-        typer.Option(
-            metavar="LOG",
-            help="A log of this network with benign traffic; give it again for further logs.",
+        typer.Argument(
+            metavar="LOG...", help="Logs of this network with benign traffic.", show_default=False
         ),
     ],
+    model: Annotated[Path, typer.Option(help="The bundle that gradsense export wrote.")],
     share: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of benign flows that may ring.")
     ] = 0.0025,
@@ -34,6 +33,9 @@ def calibrate(
         Path | None,
         typer.Option(help="Folder for a copy. Default: the bundle itself is changed."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The watch's TOML file, for the networks it names.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
 ) -> None:
@@ -42,9 +44,13 @@ def calibrate(
     from gradsense.detection.calibrate import calibrate as run
     from gradsense.detection.calibrate import read
     from gradsense.detection.detector import Detector
+    from gradsense.edge.settings import Settings
+    from gradsense.edge.settings import read as read_settings
+    from gradsense.telemetry.networks import Networks
 
+    networks = Networks((Settings() if config is None else read_settings(config)).networks)
     detector = Detector.load(model, threads=threads, cache=0)
-    done = run(detector, read(benign, detector.template), share, novelty=novelty)
+    done = run(detector, read(benign, detector.template, networks=networks), share, novelty=novelty)
     manifest = done.manifest
     if out is None:
         bundle.rewrite_manifest(model, manifest)

@@ -14,7 +14,7 @@ from gradsense.cli.console import results_console
 from gradsense.config import settings
 
 if TYPE_CHECKING:
-    from gradsense.experiments.demo import Reading
+    from gradsense.experiments.demo import Guarded, Reading
 
 STRATEGIES = ["fedavg", "fedopt", "gsfs"]
 
@@ -28,7 +28,7 @@ def demo(
     ] = False,
 ) -> None:
     """Watch synthetic sites learn together without sharing a flow; needs no data."""
-    from gradsense.experiments.demo import fresh_folder, make_fleet, read_sample
+    from gradsense.experiments.demo import fresh_folder, guard, make_fleet, read_sample
     from gradsense.experiments.rundir import MODEL, RESULTS
 
     console = Console(stderr=True) if as_json else results_console()
@@ -44,12 +44,16 @@ def demo(
     show(rows, notes, out / "runs", console)
     model = out / "runs" / f"gsfs-seed{seed}" / MODEL
     console.print("\n[bold]3. The trained model reads a log[/] of a network that it never saw.")
-    _show_reading(read_sample(out, model, seed=seed), console)
+    reading = read_sample(out, model, seed=seed)
+    _show_reading(reading, console)
+    console.print("\n[bold]4. A gateway guards that network[/] with the model, without torch.")
+    guarded = guard(out, model, reading.log)
+    _show_guard(guarded, console)
     console.print(
         "\nNow with your own logs:\n"
         "  gradsense data inspect YOUR-CAPTURES/\n"
         "  gradsense compare --data YOUR-CAPTURES/ --strategies fedavg,fedopt,gsfs --out table3/\n"
-        f"  gradsense evaluate --model {model} --data YOUR/conn.log",
+        f"  gradsense watch YOUR/conn.log --model {guarded.bundle}",
         highlight=False,
         soft_wrap=True,
     )
@@ -76,3 +80,15 @@ def _show_reading(reading: Reading, console: Console) -> None:
         f"{speed:.1f} ms a flow. All verdicts: {reading.verdicts}",
         soft_wrap=True,
     )
+
+
+def _show_guard(guarded: Guarded, console: Console) -> None:
+    console.print(
+        f"   {guarded.alarms:,} of {guarded.flows:,} flows rang: {len(guarded.alerts)} alerts, "
+        "the worst first",
+        soft_wrap=True,
+    )
+    for alert in guarded.alerts[:5]:
+        console.print(
+            f"   {alert.severity:9}{alert.sentence}", markup=False, highlight=False, soft_wrap=True
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from gradsense.cli.console import results_console
 from gradsense.cli.watch import state_folder
 from gradsense.errors import InputError
+
+if TYPE_CHECKING:
+    from gradsense.edge.alert import Alert
 
 
 def feedback(
@@ -65,11 +68,13 @@ def feedback(
     )
 
 
-def _list(alerts: list, *, as_json: bool) -> None:  # type: ignore[type-arg]
+def _list(alerts: list[Alert], *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([alert.model_dump(mode="json") for alert in alerts], indent=2))
         return
-    table = Table("id", "severity", "class", "device", "flows", "state")
+    table = Table()
+    for name in ("id", "severity", "class", "device", "flows", "state"):
+        table.add_column(name, no_wrap=name == "id")
     for alert in alerts:
         table.add_row(
             alert.id, alert.severity, alert.label, alert.device, f"{alert.flows:,}", alert.state

@@ -53,6 +53,7 @@ def watch(
         list[Path],
         typer.Argument(
             metavar="LOG...",
+            readable=False,  # it may become so, and the watch says what is wrong
             help="Zeek conn.log (TSV or JSON, plain or .gz) or Suricata eve.json; - reads stdin.",
             show_default=False,
         ),
@@ -158,8 +159,13 @@ def _stdout(output: Output) -> dict[str, Any]:
 
 
 def _log_to_stderr() -> None:
-    """Warnings as lines on stderr, which systemd takes into its journal."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    """Warnings on stderr: in colour for a person, one line each for systemd's journal."""
+    console = Console(stderr=True)
+    handler: logging.Handler = (
+        RichHandler(console=console, show_path=False, show_time=False)
+        if console.is_terminal
+        else logging.StreamHandler()
+    )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
 
 

@@ -27,6 +27,7 @@ from gradsense.telemetry.blocks import read_blocks
 from gradsense.telemetry.context import ContextWindow
 from gradsense.telemetry.flows import FLOW_SCHEMA
 from gradsense.telemetry.labels import BENIGN, binary
+from gradsense.telemetry.networks import Networks
 from gradsense.telemetry.stream import LogStream
 from gradsense.telemetry.tally import Tally
 
@@ -70,17 +71,24 @@ class Calibrated:
     warnings: tuple[str, ...]
 
 
-def read(logs: Sequence[Path], template: Template, most: int = MOST) -> Traffic:
+def read(
+    logs: Sequence[Path],
+    template: Template,
+    most: int = MOST,
+    networks: Networks | None = None,
+) -> Traffic:
     """The flows of these logs that no label speaks against.
 
     Args:
         logs: Zeek or Suricata logs as ``gradsense watch`` reads them, labelled or not; each with
             a context of its own.
         most: flows to keep, the last ones.
+        networks: the operator's own, as the watch will know them.
 
     Raises:
         InputError: a log cannot be read, or no flow is left.
     """
+    networks = networks or Networks()
     tally, kept, found, left_out = Tally(), _no_picks(template), 0, 0
     for log in logs:
         stream, context = LogStream(log), ContextWindow()
@@ -93,6 +101,7 @@ def read(logs: Sequence[Path], template: Template, most: int = MOST) -> Traffic:
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
+                benign = pl.DataFrame(networks.disguise(benign))
                 kept = np.concatenate([kept, template.indices(benign)])[-most:]
     if not found:
         raise InputError(
@@ -221,7 +230,7 @@ def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: flo
     if traffic.older:
         warnings.append(f"{traffic.older:,} older flows were left out: {flows:,} newer ones do")
     if share * flows < 1:
-        needed = "no number of" if share == 0 else f"{int(np.ceil(1 / share)):,}"
+        needed = "no number of" if share == 0 else f"{np.ceil(1 / share):,.0f}"
         warnings.append(
             f"a share of {share:.2%} takes {needed} flows and these are {flows:,}: the thresholds "
             f"are the highest values among them, which about 1 in {flows + 1:,} flows will exceed"

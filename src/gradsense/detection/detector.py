@@ -38,7 +38,7 @@ class Verdict:
     """What the model says of one prompt.
 
     Args:
-        label: the likeliest class; of an alarm, the likeliest that is not benign.
+        label: of an alarm the likeliest class but benign, else benign.
         probability: of that class, after temperature scaling.
         suspicion: 1 - p(benign).
         alarm: the suspicion is above the bundle's threshold.
@@ -250,7 +250,7 @@ class Detector:
         alarm = suspicion > manifest.alarm.value
         choice = table.copy()
         if benign is not None:
-            choice[alarm, benign] = -1.0
+            choice[:, benign] = np.where(alarm, -1.0, 2.0)
         best = choice.argmax(axis=1)
         probability = table[np.arange(len(table)), best]
         if novelty is None or manifest.novelty is None:

@@ -94,7 +94,7 @@ class Follower:
     def __init__(
         self, path: Path, position: Position | None = None, *, archive: Path | None = None
     ) -> None:
-        if path.is_dir():
+        if _is_folder(path):
             raise InputError(
                 "is a folder, not a log file", mend="name a conn.log inside it", file=path
             )
@@ -288,6 +288,13 @@ def _finished(position: Position) -> Position:
     """With the head of its own file among those that have been read."""
     heads = (*position.finished, position.head)
     return position.model_copy(update={"finished": heads[-_FINISHED:]})
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except PermissionError:  # counted as unreadable when it is read, and tried again
+        return False
 
 
 def _status(path: Path) -> Rotated | None:

@@ -25,6 +25,7 @@ from gradsense.edge.source import Source
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.edge.watch import Watch
 from gradsense.errors import InputError
+from gradsense.telemetry.networks import Networks
 
 if TYPE_CHECKING:
     from gradsense.edge.escalate import Escalator
@@ -86,6 +87,7 @@ def open_watch(
     judge = Judge(
         detector,
         LogClock(),
+        networks=Networks(settings.networks),
         # A log read once is no life to get used to.
         baseline=None if plan.once else Baseline(detector.template, settings.baseline),
         drift=Drift(detector.template, detector.manifest.reference),

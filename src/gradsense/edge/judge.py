@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,18 +17,17 @@ from gradsense.edge.advice import NOVEL
 from gradsense.edge.alert import Example
 from gradsense.edge.alerts import Alarm, LogClock
 from gradsense.edge.baseline import Baseline
-from gradsense.edge.device import device_of, is_local, peer_of
 from gradsense.edge.drift import Drift
+from gradsense.telemetry.networks import Flows, Networks
 
 if TYPE_CHECKING:  # it brings an HTTP library, which few gateways need
     from gradsense.edge.escalate import Escalator
 
-#: Many flows are a frame, few are mappings; both have FLOW_SCHEMA and CONTEXT_SCHEMA.
-Flows = pl.DataFrame | Sequence[Mapping[str, Any]]
-
 #: No flow may claim to end later than so many seconds from now: the log clock never falls, and
 #: one broken line must not stop it.
 _AHEAD_S = 86_400.0
+#: Flows to look at, and the share of them with a local end, before anything is said of it.
+_ENOUGH, _FEW_LOCAL = 1000, 0.1
 _ENDS = ("orig_h", "resp_h", "ts", "resp_p")
 
 
@@ -54,6 +53,7 @@ class Judge:
     Args:
         detector: the model.
         clock: log time.
+        networks: the operator's own.
         baseline: habits of devices; without it nothing rings as novel.
         drift: told of every verdict.
         escalator: asked where the model is unsure.
@@ -64,12 +64,15 @@ class Judge:
         detector: Detector,
         clock: LogClock,
         *,
+        networks: Networks | None = None,
         baseline: Baseline | None = None,
         drift: Drift | None = None,
         escalator: Escalator | None = None,
     ) -> None:
         self.detector, self.clock = detector, clock
+        self.networks = networks or Networks()
         self.baseline, self.drift, self.escalator = baseline, drift, escalator
+        self._flows = self._local = 0
         #: (device, prompt) pairs that an operator called benign; they do not ring.
         self.silenced: frozenset[tuple[str, bytes]] = frozenset()
 
@@ -81,7 +84,7 @@ class Judge:
             flows: at least one.
             now: seconds since the epoch.
         """
-        picks = self.detector.picks(flows)
+        picks = self.detector.picks(self.networks.disguise(flows))
         verdicts = self.detector.judge(picks)
         counts: Counter[str] = Counter()
         if self.escalator is not None:
@@ -97,7 +100,7 @@ class Judge:
         for row in np.flatnonzero(rings | novel).tolist():
             find = partial(_example, log, flows, row)
             prompt = picks[row].tobytes()
-            alarm = _alarm(verdicts[row], prompt, clocks[row], ends[row], find)
+            alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
             if (alarm.device, prompt) in self.silenced:
                 counts["silenced"] += 1
             else:
@@ -107,6 +110,11 @@ class Judge:
         counts["alarms"] += len(alarms)
         counts["novel"] += int(novel.sum())
         return Judged(verdicts, alarms, counts)
+
+    @property
+    def among_strangers(self) -> bool:
+        """Whether hardly any flow has a local end: then the operator's networks are not known."""
+        return self._flows >= _ENOUGH and self._local < _FEW_LOCAL * self._flows
 
     def _escalate(
         self,
@@ -138,9 +146,12 @@ class Judge:
         """Which of the quiet flows are new to their device and to the model."""
         if self.baseline is None:
             return np.zeros(len(verdicts), bool)
-        devices = list(map(device_of, column(flows, "orig_h"), column(flows, "resp_h")))
-        local = np.fromiter(map(is_local, devices), bool, len(devices))
+        ends = column(flows, "orig_h"), column(flows, "resp_h")
+        devices = list(map(self.networks.device, *ends))
+        local = np.fromiter(map(self.networks.is_local, devices), bool, len(devices))
         ts = np.array(column(flows, "ts"), dtype=np.float64)
+        self._flows += len(devices)
+        self._local += int(local.sum())
         rows = np.flatnonzero(local)
         _, off = self.baseline.observe(
             [devices[row] for row in rows.tolist()], picks[rows], ts[rows], quiet[rows]
@@ -161,27 +172,27 @@ class Judge:
         clocks: list[float] = ends.tolist()
         return clocks
 
-
-def _alarm(
-    verdict: Verdict,
-    prompt: bytes,
-    clock: float,
-    ends: tuple[str, str, float, int | None],
-    example: Callable[[], Example],
-) -> Alarm:
-    orig_h, resp_h, ts, port = ends
-    return Alarm(
-        device=device_of(orig_h, resp_h),
-        peer=peer_of(orig_h, resp_h),
-        label=verdict.label if verdict.alarm else NOVEL,
-        clock=clock,
-        ts=ts,
-        port=port,
-        probability=verdict.probability,
-        novelty=verdict.novelty,
-        prompt=prompt,
-        example=example,
-    )
+    def _alarm(
+        self,
+        verdict: Verdict,
+        prompt: bytes,
+        clock: float,
+        ends: tuple[str, str, float, int | None],
+        example: Callable[[], Example],
+    ) -> Alarm:
+        orig_h, resp_h, ts, port = ends
+        return Alarm(
+            device=self.networks.device(orig_h, resp_h),
+            peer=self.networks.peer(orig_h, resp_h),
+            label=verdict.label if verdict.alarm else NOVEL,
+            clock=clock,
+            ts=ts,
+            port=port,
+            probability=verdict.probability,
+            novelty=verdict.novelty,
+            prompt=prompt,
+            example=example,
+        )
 
 
 def _example(log: str, flows: Flows, row: int) -> Example:

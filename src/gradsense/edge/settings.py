@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -30,6 +31,8 @@ from gradsense.errors import InputError
 
 #: A settings file is small; a larger one is something else.
 _MAX_BYTES = 1 << 20
+
+_UNKNOWN = "unknown key"
 
 _SYSLOG_PORTS = {"udp": 514, "tcp": 601, "tls": 6514}
 
@@ -232,6 +235,7 @@ class Settings(_Model):
         sensor: the gateway's name in every message.
         window_s: an alert closes after so many seconds without a flow of its kind.
         max_s: and after so many seconds in any case; the next flow opens another.
+        networks: those of one's own that have public addresses, such as ``203.0.113.0/24``.
         archive: folder that rotated logs are moved to, as they are or by date.
         baseline: how the habits of devices are learnt.
         escalate: a larger model to ask; nobody is asked without it.
@@ -241,6 +245,7 @@ class Settings(_Model):
     sensor: Name = Field(default_factory=_host_name, validate_default=True)
     window_s: float = Field(default=300, gt=0, le=86_400)
     max_s: float = Field(default=86_400, gt=0, le=31_536_000)
+    networks: tuple[IPvAnyNetwork, ...] = ()
     archive: Path | None = None
     baseline: Habits = Field(default_factory=Habits)
     escalate: EscalateSettings | None = None
@@ -280,7 +285,7 @@ def read(path: Path | str, *, environ: Mapping[str, str] = os.environ) -> Settin
         InputError: the file cannot be read, is no TOML, or a key is unknown, missing or wrong.
     """
     path = Path(path)
-    mend = "docs/sinks.md has all keys"
+    mend = "docs/sinks.md and docs/edge.md have all keys"
     try:
         with path.open("rb") as stream:
             text = stream.read(_MAX_BYTES + 1)
@@ -294,13 +299,17 @@ def read(path: Path | str, *, environ: Mapping[str, str] = os.environ) -> Settin
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         raise InputError(
-            fault["msg"].removeprefix("Value error, "),
+            _UNKNOWN if fault["type"] == "extra_forbidden" else _plain(fault["msg"]),
             mend=mend,
             file=path,
             field=_place(fault["loc"]),
         ) from None  # its text would show what was given
     except ValueError as error:  # no TOML, or no UTF-8
         raise InputError(f"is no TOML: {error}", mend="mend that line", file=path) from error
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
 
 
 def _place(loc: tuple[int | str, ...]) -> str | None:

@@ -10,9 +10,9 @@ import polars as pl
 from pydantic import ValidationError
 
 from gradsense.edge.follow import STDIN, Follower, Position
-from gradsense.edge.judge import Flows
 from gradsense.errors import InputError
 from gradsense.telemetry.context import ContextWindow
+from gradsense.telemetry.networks import Flows
 from gradsense.telemetry.stream import LogStream
 from gradsense.telemetry.tally import Tally
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import polars as pl
 
 from gradsense.detection.detector import Verdict
-from gradsense.edge.judge import Flows, column
+from gradsense.edge.judge import column
 from gradsense.errors import InputError
+from gradsense.telemetry.networks import Flows
 
 _COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
 

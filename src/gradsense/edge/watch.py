@@ -70,7 +70,7 @@ class Watch:
         self.tally = Tally()
         self.counts: Counter[str] = Counter()
         self.stop = threading.Event()
-        self._next_round = 0.0
+        self._next_round, self._warned = 0.0, False
         if verdicts is not None and (size := journal.places().get(_verdicts_key(verdicts))):
             verdicts.cut(size)  # what was written and never committed
         grouper.restore(journal.open_groups())
@@ -145,6 +145,12 @@ class Watch:
         self._remember_habits(batch)
         self._look_for_drift(batch, now)
         self._commit(batch)
+        if self.judge.among_strangers and not self._warned:
+            self._warned = True
+            _log.warning(
+                "hardly any flow has a local address at either end; say which networks are yours: "
+                'networks = ["203.0.113.0/24"] in the settings file'
+            )
         if self.outbox is not None:
             self.outbox.trim()
         if self._observer is not None:

@@ -1,14 +1,18 @@
-"""What the demonstration adds to a comparison: a fleet to learn from, and a log to read."""
+"""What the demonstration adds to a comparison: a fleet, and a log to read and to guard."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from gradsense.detection.export import export
+from gradsense.edge.alert import SEVERITIES, Alert
+from gradsense.edge.gateway import Plan, open_watch
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
 from gradsense.telemetry.labels import normalise
@@ -75,3 +79,48 @@ def read_sample(out: Path, model: Path, *, seed: int) -> Reading:
     right = judged.select((pl.col("verdict") == pl.col("class")).mean()).item()
     examples = judged.unique("verdict", keep="first", maintain_order=True)
     return Reading(log, verdicts, summary, right, examples)
+
+
+class _Collector:
+    """A sink that keeps the last word on every alert."""
+
+    name = "demo"
+
+    def __init__(self) -> None:
+        self.alerts: dict[str, Alert] = {}
+
+    def send(self, alerts: Sequence[Alert]) -> None:
+        self.alerts |= {alert.id: alert for alert in alerts}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A log as a gateway watches it.
+
+    Attributes:
+        bundle: the edge bundle that watched.
+        flows, alarms: judged, and those of them that rang.
+        alerts: what the alarms were grouped into, the most severe first.
+    """
+
+    bundle: Path
+    flows: int
+    alarms: int
+    alerts: tuple[Alert, ...]
+
+
+def guard(out: Path, model: Path, log: Path) -> Guarded:
+    """Export the model for the edge and let it watch the log once."""
+    bundle, collector = out / "edge", _Collector()
+    export(model, bundle)
+    plan = Plan([log], bundle, state=out / "state", once=True)
+    watch = open_watch(plan, extra={collector.name: collector})
+    watch.run(once=True)
+    watch.journal.close()
+    worst = sorted(
+        collector.alerts.values(), key=lambda one: (-SEVERITIES.index(one.severity), -one.flows)
+    )
+    return Guarded(bundle, watch.counts["flows"], watch.counts["alarms"], tuple(worst))
