@@ -300,8 +300,6 @@ def rows_of(folder: Path, model: Path, log: Path, data: Path, repeat: int) -> It
 
 def main() -> None:
     """Print both tables."""
-    from shared import table  # noqa: PLC0415
-
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--data", type=Path, help="folder of IoT-23 captures")
     arguments.add_argument("--repeat", type=int, default=20)
@@ -313,6 +311,9 @@ def main() -> None:
         return
     if given.data is None:
         arguments.error("--data is needed")
+    # It brings torch, which a worker that measures memory must not have.
+    from shared import table  # noqa: PLC0415
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model, scored = prepare(given.data, given.model, folder)

@@ -26,7 +26,7 @@ from gradsense.learning.answers import measure
 from gradsense.models import card as cards
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.graph import OPSET, quiet, reads_words, write_graph
+from gradsense.models.graph import opset_of, quiet, reads_words, write_graph
 from gradsense.telemetry.labels import BENIGN, class_numbers
 
 #: Where the thresholds of a model folder come from, in words.
@@ -124,7 +124,7 @@ def _manifest(
         precision="int8" if int8 else "float32",
         temperature=1.0,
         alarm=Threshold(value=LEAST_THRESHOLD, share=0.0, flows=0, source=_FROM_NOTHING),
-        provenance=_provenance(card, model_dir),
+        provenance=_provenance(card, classifier, model_dir),
         files={},
     )
     return _calibrated(manifest, card, _FROM_TRAINING)
@@ -180,7 +180,7 @@ def _quantise(graph: Path) -> None:
         )
 
 
-def _provenance(card: cards.Card, model_dir: Path) -> dict[str, Any]:
+def _provenance(card: cards.Card, classifier: TextClassifier, model_dir: Path) -> dict[str, Any]:
     """Where the bundle comes from; no path of this machine."""
     weights = hashlib.sha256()
     for name in ("model.safetensors", folder.HEAD_FILE, folder.NOVELTY_FILE):
@@ -193,7 +193,7 @@ def _provenance(card: cards.Card, model_dir: Path) -> dict[str, Any]:
         **{name: card.extra.get(name) for name in _TOLD},
         "model_sha256": weights.hexdigest(),
         **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
-        "opset": OPSET,
+        "opset": opset_of(classifier),
     }
 
 
