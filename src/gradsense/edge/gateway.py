@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,11 +76,9 @@ def open_watch(
         InputError: the bundle, the state, a setting or a log's path cannot be used.
     """
     settings = plan.settings
-    for log in plan.logs:
-        if plan.once and log != STDIN and not log.exists():
-            raise InputError(
-                "no such file", mend="check the path; without --once it is waited for", file=log
-            )
+    if plan.once:
+        for log in plan.logs:
+            _check_readable(log)
     detector = Detector.load(plan.model, threads=plan.threads, cache=plan.cache)
     journal = Journal(plan.state)
     places = journal.places()
@@ -125,6 +124,17 @@ def open_watch(
         clock=clock,
         observer=observer,
     )
+
+
+def _check_readable(log: Path) -> None:
+    """What is read once must be there now."""
+    if log != STDIN and not os.access(log, os.R_OK):
+        there = os.path.lexists(log)
+        raise InputError(
+            "may not be read" if there else "no such file",
+            mend="check its permissions" if there else "check the path",
+            file=log,
+        )
 
 
 def _metrics(settings: Settings) -> Metrics | None:
