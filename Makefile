@@ -30,7 +30,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md; with IOT23=folder also those on real data
+bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md; with IOT23=folder, ZEEK=folder those on real data
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/simulator.py
@@ -44,6 +44,11 @@ ifdef IOT23
 	$(BIN)/python benchmarks/leave_one_out.py --data $(IOT23)
 	$(BIN)/python benchmarks/joining.py --data $(IOT23)
 	$(BIN)/python benchmarks/fleet.py --data $(IOT23)
+	$(BIN)/python benchmarks/edge.py --data $(IOT23)
+	$(BIN)/python benchmarks/hybrid.py --data $(IOT23) --plot bench/hybrid.png
+endif
+ifdef ZEEK
+	$(BIN)/python benchmarks/heldout.py --data $(ZEEK) --iot23 $(IOT23) --plot bench/heldout.png
 endif
 
 clean:

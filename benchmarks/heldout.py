@@ -38,11 +38,11 @@ from sklearn.metrics import roc_auc_score
 from gradsense.detection.detector import Detector
 from gradsense.edge.alert import Example
 from gradsense.edge.alerts import Alarm, Grouper, LogClock
-from gradsense.edge.device import device_of, peer_of
 from gradsense.edge.settings import Settings
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
 from gradsense.telemetry.labels import BENIGN, MALICIOUS
 from heldout_methods import (
+    NETWORKS,
     Forest,
     Network,
     Outcome,
@@ -79,8 +79,8 @@ def alerts(outcome: Outcome, rows: Iterable[int]) -> list[str]:
     for row in rows:
         flow = outcome.site.judged.row(row, named=True)
         alarm = Alarm(
-            device=device_of(flow["orig_h"], flow["resp_h"]),
-            peer=peer_of(flow["orig_h"], flow["resp_h"]),
+            device=NETWORKS.device(flow["orig_h"], flow["resp_h"]),
+            peer=NETWORKS.peer(flow["orig_h"], flow["resp_h"]),
             label=outcome.labels[row],
             clock=clock.advance(flow["ts"] + (flow["duration"] or 0.0)),
             ts=flow["ts"],

@@ -19,7 +19,6 @@ from gradsense.detection.calibrate import Traffic, calibrate, log_odds
 from gradsense.detection.detector import Detector
 from gradsense.edge.alerts import LogClock
 from gradsense.edge.baseline import Baseline, Habits
-from gradsense.edge.device import device_of, is_local
 from gradsense.edge.judge import Judge
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _TREES, _codes, _features
@@ -29,9 +28,12 @@ from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
 from gradsense.telemetry.context import ContextWindow
 from gradsense.telemetry.flows import CONTEXT_SCHEMA
 from gradsense.telemetry.labels import BENIGN, binary, class_numbers
+from gradsense.telemetry.networks import Networks
 from gradsense.telemetry.tally import Tally
 from gradsense.telemetry.zeek import read_conn
 
+#: As a gateway that was told nothing knows them.
+NETWORKS = Networks()
 #: The labelled networks' own addresses, and private ones that stand for them.
 _OWN, _PRIVATE = r"^147\.32\.", "10.32."
 #: Flows that a device's habits are learnt from by default; fewer where the network has fewer.
@@ -150,7 +152,7 @@ def habit_scores(detector: Detector, site: Network) -> Scores:
     """Surprise of all flows given the calibration flows, in nats."""
     baseline = Baseline(detector.template, site.habits)
     picks, ts = detector.picks(site.flows), site.flows["ts"].to_numpy()
-    devices = list(map(device_of, site.flows["orig_h"], site.flows["resp_h"]))
+    devices = list(map(NETWORKS.device, site.flows["orig_h"], site.flows["resp_h"]))
     quiet = [devices[row] for row in site.benign]
     baseline.observe(quiet, picks[site.benign], ts[site.benign], np.ones(len(quiet), bool))
     scores, _ = baseline.observe(devices, picks, ts, np.zeros(len(devices), bool))
@@ -196,7 +198,7 @@ def isolation(site: Network, seed: int) -> tuple[Scores, NDArray[np.int64]]:
 
 def began_outside(site: Network) -> Rings:
     """Flows whose originator is not in the own network."""
-    return ~np.fromiter(map(is_local, site.flows["orig_h"]), bool, len(site.flows))
+    return ~np.fromiter(map(NETWORKS.is_local, site.flows["orig_h"]), bool, len(site.flows))
 
 
 def above(scores: Scores, quiet: NDArray[np.int64], site: Network) -> Outcome:
