@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.detection.bundle import Reference
 from gradsense.edge.drift import FLOOR, Drift, DriftSettings, level_of, psi
 from gradsense.errors import InputError
+from gradsense.models.card import Reference
 from gradsense.prompts.fields import Field
 from gradsense.prompts.templates import Template
 

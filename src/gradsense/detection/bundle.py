@@ -16,6 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
+from gradsense.models.card import Reference, TemplateName
+from gradsense.models.swap import replacing
 from gradsense.prompts.templates import Template, get_template
 
 MANIFEST_FILE = "manifest.json"
@@ -29,13 +31,6 @@ _MAX_FILE_BYTES = 2 << 30
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TemplateName(_Value):
-    """The prompt template that the model was trained with."""
-
-    name: str
-    version: int
 
 
 class Tokens(_Value):
@@ -58,18 +53,6 @@ class Threshold(_Value):
     share: float = Field(ge=0, le=1)
     flows: int = Field(ge=0)
     source: str
-
-
-class Reference(_Value):
-    """What the model was calibrated on looks like: the base of drift.
-
-    ``fields``: template field to the share of each of its phrases, in the template's order.
-    ``confidence``: share of flows by the verdict's probability, ten bins of equal width from 0.
-    """
-
-    flows: int = Field(ge=1)
-    fields: dict[str, tuple[float, ...]]
-    confidence: tuple[float, ...] = Field(min_length=10, max_length=10)
 
 
 class File(_Value):
@@ -156,28 +139,17 @@ def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manif
     """
     path = Path(path)
     claimable(path)
-    fresh, stale = (path.parent / f".{path.name}.{end}" for end in ("new", "old"))
     try:
-        for leftover in (fresh, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        for name, source in files.items():
-            shutil.copyfile(source, fresh / name)
-        manifest = manifest.model_copy(
-            update={"files": {name: describe(fresh / name) for name in files}}
-        )
-        text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        (fresh / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
-        if path.exists():
-            path.rename(stale)
-        fresh.rename(path)
+        with replacing(path) as fresh:
+            for name, source in files.items():
+                shutil.copyfile(source, fresh / name)
+            described = {name: describe(fresh / name) for name in files}
+            manifest = manifest.model_copy(update={"files": described})
+            (fresh / MANIFEST_FILE).write_text(_text(manifest), encoding="utf-8")
     except OSError as error:
         raise GradsenseError(
             f"{path}: cannot write the bundle: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
     return manifest
 
 
@@ -205,15 +177,16 @@ def rewrite_manifest(path: Path | str, manifest: Manifest) -> None:
     file = Path(path) / MANIFEST_FILE
     fresh = file.with_name(f".{file.name}.new")
     try:
-        fresh.write_text(
-            json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+        fresh.write_text(_text(manifest), encoding="utf-8")
         os.replace(fresh, file)
     except OSError as error:
         raise GradsenseError(f"{file}: cannot be written: {error.strerror or error}") from error
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _text(manifest: Manifest) -> str:
+    return json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def describe(file: Path) -> File:

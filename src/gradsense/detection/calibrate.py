@@ -18,10 +18,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradsense.detection.bundle import Manifest, Reference, Threshold
+from gradsense.detection.bundle import Manifest, Threshold
 from gradsense.detection.detector import Detector, Picks
 from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
+from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
 from gradsense.telemetry.blocks import read_blocks
 from gradsense.telemetry.context import ContextWindow

@@ -115,7 +115,7 @@ def _manifest(
     words = reads_words(classifier)
     manifest = Manifest(
         labels=card.labels,
-        template=bundle.TemplateName(name=template.name, version=template.version),
+        template=cards.TemplateName(name=template.name, version=template.version),
         tokens=bundle.Tokens(
             kind="words" if words else "subwords",
             max_tokens=len(template.fields) if words else classifier.max_tokens,
@@ -140,7 +140,7 @@ def _calibrated(manifest: Manifest, measured: cards.Measured, source: str) -> Ma
     if measured.novelty is not None:
         update["novelty"] = _threshold(measured.novelty, source)
     if measured.reference is not None:
-        update["reference"] = bundle.Reference(**dict(measured.reference))
+        update["reference"] = measured.reference
     return manifest.model_copy(update=update)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradsense.detection.bundle import Reference
 from gradsense.edge.layout import Layout
 from gradsense.errors import InputError
+from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
 
 Level = Literal["stable", "moderate", "major"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,7 @@ from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.novelty import SketchedInfluence
 from gradsense.models.readout import Readout
+from gradsense.models.swap import replacing
 from gradsense.prompts.templates import Template, get_template
 
 CARD_FILE = "gradsense.json"
@@ -82,34 +82,22 @@ def save(
         **dict(measured or Measured()),
         extra=extra or {},
     )
-    # Fixed names: what a killed process left is cleared away by the next.
-    fresh = path.parent / f".{path.name}.new"
-    stale = path.parent / f".{path.name}.old"
     try:
-        for leftover in (fresh, stale):
-            shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        with quiet_transformers():
-            _plain_model(classifier).save_pretrained(fresh)
-            if isinstance(classifier.model, Readout):
-                save_file(classifier.model.score.state_dict(), fresh / HEAD_FILE)
-            if score is not None:
-                save_file(score.state_dict(), fresh / NOVELTY_FILE)
-            classifier.tokenizer.save_pretrained(fresh)
-        _open_to_others(fresh)
-        text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
-        (fresh / CARD_FILE).write_text(text + "\n", encoding="utf-8")
-        # A folder cannot be swapped in one call; for a moment there is none, but never a half.
-        if path.exists():
-            path.rename(stale)
-        fresh.rename(path)
+        with replacing(path) as fresh:
+            with quiet_transformers():
+                _plain_model(classifier).save_pretrained(fresh)
+                if isinstance(classifier.model, Readout):
+                    save_file(classifier.model.score.state_dict(), fresh / HEAD_FILE)
+                if score is not None:
+                    save_file(score.state_dict(), fresh / NOVELTY_FILE)
+                classifier.tokenizer.save_pretrained(fresh)
+            _open_to_others(fresh)
+            text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
+            (fresh / CARD_FILE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise GradsenseError(
             f"{path}: cannot write the model: {error.strerror or error}"
         ) from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 def read_card(path: Path | str) -> Card:

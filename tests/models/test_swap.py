@@ -1,0 +1,51 @@
+"""A folder that is written whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gradsense.models.swap import replacing
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir())
+
+
+def test_it_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with replacing(tmp_path / "deep" / "it") as fresh:
+            (fresh / "file").write_text(text)
+    assert (tmp_path / "deep" / "it" / "file").read_text() == "two"
+    assert names(tmp_path / "deep") == ["it"]
+
+
+def test_what_was_there_stays_if_anything_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing(tmp_path / "it") as fresh:
+        (fresh / "file").write_text("old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "it") as fresh:
+        (fresh / "file").write_text("half")
+        raise RuntimeError
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError("the disk is gone")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="gone"), replacing(tmp_path / "it") as fresh:
+        (fresh / "file").write_text("new")
+    assert (tmp_path / "it" / "file").read_text() == "old"
+    assert names(tmp_path) == ["it"]
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".it.new").mkdir()
+    (tmp_path / ".it.old").mkdir()
+    with replacing(tmp_path / "it") as fresh:
+        assert names(fresh) == []
+    assert names(tmp_path) == ["it"]
