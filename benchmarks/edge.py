@@ -54,6 +54,24 @@ def watching(log: Path, bundle: Path, cache: int) -> Row:
     return {"flows_s": summary["flows"] / seconds, "inferred": summary["inferred"]}
 
 
+def living(log: Path, bundle: Path) -> Row:
+    """A log that grows line by line: from the line's being there to its committed verdict."""
+    with tempfile.TemporaryDirectory() as folder:
+        growing = Path(folder, "conn.log")
+        head, rows = _lines(log)
+        growing.write_bytes(head)
+        watch = open_watch(Plan([growing], bundle, Path(folder, "state"), threads=THREADS))
+        source = watch.sources[0]
+        watch.step(source)
+        with growing.open("ab", buffering=0) as file:
+
+            def judge(line: bytes) -> None:
+                file.write(line)
+                watch.step(source)
+
+            return _timed(judge, rows)
+
+
 def watching_singly(log: Path, bundle: Path, cache: int) -> Row:
     """One line at a time, from bytes to verdict."""
     detector = Detector.load(bundle, threads=THREADS, cache=cache)
@@ -237,6 +255,8 @@ def work(kind: str, *paths: str) -> Row:
         row = watching(first, Path(paths[1]), int(paths[2]))
     elif kind == "single":
         row = watching_singly(first, Path(paths[1]), int(paths[2]))
+    elif kind == "live":
+        row = living(first, Path(paths[1]))
     elif kind == "eager":
         row = eager(first, Path(paths[1]))
     else:
@@ -262,7 +282,7 @@ def rows_of(folder: Path, model: Path, log: Path, data: Path, repeat: int) -> It
     def line(name: str, row: Row) -> list[str]:
         return [
             name,
-            f"{row['flows_s']:,.0f}",
+            "" if row["flows_s"] is None else f"{row['flows_s']:,.0f}",
             f"{row['p50_ms']:.3f}",
             f"{row['p99_ms']:.3f}",
             f"{row['memory_mb']:.0f}",
@@ -284,6 +304,8 @@ def rows_of(folder: Path, model: Path, log: Path, data: Path, repeat: int) -> It
         row = worker("watch", part, folder / bundle, cache)
         single = worker("single", log, folder / bundle, cache)
         yield line(name, {**single, **row})
+    live = worker("live", log, folder / "float32")
+    yield line("watch, float32, live, with its commit", {"flows_s": None, **live})
     row = worker("watch", everything, folder / "float32", 32_768)
     yield [
         "watch, float32, all 19 captures once",

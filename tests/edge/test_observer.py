@@ -52,7 +52,7 @@ def test_drift_is_noted_as_a_wish_and_survives(watch: Watch) -> None:
     strange = np.array([[len(field.phrases) - 1 for field in detector.template.fields]] * 200)
     for now in (1000.0, 1010.0, 1020.0, 1030.0):
         drift.add(strange.astype(np.uint16), np.full(200, 0.3))
-        watch._clock = lambda now=now: now
+        watch._clock, watch._next_round = (lambda now=now: now), 0.0
         watch.round(once=True)
     wishes = watch.journal.blobs("wish")
     assert watch.counts["training_wishes"] == len(wishes) == 1

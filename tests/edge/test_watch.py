@@ -7,9 +7,11 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from edge.test_fuzz_stream import HEADS, mutated, tsv_line
 from gradsense.edge.alert import Alert
 from gradsense.edge.feedback import training_data
 from gradsense.edge.gateway import Plan, open_watch
@@ -50,7 +52,7 @@ def plan(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> Plan:
 
 def lines_of(plan: Plan) -> list[dict]:
     assert plan.verdicts is not None
-    return [json.loads(line) for line in plan.verdicts.read_text().splitlines()]
+    return [json.loads(line) for line in plan.verdicts.read_bytes().splitlines()]
 
 
 def finished(plan: Plan, **changes: object) -> Watch:
@@ -138,6 +140,27 @@ def test_what_is_no_flow_is_counted_with_an_example(plan: Plan, tmp_path: Path) 
     assert sum(drop["count"] for drop in summary["dropped"].values()) == 2
     assert any("garbage" in line for line in summary["dropped_lines"])
     assert watch.journal.counters()["dropped:wrong number of fields"] == 1
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["in blocks", "line by line"])
+def test_hostile_lines_go_all_the_way_and_are_counted(
+    plan: Plan, tmp_path: Path, live: bool
+) -> None:
+    rng, log, lines = Random(5), tmp_path / "conn.log", 300 if live else 6000
+    log.write_bytes(b"\n".join(HEADS[tsv_line]) + b"\n")
+    watch = open_watch(Plan(**{**vars(plan), "logs": [log], "once": not live}))
+    with log.open("ab", buffering=0) as file:
+        for _ in range(lines):
+            line = tsv_line(rng)
+            file.write((mutated(line, rng) if rng.random() < 0.5 else line) + b"\n")
+            if live:
+                watch.step(watch.sources[0])
+    watch.run(once=True)
+    summary = watch.summary()
+    dropped = sum(drop["count"] for drop in summary["dropped"].values())
+    assert summary["flows"] == len(lines_of(plan)) > lines / 6
+    assert dropped > lines / 20
+    assert summary["counts"]["flows"] == watch.journal.counters()["flows"]
 
 
 def test_a_full_disk_stops_reading_and_loses_nothing(

@@ -45,7 +45,7 @@ class Watch:
         outbox: delivers messages; None where nobody is to be told.
         verdicts: takes every verdict.
         clock: seconds since the epoch.
-        timer: seconds of any origin, for how long judging takes.
+        timer: seconds of any origin that never fall, for how long things take.
         wait: sleeps for seconds or until the event is set.
         observer: told of each batch that was committed, and once a round.
     """
@@ -133,17 +133,17 @@ class Watch:
 
     def round(self, *, once: bool = False) -> None:
         """What is due now and then: quiet alerts, feedback, habits, drift, queues."""
-        now = self._clock()
-        if now < self._next_round:
+        real = self._timer()  # the clock on the wall may jump
+        if real < self._next_round:
             return
-        self._next_round = now + ROUND_S
+        self._next_round = real + ROUND_S
         batch = Batch()
         if not once:
-            batch.messages = self.grouper.tick(self.judge.clock.run_on(now))
+            batch.messages = self.grouper.tick(self.judge.clock.run_on(real))
             batch.groups = self.grouper.changed()
         self.judge.silenced = silenced(self.journal)
         self._remember_habits(batch)
-        self._look_for_drift(batch, now)
+        self._look_for_drift(batch, self._clock())
         self._commit(batch)
         if self.judge.among_strangers and not self._warned:
             self._warned = True
