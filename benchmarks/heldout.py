@@ -36,8 +36,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from gradsense.detection.detector import Detector
-from gradsense.edge.alert import Example
-from gradsense.edge.alerts import Alarm, Grouper, LogClock
+from gradsense.edge.alerting.alert import Example
+from gradsense.edge.alerting.alerts import Alarm, Grouper, LogClock
 from gradsense.edge.settings import Settings
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
 from gradsense.telemetry.labels import BENIGN, MALICIOUS

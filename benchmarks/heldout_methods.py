@@ -17,8 +17,8 @@ from gradsense.detection import bundle
 from gradsense.detection.bundle import Threshold
 from gradsense.detection.calibrate import Traffic, calibrate, log_odds
 from gradsense.detection.detector import Detector
-from gradsense.edge.alerts import LogClock
-from gradsense.edge.baseline import Baseline, Habits
+from gradsense.edge.adapt.baseline import Baseline, Habits
+from gradsense.edge.alerting.alerts import LogClock
 from gradsense.edge.judge import Judge
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _TREES, _codes, _features

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from gradsense.config import RunSettings, settings
 from gradsense.detection.detector import Detector, Verdict
-from gradsense.edge.escalate import EscalateSettings, Escalator
+from gradsense.edge.escalation.escalate import EscalateSettings, Escalator
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import Corpus, load_corpus
 from gradsense.experiments.references import run_reference

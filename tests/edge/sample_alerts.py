@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradsense.edge.alert import Alert, Example
+from gradsense.edge.alerting.alert import Alert, Example
 
 
 def sample(**changes: Any) -> Alert:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.alerting.test_alerts import alarm, grouper
 from edge.sample_alerts import sample
-from edge.test_alerts import alarm, grouper
 from gradsense.edge import journal as module
 from gradsense.edge.journal import FILE, Batch, Feedback, Journal, JournalFull
 from gradsense.errors import InputError

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from gradsense.detection.detector import Verdict
-from gradsense.edge.alerts import LogClock
-from gradsense.edge.judge import Judge, column
-from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
+from gradsense.edge.alerting.alerts import LogClock
+from gradsense.edge.judge import Judge
+from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, column
 from gradsense.telemetry.networks import Networks
 
 QUIET = Verdict("Benign", 0.99, 0.01, False, 0.0, False)

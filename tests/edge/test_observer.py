@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gradsense.edge.drift import Drift, DriftSettings, TrainingWish
+from gradsense.edge.adapt.drift import Drift, DriftSettings, TrainingWish
 from gradsense.edge.gateway import Plan, open_watch
 from gradsense.edge.metrics import Metrics
 from gradsense.edge.observer import Observer

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from edge.sample_alerts import sample
-from gradsense.edge.alert import Alert, Severity
+from gradsense.edge.alerting.alert import Alert, Severity
+from gradsense.edge.alerting.sinks.base import Refused, SinkError
 from gradsense.edge.journal import Batch, Journal
 from gradsense.edge.outbox import Outbox
-from gradsense.edge.sinks.base import Refused, SinkError
 
 
 class Probe:

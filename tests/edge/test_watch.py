@@ -11,9 +11,9 @@ from random import Random
 
 import pytest
 
-from edge.test_fuzz_stream import HEADS, mutated, tsv_line
-from gradsense.edge.alert import Alert
-from gradsense.edge.feedback import training_data
+from edge.logs.test_fuzz_stream import HEADS, mutated, tsv_line
+from gradsense.edge.adapt.feedback import training_data
+from gradsense.edge.alerting.alert import Alert
 from gradsense.edge.gateway import Plan, open_watch
 from gradsense.edge.journal import Batch, Journal, JournalFull
 from gradsense.edge.settings import Settings

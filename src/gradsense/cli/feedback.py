@@ -16,7 +16,7 @@ from gradsense.cli.watch import state_folder
 from gradsense.errors import InputError
 
 if TYPE_CHECKING:
-    from gradsense.edge.alert import Alert
+    from gradsense.edge.alerting.alert import Alert
 
 
 def feedback(

@@ -27,7 +27,7 @@ def serve(
 
     Without TLS and a token it listens on this machine only.
     """
-    from gradsense.edge.secret import read_secret
+    from gradsense.edge.escalation.secret import read_secret
 
     if (cert is None) != (key is None):
         raise InputError("a certificate needs its key", mend="give both --cert and --key")

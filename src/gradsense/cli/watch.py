@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradsense.edge.alert import Alert
+    from gradsense.edge.alerting.alert import Alert
     from gradsense.edge.watch import Watch
 
 
@@ -147,8 +147,8 @@ class Terminal:
 
 
 def _stdout(output: Output) -> dict[str, Any]:
+    from gradsense.edge.alerting.sinks.file import FileSink
     from gradsense.edge.settings import FileSetting
-    from gradsense.edge.sinks.file import FileSink
 
     if output is Output.NONE:
         return {}

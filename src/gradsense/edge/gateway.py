@@ -10,26 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsense.detection.detector import CACHE_SIZE, Detector
-from gradsense.edge import sinks
-from gradsense.edge.alert import Severity
-from gradsense.edge.alerts import Grouper, LogClock
-from gradsense.edge.baseline import Baseline
-from gradsense.edge.drift import Drift
-from gradsense.edge.follow import STDIN
+from gradsense.edge.adapt.baseline import Baseline
+from gradsense.edge.adapt.drift import Drift
+from gradsense.edge.alerting import sinks
+from gradsense.edge.alerting.alert import Severity
+from gradsense.edge.alerting.alerts import Grouper, LogClock
+from gradsense.edge.alerting.sinks.base import Sink
 from gradsense.edge.journal import Journal
 from gradsense.edge.judge import Judge, explainer
+from gradsense.edge.logs.follow import STDIN
+from gradsense.edge.logs.source import Source
 from gradsense.edge.observer import Observer
 from gradsense.edge.outbox import Outbox
 from gradsense.edge.settings import Settings
-from gradsense.edge.sinks.base import Sink
-from gradsense.edge.source import Source
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.edge.watch import Watch
 from gradsense.errors import InputError
 from gradsense.telemetry.networks import Networks
 
 if TYPE_CHECKING:
-    from gradsense.edge.escalate import Escalator
+    from gradsense.edge.escalation.escalate import Escalator
     from gradsense.edge.metrics import Metrics
 
 #: Bound of the queue of a sink that has no setting.
@@ -152,6 +152,6 @@ def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
     """Whoever is asked for a second opinion, where one is configured."""
     if settings.escalate is None:
         return None
-    from gradsense.edge.escalate import Escalator  # noqa: PLC0415
+    from gradsense.edge.escalation.escalate import Escalator  # noqa: PLC0415
 
     return Escalator(settings.escalate, detector.template)

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsense.edge.alert import Alert
-from gradsense.edge.alerts import GROUP, Group
+from gradsense.edge.alerting.alert import Alert
+from gradsense.edge.alerting.alerts import GROUP, Group
 from gradsense.errors import GradsenseError, InputError
 
 FILE = "watch.sqlite3"

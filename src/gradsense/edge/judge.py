@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.detection.detector import Detector, Verdict
-from gradsense.edge.advice import NOVEL
-from gradsense.edge.alert import Example
-from gradsense.edge.alerts import Alarm, LogClock
-from gradsense.edge.baseline import Baseline
-from gradsense.edge.drift import Drift
-from gradsense.telemetry.networks import Flows, Networks
+from gradsense.edge.adapt.baseline import Baseline
+from gradsense.edge.adapt.drift import Drift
+from gradsense.edge.alerting.advice import NOVEL
+from gradsense.edge.alerting.alert import Example
+from gradsense.edge.alerting.alerts import Alarm, LogClock
+from gradsense.telemetry.flows import Flows, column, row_of
+from gradsense.telemetry.networks import Networks
 
 if TYPE_CHECKING:  # it brings an HTTP library, which few gateways need
-    from gradsense.edge.escalate import Escalator
+    from gradsense.edge.escalation.escalate import Escalator
 
 #: No flow may claim to end later than so many seconds from now: the log clock never falls, and
 #: one broken line must not stop it.
@@ -195,21 +195,9 @@ class Judge:
         )
 
 
-def _example(log: str, flows: Flows, row: int) -> Example:
-    flow = row_of(flows, row)
+def _example(log: str, flows: Flows, place: int) -> Example:
+    flow = row_of(flows, place)
     return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
-
-
-def column(flows: Flows, name: str) -> list[Any]:
-    """One column of the flows."""
-    if isinstance(flows, pl.DataFrame):
-        return flows[name].to_list()
-    return [flow[name] for flow in flows]
-
-
-def row_of(flows: Flows, row: int) -> Mapping[str, Any]:
-    """One flow."""
-    return flows.row(row, named=True) if isinstance(flows, pl.DataFrame) else flows[row]
 
 
 Explain = Callable[[bytes], tuple[str, ...]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from gradsense.edge.alerts import Grouper
+from gradsense.edge.alerting.alerts import Grouper
 from gradsense.edge.journal import Batch, Journal
 from gradsense.edge.judge import Judge
 

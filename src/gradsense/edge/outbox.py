@@ -6,9 +6,9 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from gradsense.edge.alert import SEVERITIES, Severity
+from gradsense.edge.alerting.alert import SEVERITIES, Severity
+from gradsense.edge.alerting.sinks.base import Refused, Sink
 from gradsense.edge.journal import Journal, JournalFull
-from gradsense.edge.sinks.base import Refused, Sink
 from gradsense.errors import GradsenseError
 
 #: Messages handed over at once.

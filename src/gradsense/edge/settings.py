@@ -24,9 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from gradsense.edge.alert import Severity
-from gradsense.edge.baseline import Habits
-from gradsense.edge.formats import Format
+from gradsense.edge.adapt.baseline import Habits
+from gradsense.edge.alerting.alert import Severity
+from gradsense.edge.alerting.formats import Format
 from gradsense.errors import InputError
 
 #: A settings file is small; a larger one is something else.

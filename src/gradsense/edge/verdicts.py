@@ -8,9 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from gradsense.detection.detector import Verdict
-from gradsense.edge.judge import column
 from gradsense.errors import InputError
-from gradsense.telemetry.networks import Flows
+from gradsense.telemetry.flows import Flows, column
 
 _COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
 

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from gradsense.detection.detector import Verdict
-from gradsense.edge.alerts import Grouper
-from gradsense.edge.feedback import silenced
+from gradsense.edge.adapt.feedback import silenced
+from gradsense.edge.alerting.alerts import Grouper
 from gradsense.edge.journal import Batch, Journal, JournalFull
 from gradsense.edge.judge import Judge
+from gradsense.edge.logs.source import Source
 from gradsense.edge.observer import Observer
 from gradsense.edge.outbox import Outbox
-from gradsense.edge.source import Source
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.errors import GradsenseError
 from gradsense.telemetry.tally import Tally

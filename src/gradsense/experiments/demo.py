@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from gradsense.detection.export import export
-from gradsense.edge.alert import SEVERITIES, Alert
+from gradsense.edge.alerting.alert import SEVERITIES, Alert
 from gradsense.edge.gateway import Plan, open_watch
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate

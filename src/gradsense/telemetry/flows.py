@@ -6,6 +6,9 @@ are Zeek's without the ``id.`` prefix. An unset value (Zeek ``-``) is null.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import polars as pl
 
 #: The columns of one connection: name to dtype. Times in seconds, sizes in bytes.
@@ -44,3 +47,19 @@ CONTEXT_SCHEMA: dict[str, type[pl.DataType]] = {
     "ctx_fresh": pl.Float64,  # share of them to a destination host not seen before, 0..1
     "ctx_same_port": pl.Float64,  # share of them to this flow's destination port, 0..1
 }
+
+#: Many flows are a frame, few are mappings with the same names: polars costs milliseconds however
+#: few there are.
+Flows = pl.DataFrame | Sequence[Mapping[str, Any]]
+
+
+def column(flows: Flows, name: str) -> list[Any]:
+    """One column of the flows."""
+    if isinstance(flows, pl.DataFrame):
+        return flows[name].to_list()
+    return [flow[name] for flow in flows]
+
+
+def row_of(flows: Flows, place: int) -> Mapping[str, Any]:
+    """One flow."""
+    return flows.row(place, named=True) if isinstance(flows, pl.DataFrame) else flows[place]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import polars as pl
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-#: Many flows are a frame, few are mappings; both have the columns of FLOW_SCHEMA.
-Flows = pl.DataFrame | Sequence[Mapping[str, Any]]
+from gradsense.telemetry.flows import Flows
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: Private (RFC 1918, 4193), of a carrier (RFC 6598), link-local and loopback.
 _LOCAL: tuple[Network, ...] = tuple(
     ipaddress.ip_network(one)

@@ -1,0 +1,207 @@
+"""The fleet's own certificate authority, and keys that sign updates and models.
+
+Certificates follow RFC 5280: ECDSA P-256 keys, SHA-256, one purpose each, so that a device's
+certificate cannot pass for the broker's. Signing keys are Ed25519 (RFC 8032). Time is an argument;
+keys and serial numbers come from the operating system's random source. Nothing here touches a file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from gradsense.errors import InputError
+
+CA_DAYS = 3650
+#: A device whose clock is behind must still accept a certificate that was made just now.
+_BACKDATED = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A certificate with its private key, both PEM. ``expires`` is in seconds since 1970."""
+
+    certificate: bytes
+    key: bytes = field(repr=False)
+    serial: int
+    expires: float
+
+
+@dataclass(frozen=True)
+class SigningPair:
+    """An Ed25519 key: the private part as PKCS 8 PEM, the public part as its 32 bytes."""
+
+    private: bytes = field(repr=False)
+    public: bytes
+
+
+class Authority:
+    """Signs the fleet's certificates and its list of revoked ones.
+
+    Args:
+        certificate, key: PEM, as ``create`` made them.
+
+    Raises:
+        InputError: they are not a certificate and a P-256 key that belong together.
+    """
+
+    def __init__(self, certificate: bytes, key: bytes) -> None:
+        self.certificate, self.key = certificate, key
+        try:
+            self._own = x509.load_pem_x509_certificate(certificate)
+            private = load_pem_private_key(key, password=None)
+        except ValueError:  # its text may quote the file
+            raise _unusable() from None
+        if (
+            not isinstance(private, ec.EllipticCurvePrivateKey)
+            or private.public_key() != self._own.public_key()
+        ):
+            raise _unusable()
+        self._private = private
+
+    @classmethod
+    def create(cls, fleet: str, now: float) -> Authority:
+        """A new authority that signs itself, for ``CA_DAYS`` days. ``fleet`` goes into its name."""
+        key, name = ec.generate_private_key(ec.SECP256R1()), _name(f"gradsense {fleet}")
+        start = datetime.fromtimestamp(now, UTC)
+        identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        made = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(start - _BACKDATED)
+            .not_valid_after(start + timedelta(days=CA_DAYS))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(identifier, critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        return cls(made.public_bytes(Encoding.PEM), _private_pem(key))
+
+    def client(self, name: str, now: float, days: int) -> Issued:
+        """A certificate to connect with; the broker knows its holder by ``name``.
+
+        Raises:
+            InputError: ``days`` reaches beyond this authority's own end.
+        """
+        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), now, days)
+
+    def server(self, hosts: Sequence[str], now: float, days: int) -> Issued:
+        """The broker's certificate for these names and IP addresses, the first is its subject.
+
+        Raises:
+            InputError: a host is no name, or ``days`` reaches beyond this authority's own end.
+        """
+        return self._issue("broker", ExtendedKeyUsageOID.SERVER_AUTH, hosts, now, days)
+
+    def _issue(
+        self, name: str, usage: x509.ObjectIdentifier, hosts: Sequence[str], now: float, days: int
+    ) -> Issued:
+        key, start = ec.generate_private_key(ec.SECP256R1()), datetime.fromtimestamp(now, UTC)
+        end = start + timedelta(days=days)
+        if not 1 <= days <= CA_DAYS or end > self._own.not_valid_after_utc:
+            raise InputError(
+                f"{days} days reach beyond the authority, which ends on "
+                f"{self._own.not_valid_after_utc:%Y-%m-%d}",
+                mend="give fewer days, 1 or more",
+                field="--days",
+            )
+        authority_key = self._private.public_key()
+        builder = (
+            x509.CertificateBuilder(
+                self._own.subject, _name(name), key.public_key(), x509.random_serial_number()
+            )
+            .not_valid_before(max(start - _BACKDATED, self._own.not_valid_before_utc))
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
+            )
+        )
+        if hosts:
+            names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+            builder = builder.add_extension(names, critical=False)
+        made = builder.sign(self._private, hashes.SHA256())
+        return Issued(
+            made.public_bytes(Encoding.PEM),
+            _private_pem(key),
+            made.serial_number,
+            made.not_valid_after_utc.timestamp(),
+        )
+
+    def revocations(self, revoked: Iterable[tuple[int, float]], now: float) -> bytes:
+        """The list of revoked certificates as PEM, from (serial, time of revocation).
+
+        It is valid as long as the authority: a broker that finds its list out of date turns every
+        device away, which would make a forgotten renewal an outage of the fleet.
+        """
+        entries = list(revoked)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._own.subject)
+            .last_update(datetime.fromtimestamp(now, UTC) - _BACKDATED)
+            .next_update(self._own.not_valid_after_utc)
+            .add_extension(x509.CRLNumber(len(entries)), critical=False)
+        )
+        for serial, at in entries:
+            builder = builder.add_revoked_certificate(
+                x509.RevokedCertificateBuilder(serial, datetime.fromtimestamp(at, UTC)).build()
+            )
+        return builder.sign(self._private, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def signing_pair() -> SigningPair:
+    """A new Ed25519 key."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return SigningPair(_private_pem(key), public)
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _name(common: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _unusable() -> InputError:
+    return InputError(
+        "the authority's certificate and key are damaged or do not belong together",
+        mend="restore ca/ of the fleet folder from its backup",
+    )

@@ -1,0 +1,357 @@
+"""The fleet folder: made once, and changed by enrolling, revoking and rotating.
+
+    fleet.json          id of the fleet, address of its broker
+    registry.sqlite3    every certificate that was issued, and public signing keys
+    ca/                 ca.pem and ca-key.pem, the one secret that must be backed up
+    coordinator/        cert.pem, key.pem, ca.pem, signing-key.pem
+    broker/             what the broker reads: certificates, crl.pem, configuration, access
+
+Every change holds the folder's lock. It is written to the registry first, then to files, each by
+temporary file, fsync and rename; what a killed command left out is made good by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import ipaddress
+import json
+import os
+import pwd
+import re
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradsense.cloud import broker
+from gradsense.cloud.authority import Authority, Issued, SigningPair, signing_pair
+from gradsense.cloud.registry import Entry, Registry, Role, device_id
+from gradsense.errors import GradsenseError, InputError
+from gradsense.models.swap import replacing
+
+#: The broker's and the coordinator's certificates, two years.
+SERVICE_DAYS = 730
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+
+
+class Address(BaseModel):
+    """Where the broker listens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    port: int = Field(ge=1, le=65535)
+
+
+class FleetFile(BaseModel):
+    """``fleet.json``. ``coordinator_key``: its public Ed25519 key, 64 hex digits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    fleet: str
+    broker: Address
+    coordinator_key: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class DeviceFile(FleetFile):
+    """``device/device.json`` of a bundle; beside it ca.pem, cert.pem, key.pem, signing-key.pem."""
+
+    device: str
+
+
+class Fleet:
+    """A fleet folder, opened with its lock held by ``opened``."""
+
+    def __init__(self, folder: Path, about: FleetFile, authority: Authority) -> None:
+        self.folder, self.about = folder, about
+        self.registry = Registry(folder / "registry.sqlite3")
+        self._authority = authority
+
+    def enroll(self, device: str, out: Path, *, now: float, days: int) -> Entry:
+        """Let a device in and write its bundle to ``out``: a .zip, or a folder to hold device/.
+
+        Raises:
+            InputError: the id cannot be used or is in force, or ``out`` is there.
+            GradsenseError: the bundle could not be written.
+        """
+        return self._bundle(device_id(device), out, now, days, self.registry.add)
+
+    def rotate(self, device: str, out: Path, *, now: float, days: int) -> Entry:
+        """New keys and a new certificate for a device; the old certificate is revoked.
+
+        Raises: as ``enroll``, but the id must be in force.
+        """
+        return self._bundle(device_id(device), out, now, days, self.registry.rotate)
+
+    def revoke(self, device: str, *, now: float) -> Entry:
+        """Shut a device out. Doing so again is no error and writes the broker's files again.
+
+        Raises:
+            InputError: no such device.
+        """
+        entry = self.registry.revoke(device, now)
+        self._publish(now)
+        return entry
+
+    def rotate_broker(self, *, now: float) -> Entry:
+        """A new key and certificate for the broker, and its configuration afresh."""
+        issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
+        entry = _entry("broker", "broker", issued, now)
+        self.registry.rotate(entry)
+        _write_all(self.folder / "broker", _broker_files(self.folder, self.about, issued))
+        self._publish(now)
+        return entry
+
+    def rotate_coordinator(self, *, now: float) -> Entry:
+        """A new key and certificate for the coordinator.
+
+        Its signing key stays: every device holds the public part and believes no other.
+        """
+        issued = self._authority.client(broker.COORDINATOR, now, SERVICE_DAYS)
+        public = bytes.fromhex(self.about.coordinator_key)
+        entry = _entry(broker.COORDINATOR, "coordinator", issued, now, public)
+        self.registry.rotate(entry)
+        _write_all(self.folder / "coordinator", _pair(issued))
+        self._publish(now)
+        return entry
+
+    def _bundle(
+        self, device: str, out: Path, now: float, days: int, register: Callable[[Entry], None]
+    ) -> Entry:
+        packed = out.suffix == ".zip"
+        place = out if packed else out / "device"
+        if place.exists():
+            raise InputError("is there already", mend="give another --out", file=place)
+        issued, signing = self._authority.client(device, now, days), signing_pair()
+        entry = _entry(device, "device", issued, now, signing.public)
+        about = DeviceFile(device=device, **self.about.model_dump())
+        files = {
+            "device.json": _json(about),
+            "ca.pem": self._authority.certificate,
+            **_pair(issued),
+            "signing-key.pem": signing.private,
+        }
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            register(entry)
+            if packed:
+                _write(place, _zipped(files))
+            else:
+                with replacing(place) as fresh:
+                    _write_all(fresh, files)
+        except OSError as error:
+            raise GradsenseError(
+                f"{place}: the bundle could not be written ({error.strerror or error}); if fleet "
+                f"list shows {device}, gradsense fleet rotate {device} makes another"
+            ) from error
+        self._publish(now)
+        return entry
+
+    def _publish(self, now: float) -> None:
+        """Bring what the broker reads about members up to date with the registry."""
+        _write_all(self.folder / "broker", _access(self._authority, self.registry, now))
+
+
+def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFile:
+    """Make a fleet folder, whole or not at all.
+
+    Args:
+        host: name or address that devices reach the broker by; None for this machine only.
+
+    Raises:
+        InputError: ``folder`` is there or cannot be made, or ``host`` is no host.
+    """
+    folder = folder.absolute()
+    if folder.exists() or folder.is_symlink():
+        raise InputError("is there already, nothing was changed", mend="give another", file=folder)
+    signing, identifier = signing_pair(), secrets.token_hex(8)
+    address = Address(host=_host(host or "localhost"), port=port)
+    about = FleetFile(fleet=identifier, broker=address, coordinator_key=signing.public.hex())
+    try:
+        with replacing(folder) as fresh:
+            fresh.chmod(0o700)
+            _fill(fresh, folder, about, signing, now)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror or error})",
+            mend="give a folder that you may write",
+            file=folder,
+        ) from error
+    return about
+
+
+def _fill(fresh: Path, folder: Path, about: FleetFile, signing: SigningPair, now: float) -> None:
+    """Everything of a new fleet into ``fresh``, which is to become ``folder``."""
+    authority = Authority.create(about.fleet, now)
+    server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
+    client = authority.client(broker.COORDINATOR, now, SERVICE_DAYS)
+    registry = Registry(fresh / "registry.sqlite3")
+    registry.add(_entry("broker", "broker", server, now))
+    registry.add(_entry(broker.COORDINATOR, "coordinator", client, now, signing.public))
+    ca = {"ca.pem": authority.certificate}
+    _write_all(fresh / "ca", {**ca, "ca-key.pem": authority.key})
+    _write_all(fresh / "coordinator", {**ca, **_pair(client), "signing-key.pem": signing.private})
+    _write_all(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
+    _write_all(fresh / "broker", _access(authority, registry, now))
+    (fresh / "broker" / "data").mkdir(mode=0o700)
+    _write(fresh / "fleet.json", _json(about))
+    registry.close()
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Fleet]:
+    """A fleet folder to change; another command waits until this one is done.
+
+    Raises:
+        InputError: it is no fleet folder, or is damaged.
+    """
+    folder = folder.absolute()
+    about = read(folder)
+    try:
+        authority = Authority(
+            (folder / "ca" / "ca.pem").read_bytes(), (folder / "ca" / "ca-key.pem").read_bytes()
+        )
+        guard = (folder / "lock").open("a")
+    except OSError as error:
+        raise InputError(
+            f"the authority cannot be used ({error.strerror or error})",
+            mend="restore the folder from its backup, or run as its owner",
+            file=folder,
+        ) from error
+    with guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        fleet = Fleet(folder, about, authority)
+        try:
+            yield fleet
+        finally:
+            fleet.registry.close()
+
+
+def read(folder: Path) -> FleetFile:
+    """What ``fleet.json`` of a fleet folder says.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = folder / "fleet.json"
+    try:
+        return FleetFile.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"no fleet can be read there ({error.strerror or error})",
+            mend="gradsense fleet init --fleet DIR makes one",
+            file=folder,
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            "is no fleet.json of this gradsense", mend="restore its backup", file=file
+        ) from error
+
+
+def members(folder: Path) -> list[Entry]:
+    """The newest certificate of every member, without waiting for the lock.
+
+    Raises:
+        InputError: it is no fleet folder, or is damaged.
+    """
+    read(folder)
+    registry = Registry(folder / "registry.sqlite3")
+    try:
+        return registry.members()
+    finally:
+        registry.close()
+
+
+def _entry(
+    name: str, role: Role, issued: Issued, now: float, signing_key: bytes | None = None
+) -> Entry:
+    return Entry(name, role, issued.serial, now, issued.expires, signing_key)
+
+
+def _pair(issued: Issued) -> dict[str, bytes]:
+    return {"cert.pem": issued.certificate, "key.pem": issued.key}
+
+
+def _broker_files(folder: Path, about: FleetFile, issued: Issued) -> dict[str, bytes]:
+    port, here = about.broker.port, about.broker.host == "localhost"
+    conf = broker.mosquitto_conf(
+        folder / "broker",
+        port=port,
+        address="127.0.0.1" if here else "",
+        user=pwd.getpwuid(os.getuid()).pw_name,
+    )
+    return {
+        **_pair(issued),
+        "mosquitto.conf": conf.encode(),
+        "emqx.conf": broker.emqx_conf(port).encode(),
+    }
+
+
+def _access(authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
+    revoked = [entry.name for entry in registry.members() if entry.revoked is not None]
+    return {
+        "crl.pem": authority.revocations(registry.revocations(), now),
+        "acl": broker.mosquitto_acl(revoked).encode(),
+        "acl.conf": broker.emqx_acl(revoked).encode(),
+    }
+
+
+def _names(host: str) -> tuple[str, ...]:
+    return ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if _HOST.fullmatch(text) is None:
+            raise InputError(
+                "is no host name or address",
+                mend="give the name that devices reach the broker by",
+                field=f"--broker {text[:80]!r}",
+            ) from None
+        return text
+
+
+def _json(model: BaseModel) -> bytes:
+    return (json.dumps(model.model_dump(), indent=2) + "\n").encode()
+
+
+def _zipped(files: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, body in files.items():
+            member = zipfile.ZipInfo(f"device/{name}")  # dated 1980: no hidden clock
+            member.external_attr = 0o600 << 16
+            archive.writestr(member, body)
+    return packed.getvalue()
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.chmod(0o700)
+    for name, body in files.items():
+        _write(folder / name, body)
+
+
+def _write(file: Path, body: bytes) -> None:
+    """Only the owner may read it, and it is there whole or not at all, also after a power loss."""
+    fresh = file.with_name(f".{file.name}.new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(body)
+        stream.flush()
+        os.fsync(descriptor)
+    fresh.replace(file)
+    parent = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

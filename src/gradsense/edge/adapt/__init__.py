@@ -1,0 +1,1 @@
+"""What a gateway learns of its own network: habits, drift, operators' words."""

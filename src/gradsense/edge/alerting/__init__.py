@@ -1,0 +1,1 @@
+"""From alarms to people: grouping, words, formats, queues and sinks."""

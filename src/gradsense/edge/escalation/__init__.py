@@ -1,0 +1,1 @@
+"""A second opinion from a larger model, within budgets."""
