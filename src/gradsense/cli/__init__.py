@@ -14,6 +14,7 @@ _EXTRAS = {
     ),
     "edge": ("onnxruntime", "tokenizers", "paho", "prometheus_client", "httpx"),
     "serve": ("fastapi", "uvicorn"),
+    "fleet": ("cryptography",),
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count

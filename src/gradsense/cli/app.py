@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from gradsense import __version__
-from gradsense.cli import data
+from gradsense.cli import data, fleet
 from gradsense.cli.calibrate import calibrate
 from gradsense.cli.compare import compare
 from gradsense.cli.demo import demo
@@ -39,6 +39,7 @@ data.app.command("synth", epilog="Example: gradsense data synth captures/ --site
     synthesize
 )
 app.add_typer(data.app, name="data")
+app.add_typer(fleet.app, name="fleet")
 app.command(epilog="Example: gradsense demo --out demo")(demo)
 app.command(epilog="Example: gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/")(
     train

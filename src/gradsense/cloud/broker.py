@@ -62,7 +62,10 @@ max_keepalive 3600
 
 
 def mosquitto_acl(revoked: Iterable[str] = ()) -> str:
-    """The file behind ``acl_file``: %u is the name in the certificate."""
+    """The file behind ``acl_file``: %u is the name in the certificate.
+
+    Revoked names are denied here as well, as this reaches connections that are open.
+    """
     denied = "".join(f"\nuser {name}\ntopic deny #\n" for name in revoked)
     return f"""\
 # Written by gradsense fleet.

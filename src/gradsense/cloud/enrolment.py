@@ -217,6 +217,7 @@ def opened(folder: Path) -> Iterator[Fleet]:
         authority = Authority(
             (folder / "ca" / "ca.pem").read_bytes(), (folder / "ca" / "ca-key.pem").read_bytes()
         )
+        (folder / "lock").touch(mode=0o600)
         guard = (folder / "lock").open("a")
     except OSError as error:
         raise InputError(

@@ -1,0 +1,173 @@
+"""``gradsense fleet``: who belongs to the fleet, and what its broker must know."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from gradsense.cli.console import results_console
+from gradsense.errors import InputError
+
+if TYPE_CHECKING:
+    from gradsense.cloud.registry import Entry
+
+app = typer.Typer(
+    help="Certificates and access: make a fleet, let devices in, shut them out.",
+    no_args_is_help=True,
+)
+
+FleetFolder = Annotated[Path, typer.Option("--fleet", help="The fleet's folder.")]
+Device = Annotated[str, typer.Argument(help="Id of the device: letters, digits, . _ -")]
+Days = Annotated[int, typer.Option(min=1, help="Days that its certificate is valid.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="BUNDLE.zip, or a folder to put device/ in. Default: ID.zip."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+_REVOKED = (
+    "Send the broker SIGHUP: Mosquitto 2 then refuses it, on an open connection too. "
+    "EMQX: load broker/acl.conf again and kick the client."
+)
+_ROTATED = (
+    "Send the broker SIGHUP: Mosquitto 2 then takes new connections by the new certificate only; "
+    "a restart closes open ones."
+)
+
+
+@app.command(epilog="Example: gradsense fleet init --fleet fleet/ --broker mqtt.example.org")
+def init(
+    fleet: FleetFolder = Path("fleet"),
+    broker: Annotated[
+        str | None,
+        typer.Option(help="Host of the broker that devices reach. Default: this machine only."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Its TLS port.")] = 8883,
+    as_json: AsJson = False,
+) -> None:
+    """Make a fleet: its authority, the broker's and the coordinator's certificates, access rules.
+
+    Nothing is started. With --broker the rules for the broker that runs there are shown.
+    """
+    from gradsense.cloud.broker import emqx_acl, mosquitto_acl
+    from gradsense.cloud.enrolment import create
+
+    about = create(fleet, broker, port, now=time.time())
+    rules = {"mosquitto": mosquitto_acl(), "emqx": emqx_acl()} if broker is not None else {}
+    if as_json:
+        _print({"folder": str(fleet), "acl": rules, **about.model_dump()})
+        return
+    typer.echo(f"fleet {about.fleet} in {fleet}; back up {fleet / 'ca'} and keep it to yourself")
+    if broker is None:
+        typer.echo(f"start its broker: mosquitto -c {fleet / 'broker' / 'mosquitto.conf'}")
+        return
+    typer.echo(f"give {broker} the files in {fleet / 'broker'}, see docs/fleet.md")
+    for name, file in (("mosquitto", "acl"), ("emqx", "acl.conf")):
+        typer.echo(f"\n{fleet / 'broker' / file}:\n\n{rules[name]}", nl=False)
+
+
+@app.command(epilog="Example: gradsense fleet enroll porch-cam --out porch-cam.zip")
+def enroll(
+    device: Device,
+    fleet: FleetFolder = Path("fleet"),
+    out: Out = None,
+    days: Days = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Let a device in: keys, certificates and the broker's address as a bundle for it alone."""
+    from gradsense.cloud.enrolment import opened
+    from gradsense.cloud.registry import device_id
+
+    place, now = out or Path(f"{device_id(device)}.zip"), time.time()
+    with opened(fleet) as found:
+        entry = found.enroll(device, place, now=now, days=days)
+    _show(entry, now, as_json, f"bundle: {place}; it holds the device's keys, no copy is kept")
+
+
+@app.command(epilog="Example: gradsense fleet revoke porch-cam")
+def revoke(device: Device, fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
+    """Shut a device out; its updates are refused from now on."""
+    from gradsense.cloud.enrolment import opened
+
+    now = time.time()
+    with opened(fleet) as found:
+        entry = found.revoke(device, now=now)
+    _show(entry, now, as_json, _REVOKED)
+
+
+@app.command(epilog="Example: gradsense fleet rotate porch-cam --out porch-cam-2.zip")
+def rotate(
+    device: Annotated[str, typer.Argument(help="Id of the device.")] = "",
+    broker: Annotated[bool, typer.Option("--broker", help="The broker's certificate.")] = False,
+    coordinator: Annotated[
+        bool, typer.Option("--coordinator", help="The coordinator's; its signing key stays.")
+    ] = False,
+    fleet: FleetFolder = Path("fleet"),
+    out: Out = None,
+    days: Days = 365,
+    as_json: AsJson = False,
+) -> None:
+    """New keys and a new certificate for a device or a part of the fleet; the old is revoked."""
+    from gradsense.cloud.enrolment import opened
+    from gradsense.cloud.registry import device_id
+
+    if bool(device) + broker + coordinator != 1:
+        raise InputError("one thing is rotated", mend="give an ID, --broker or --coordinator")
+    now = time.time()
+    place = out or Path(f"{device_id(device)}.zip") if device else fleet
+    with opened(fleet) as found:
+        if broker:
+            entry = found.rotate_broker(now=now)
+        elif coordinator:
+            entry = found.rotate_coordinator(now=now)
+        else:
+            entry = found.rotate(device, place, now=now, days=days)
+    _show(entry, now, as_json, f"new keys: {place}. {_ROTATED}")
+
+
+@app.command("list", epilog="Example: gradsense fleet list --json")
+def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
+    """Every member with its certificate: its state, how long it is valid, its signing key."""
+    from gradsense.cloud import enrolment
+
+    now, entries = time.time(), enrolment.members(fleet)
+    if as_json:
+        _print([_row(entry, now) for entry in entries])
+        return
+    table = Table()
+    for name in ("id", "role", "state", "valid until", "serial", "signing key"):
+        table.add_column(name, overflow="fold")
+    for row in (_row(entry, now) for entry in entries):
+        day, key = row["valid_until"][:10], row["signing_key"][:16]
+        table.add_row(row["id"], row["role"], row["state"], day, row["serial"], key)
+    results_console().print(table)
+
+
+def _row(entry: Entry, now: float) -> dict[str, str]:
+    return {
+        "id": entry.name,
+        "role": entry.role,
+        "state": entry.state(now),
+        "serial": f"{entry.serial:040x}",
+        "valid_until": datetime.fromtimestamp(entry.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "signing_key": entry.fingerprint,
+    }
+
+
+def _show(entry: Entry, now: float, as_json: bool, note: str) -> None:
+    row = _row(entry, now)
+    if as_json:
+        _print({**row, "note": note})
+        return
+    typer.echo(f"{row['id']}: {row['state']}, valid until {row['valid_until']}")
+    typer.echo(note)
+
+
+def _print(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
