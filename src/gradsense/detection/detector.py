@@ -24,9 +24,8 @@ from gradsense.telemetry.labels import BENIGN
 
 #: Verdicts remembered unless told otherwise; a full cache of these takes about 12 MB.
 CACHE_SIZE = 32_768
-#: Prompts that go through the graph at once: the throughput is flat from here on, and memory and
-#: the time until the first verdict are not.
-BATCH = 64
+#: Prompts that go through the graph at once: more are hardly faster, and take memory.
+BATCH = 32
 #: Up to so many flows are read one by one; a polars query costs as much as some thirty of them.
 _FEW = 32
 

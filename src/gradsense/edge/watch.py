@@ -22,9 +22,9 @@ from gradsense.edge.verdicts import VerdictLog
 from gradsense.errors import GradsenseError
 from gradsense.telemetry.tally import Tally
 
-#: Bytes of one log judged at once, some two thousand flows: more are not faster, and take memory.
-#: A log that grows line by line is judged line by line.
-CHUNK_BYTES = 1 << 18
+#: Bytes of one log judged at once, about a thousand flows: more are a little faster and take
+#: memory that a gateway may not have. A log that grows line by line is judged line by line.
+CHUNK_BYTES = 1 << 17
 #: Seconds between looks at logs that do not grow, between tries on a full disk, and between
 #: rounds of everything that need not be done with every batch.
 POLL_S, RETRY_S, ROUND_S = 0.1, 1.0, 10.0
