@@ -45,8 +45,7 @@ OCSF_ONE_OF = {
     "device": ("ip", "uid", "name", "hostname"),
 }
 
-#: ECS 8.11 (github.com/elastic/ecs, generated/csv/fields.csv): type of each field that we fill;
-#: a star is an array.
+#: ECS 8.11, written down from its reference: type of each field that we fill; a star is an array.
 ECS_FIELDS = {
     "@timestamp": str, "ecs.version": str, "message": str,
     "event.kind": str, "event.category": "*", "event.type": "*", "event.action": str,
