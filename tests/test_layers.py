@@ -14,7 +14,7 @@ import gradsense
 ROOT = Path(gradsense.__file__).parent
 FLOORS = (
     *("cli", "experiments", "cloud", "edge", "detection", "engines", "federation"),
-    *("learning", "models", "prompts", "telemetry", "config", "errors"),
+    *("learning", "models", "prompts", "telemetry", "config", "storage", "errors"),
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

@@ -15,30 +15,9 @@ from gradsense.telemetry.header import Header, zeek_name
 from gradsense.telemetry.rows import Row, json_row, tsv_rows
 from gradsense.telemetry.tally import Tally
 from gradsense.telemetry.zeek import read_conn
+from telemetry.test_tally_zeek import ROW as WRITTEN
 
-ROW: Row = {
-    "ts": 1545403816.962094,
-    "uid": "CrDn63WjJEmrWGjqf",
-    "orig_h": "192.168.1.195",
-    "orig_p": 41040,
-    "resp_h": "185.244.25.235",
-    "resp_p": 80,
-    "proto": "tcp",
-    "service": None,
-    "duration": 3.139211,
-    "orig_bytes": 0,
-    "resp_bytes": 0,
-    "conn_state": "S0",
-    "missed_bytes": 0,
-    "history": "S",
-    "orig_pkts": 3,
-    "orig_ip_bytes": 180,
-    "resp_pkts": 0,
-    "resp_ip_bytes": 0,
-    "label": "Malicious",
-    "detail": "C&C",
-    "line": 7,
-}
+ROW: Row = {**WRITTEN, "line": 7}
 PLAIN = [name for name in FLOW_SCHEMA if name not in {"label", "detail", "line"}]
 COMPOUND = "tunnel_parents   label   detailed-label"
 

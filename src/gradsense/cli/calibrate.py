@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_notes
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import Manifest, Threshold
@@ -56,9 +56,7 @@ def calibrate(
         bundle.rewrite_manifest(model, manifest)
     else:
         manifest = bundle.write(out, manifest, {name: model / name for name in manifest.files})
-    errors = Console(stderr=True)
-    for warning in done.warnings:
-        errors.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    show_notes(done.warnings)
     if as_json:
         typer.echo(manifest.model_dump_json(indent=2))
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 
 #: Columns of a result that goes into a file or a pipe; rich's own 80 break the tables.
@@ -14,3 +16,10 @@ def results_console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, FILE_WIDTH)
     return console
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """What a person should know beside the result, on stderr."""
+    console = Console(stderr=True)
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_notes
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import Manifest, Threshold
@@ -54,9 +54,7 @@ def export(
             threads=threads,
             on_step=on_step,
         )
-    errors = Console(stderr=True)
-    for warning in exported.warnings:
-        errors.print(f"note: {warning}", markup=False, highlight=False, soft_wrap=True)
+    show_notes(exported.warnings)
     if as_json:
         typer.echo(exported.manifest.model_dump_json(indent=2))
     else:

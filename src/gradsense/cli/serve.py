@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,9 @@ def serve(
 
     if (cert is None) != (key is None):
         raise InputError("a certificate needs its key", mend="give both --cert and --key")
-    if not _loopback(host) and (cert is None or token_file is None):
+    from gradsense.telemetry.networks import is_loopback
+
+    if not is_loopback(host) and (cert is None or token_file is None):
         raise InputError(
             f"{host} can be reached by others, who would need neither TLS nor a token",
             mend="give --cert, --key and --token-file, or listen on 127.0.0.1",
@@ -89,10 +90,3 @@ def _run(
     if config.ssl is not None:
         config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     uvicorn.Server(config).run()
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -32,7 +32,7 @@ from gradsense.cloud import broker
 from gradsense.cloud.authority import Authority, Issued, SigningPair, signing_pair
 from gradsense.cloud.registry import Entry, Registry, Role, device_id
 from gradsense.errors import GradsenseError, InputError
-from gradsense.models.swap import replacing
+from gradsense.storage import replacing
 
 #: The broker's and the coordinator's certificates, two years.
 SERVICE_DAYS = 730

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradsense.errors import GradsenseError, InputError
+from gradsense.storage import transaction
 
 Role = Literal["device", "coordinator", "broker"]
 State = Literal["active", "revoked", "expired"]
@@ -124,14 +125,8 @@ class Registry:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
+            with transaction(self._db):
                 yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:  # SQLite itself rolls back on some errors
-                    self._db.execute("ROLLBACK")
-                raise
         except sqlite3.OperationalError as error:
             raise GradsenseError(f"{self.file}: cannot be written: {error}") from error
 

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
 from gradsense.models.card import Reference, TemplateName
-from gradsense.models.swap import replacing
 from gradsense.prompts.templates import Template, get_template
+from gradsense.storage import replacing
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"

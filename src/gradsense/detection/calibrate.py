@@ -22,7 +22,7 @@ from gradsense.detection.bundle import Manifest, Threshold
 from gradsense.detection.detector import Detector, Picks
 from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
-from gradsense.models.card import Reference
+from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
 from gradsense.telemetry.blocks import read_blocks
 from gradsense.telemetry.context import ContextWindow
@@ -154,6 +154,7 @@ def calibrate(
     logits, scores = detector.answers(distinct)
     scaled = logits.astype(np.float64) / manifest.temperature
     odds = log_odds(scaled, manifest.labels.index(BENIGN))[rows]
+    sure = softmax(logits, manifest.temperature).max(axis=1)
     at = max(_exceeded_by(odds, share) + MARGIN, 0.0)
     source = ", ".join(traffic.names)
 
@@ -162,7 +163,7 @@ def calibrate(
 
     update: dict[str, Any] = {
         "alarm": threshold(_probability(at), odds > at),
-        "reference": _reference(detector.template, traffic.picks, _confidence(scaled)[rows]),
+        "reference": reference(traffic.picks, detector.template, sure[rows]),
         "provenance": manifest.provenance | {"site": _site(manifest, traffic, share)},
     }
     if novelty and scores is not None:
@@ -187,22 +188,6 @@ def _exceeded_by(scores: NDArray[np.float64], share: float) -> float:
 
 def _probability(odds: float) -> float:
     return max(LEAST_THRESHOLD, float(1.0 / (1.0 + np.exp(-odds))))
-
-
-def _confidence(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The largest probability of each flow, [n]."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    largest: NDArray[np.float64] = 1.0 / np.exp(shifted).sum(axis=1)
-    return largest
-
-
-def _reference(template: Template, picks: Picks, confidence: NDArray[np.float64]) -> Reference:
-    shares = {
-        one.name: tuple((np.bincount(column, minlength=len(one.phrases)) / len(picks)).tolist())
-        for one, column in zip(template.fields, picks.T, strict=True)
-    }
-    bins = np.histogram(confidence, bins=10, range=(0.0, 1.0))[0] / len(picks)
-    return Reference(flows=len(picks), fields=shares, confidence=tuple(bins.tolist()))
 
 
 def _site(manifest: Manifest, traffic: Traffic, share: float) -> dict[str, Any]:

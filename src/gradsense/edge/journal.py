@@ -24,6 +24,7 @@ from typing import Any
 from gradsense.edge.alerting.alert import Alert
 from gradsense.edge.alerting.alerts import GROUP, Group
 from gradsense.errors import GradsenseError, InputError
+from gradsense.storage import transaction
 
 FILE = "watch.sqlite3"
 _VERSION = 1
@@ -161,14 +162,8 @@ class Journal:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(self._db):
                     yield self._db
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:  # SQLite itself rolls back on some errors
-                        self._db.execute("ROLLBACK")
-                    raise
             except sqlite3.OperationalError as error:
                 raise JournalFull(
                     f"{self.folder}: the journal cannot be written: {error}"

@@ -16,7 +16,7 @@ from gradsense.edge.adapt.baseline import Baseline
 from gradsense.edge.adapt.drift import Drift
 from gradsense.edge.alerting.advice import NOVEL
 from gradsense.edge.alerting.alert import Example
-from gradsense.edge.alerting.alerts import Alarm, LogClock
+from gradsense.edge.alerting.alerts import Alarm, Explain, LogClock
 from gradsense.telemetry.flows import Flows, column, row_of
 from gradsense.telemetry.networks import Networks
 
@@ -95,9 +95,11 @@ class Judge:
             self.drift.add(picks, sure)
         novel = self._novel(flows, picks, verdicts, ~rings)
         clocks = self._clocks(flows, now)
-        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True))
         alarms = []
-        for row in np.flatnonzero(rings | novel).tolist():
+        loud = np.flatnonzero(rings | novel).tolist()
+        # Most blocks of a quiet network need none of this.
+        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if loud else []
+        for row in loud:
             find = partial(_example, log, flows, row)
             prompt = picks[row].tobytes()
             alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
@@ -198,9 +200,6 @@ class Judge:
 def _example(log: str, flows: Flows, place: int) -> Example:
     flow = row_of(flows, place)
     return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
-
-
-Explain = Callable[[bytes], tuple[str, ...]]
 
 
 def explainer(detector: Detector) -> Explain:

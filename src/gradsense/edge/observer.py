@@ -61,7 +61,7 @@ class Observer:
             metrics.sink_delivered.labels(name).inc(self._since("delivered", name, queue.delivered))
         report = None if self._judge.drift is None else self._judge.drift.report()
         if report is not None:
-            metrics.drift_psi.set(max(*report.psi.values(), report.confidence))
+            metrics.drift_psi.set(report.largest)
 
     def _since(self, kind: str, name: str, total: int) -> int:
         """What was added to a total since the last call; Prometheus counts up by itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import tomllib
@@ -28,6 +27,7 @@ from gradsense.edge.adapt.baseline import Habits
 from gradsense.edge.alerting.alert import Severity
 from gradsense.edge.alerting.formats import Format
 from gradsense.errors import InputError
+from gradsense.telemetry.networks import is_loopback
 
 #: A settings file is small; a larger one is something else.
 _MAX_BYTES = 1 << 20
@@ -211,17 +211,10 @@ class EscalateSettings(_Model):
         if not 0 <= self.band[0] <= self.band[1] <= 1:
             raise ValueError("band is two probabilities, the lower one first")
         parts = urlsplit(self.url)
-        local = parts.scheme == "http" and _loopback(parts.hostname or "")
+        local = parts.scheme == "http" and is_loopback(parts.hostname or "")
         if not parts.hostname or not (parts.scheme == "https" or local):
             raise ValueError("url must begin with https://, or name this machine")
         return self
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _host_name() -> str:

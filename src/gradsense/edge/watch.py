@@ -209,7 +209,7 @@ class Watch:
             _log.warning(
                 "this network no longer looks like the model's training data (PSI %.2f, worst: "
                 "%s); a training wish was noted",
-                max(*wish.report.psi.values(), wish.report.confidence),
+                wish.report.largest,
                 ", ".join(wish.report.worst),
             )
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from gradsense.learning.alarms import threshold_for
 from gradsense.models.card import Calibration, Reference, Threshold
@@ -45,6 +44,8 @@ def temperature_for(logits: Floats, truth: NDArray[np.int64]) -> float:
         logits: [n, k], n ≥ 1.
         truth: class numbers, [n].
     """
+    from scipy.optimize import minimize_scalar  # noqa: PLC0415  (a gateway has none, nor needs it)
+
     scores = logits.astype(np.float64)
     # Against the true class's logit, so that only one logarithm is left.
     ahead = scores - scores[np.arange(len(scores)), truth][:, None]

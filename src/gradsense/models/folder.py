@@ -29,8 +29,8 @@ from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.novelty import SketchedInfluence
 from gradsense.models.readout import Readout
-from gradsense.models.swap import replacing
 from gradsense.prompts.templates import Template, get_template
+from gradsense.storage import replacing
 
 CARD_FILE = "gradsense.json"
 HEAD_FILE = "head.safetensors"

@@ -86,3 +86,9 @@ def _parsed(address: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
         return ipaddress.ip_address(address or "")
     except ValueError:
         return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address means this machine."""
+    one = _parsed(host)
+    return host == "localhost" if one is None else one.is_loopback

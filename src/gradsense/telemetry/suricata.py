@@ -32,7 +32,7 @@ from gradsense.telemetry.cells import Faults, to_flows
 from gradsense.telemetry.flows import FLOW_SCHEMA
 from gradsense.telemetry.lines import Lines
 from gradsense.telemetry.rows import COLUMNS, Row, legible, typed_row
-from gradsense.telemetry.zeek_json import INVALID_JSON
+from gradsense.telemetry.zeek_json import INVALID_JSON, refuse_constant
 
 #: Alerts, DNS and other events share the file with the flows; they are counted, not read.
 OTHER_EVENT = "another event than a flow"
@@ -137,16 +137,12 @@ def _flows(lines: Lines, faults: Faults) -> pl.DataFrame:
 def _event(line: bytes) -> dict[str, Any] | None:
     """One JSON object; None if the line is none or holds half a surrogate pair."""
     try:
-        event = json.loads(line.decode(), parse_constant=_refuse)
+        event = json.loads(line.decode(), parse_constant=refuse_constant)
         if b"\\u" in line:
             json.dumps(event, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return None
     return event if isinstance(event, dict) else None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _cells(event: dict[str, Any]) -> _Cells:

@@ -92,7 +92,7 @@ def load_json(line: bytes) -> dict[str, str | None] | None:
     try:
         record = json.loads(
             line.decode(),
-            parse_constant=_refuse_constant,
+            parse_constant=refuse_constant,
             parse_float=_number_text,
             object_pairs_hook=lambda pairs: dict(reversed(pairs)),  # the first of twins counts
         )
@@ -105,7 +105,8 @@ def load_json(line: bytes) -> dict[str, str | None] | None:
         return None
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """For ``json.loads``: NaN and infinity are no JSON, though Python reads them."""
     raise ValueError(f"{name} is not JSON")
 
 

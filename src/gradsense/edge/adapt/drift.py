@@ -49,6 +49,11 @@ class DriftReport(BaseModel):
     worst: tuple[str, ...]
     level: Level
 
+    @property
+    def largest(self) -> float:
+        """The largest of all these figures."""
+        return max(*self.psi.values(), self.confidence)
+
 
 class TrainingWish(BaseModel):
     """The gateway asks for a model that knows its traffic. ``at`` in seconds since the epoch."""

@@ -1,8 +1,9 @@
-"""A folder that is written whole or not at all."""
+"""What rests on a disk is written whole or not at all: folders and database transactions."""
 
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,3 +36,23 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All that the block does to ``db``, or nothing if it ends with an error.
+
+    Args:
+        db: opened with ``isolation_level=None``.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be written.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite itself rolls back on some errors
+            db.execute("ROLLBACK")
+        raise

@@ -1,13 +1,14 @@
-"""A folder that is written whole or not at all."""
+"""Folders and transactions that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from gradsense.models.swap import replacing
+from gradsense.storage import replacing, transaction
 
 
 def names(folder: Path) -> list[str]:
@@ -51,3 +52,15 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     with replacing(tmp_path / "it") as fresh:
         assert names(fresh) == []
     assert names(tmp_path) == ["it"]
+
+
+def test_a_transaction_is_all_or_nothing() -> None:
+    db = sqlite3.connect(":memory:", isolation_level=None)
+    db.execute("CREATE TABLE things (name TEXT)")
+    with transaction(db):
+        db.execute("INSERT INTO things VALUES ('kept')")
+    with contextlib.suppress(RuntimeError), transaction(db):
+        db.execute("INSERT INTO things VALUES ('lost')")
+        raise RuntimeError
+    assert db.execute("SELECT name FROM things").fetchall() == [("kept",)]
+    assert not db.in_transaction
