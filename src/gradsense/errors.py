@@ -80,6 +80,12 @@ class NotFinite(UpdateRefused):
     reason = "not-finite"
 
 
+class NormTooLarge(UpdateRefused):
+    """The update would move the model further, or weigh more, than one site may."""
+
+    reason = "norm-too-large"
+
+
 class Replay(UpdateRefused):
     """The update's sequence number was seen before."""
 

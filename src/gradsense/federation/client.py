@@ -40,7 +40,7 @@ class Client:
         self.name = name
         self.learner = learner
         self.strategy = strategy
-        self.visit_steps = max(1, round(visit_epochs * learner.steps_per_epoch))
+        self.visit_epochs = visit_epochs
         self.version = -1  # nothing adopted yet
         self.local: Tensors = {}
         self.reference: Tensors = {}
@@ -52,6 +52,11 @@ class Client:
         self.read = self.told = 0  # moments only: steps of the first epoch read, and reported
         self.control: Tensors = {}  # SCAFFOLD's c_k; nothing before the first visit, which is 0
         self.sensing = strategy.trigger.init()
+
+    @property
+    def visit_steps(self) -> int:
+        """Steps of one visit; more where the site has more flows by now."""
+        return max(1, round(self.visit_epochs * self.learner.steps_per_epoch))
 
     def adopt(self, model: GlobalModel) -> None:
         """Take a new global model and reset the reference point (eq 15).

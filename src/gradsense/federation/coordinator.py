@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from gradsense.errors import (
     BadSampleCount,
+    NormTooLarge,
     NotFinite,
     NotInvited,
     Replay,
@@ -24,7 +26,10 @@ from gradsense.federation.scaffold import with_controls
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
-from gradsense.learning.moments import MOMENTS
+from gradsense.learning.moments import HEAD_BIAS, MOMENTS
+
+#: A lossy codec rounds moments, up as well as down.
+_ROUNDED = 1.1
 
 
 class Coordinator:
@@ -37,7 +42,10 @@ class Coordinator:
         tensors: the first global model, version 0.
         strategy: whose pool and aggregator rule.
         participation: share of the connected clients invited to each synchronous round.
-        max_staleness: an asynchronous update may start this many versions back.
+        max_staleness: an asynchronous update may start this many versions back. Moments may start
+            from any: their sum has no order, and a site that was away for long is still news.
+        max_norm: largest L2 norm of an update's delta; of moments, of the root of the mean square
+            of its flows.
         seed: draws the invited clients.
     """
 
@@ -49,11 +57,13 @@ class Coordinator:
         seed: int,
         participation: float = 1.0,
         max_staleness: int = 20,
+        max_norm: float = math.inf,
     ) -> None:
         tensors = with_controls(tensors) if strategy.controls else tensors
         self.strategy = strategy
         self.participation = participation
         self.max_staleness = max_staleness
+        self.max_norm = max_norm
         self.seed = seed
         self.server_state = strategy.aggregator.init(tensors)
         self.model = GlobalModel(0, tensors)
@@ -131,7 +141,7 @@ class Coordinator:
             raise Replay(f"{who}: that sequence number was seen before")
         if update.samples < 1:
             raise BadSampleCount(f"{who}: {update.samples} samples")
-        allowed = 0 if self.strategy.pool.synchronous else self.max_staleness
+        allowed = self._versions_back()
         if not 0 <= self.model.version - update.base_version <= allowed:
             raise UnknownBase(
                 f"{who}: base version {update.base_version}, the current one is "
@@ -147,6 +157,35 @@ class Coordinator:
                 raise WrongDtype(f"{who}: '{name}' is {delta.dtype}, not float32")
             if not np.isfinite(delta).all():
                 raise NotFinite(f"{who}: '{name}' holds NaN or infinity")
+        self._check_norm(update, who)
+
+    def _versions_back(self) -> int:
+        """How many versions back an update may start."""
+        if self.strategy.payload == "moments":
+            return self.model.version
+        return 0 if self.strategy.pool.synchronous else self.max_staleness
+
+    def _check_norm(self, update: Update, who: str) -> None:
+        """Whether no site speaks louder than it may.
+
+        Of moments R the squares of the last columns are counts: the constant's and, together, the
+        labels' are the flows that R is of. So a site that says it read ten flows weighs no more
+        than ten.
+        """
+        norm = math.sqrt(
+            sum(float(np.square(d, dtype=np.float64).sum()) for d in update.delta.values())
+        )
+        if self.strategy.payload == "moments":
+            classes = len(self.model.tensors[HEAD_BIAS])
+            squares = np.square(update.delta[MOMENTS], dtype=np.float64)
+            counts = squares[:, -classes - 1].sum(), squares[:, -classes:].sum()
+            if max(counts) > _ROUNDED * update.samples:
+                raise NormTooLarge(
+                    f"{who}: moments of {max(counts):.0f} flows, where it read {update.samples}"
+                )
+            norm /= math.sqrt(update.samples)
+        if norm > self.max_norm:
+            raise NormTooLarge(f"{who}: a norm of {norm:.4g}; {self.max_norm:.4g} is allowed")
 
     def _expected_shape(self, name: str, delta: Array, who: str) -> tuple[int, ...]:
         if self.strategy.payload == "moments":

@@ -12,10 +12,13 @@ solution, whose small eigenvalues matter. numpy only, so that a coordinator need
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsense.learning.learner import Array
+from gradsense.learning.learner import Array, Observed
 
 #: Far below any real penalty, far above zero.
 _LEAST_PENALTY = 1e-12
@@ -70,6 +73,36 @@ def relative_gradients(
         untrained = np.linalg.norm(weighted.sum(axis=0)) * np.sqrt(1 - 1 / classes)
         ratios[int(label)] = float(np.linalg.norm(weighted.T @ missed) / untrained)
     return ratios
+
+
+def observed(
+    features: NDArray[np.floating[Any]],
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    *,
+    classes: Sequence[str],
+    tolerance: float,
+) -> Observed:
+    """What a site reports of flows that it has read.
+
+    Args:
+        features: [distinct, d], without the constant.
+        probabilities: [distinct, classes] by the head in question.
+        labels: [distinct].
+        weights: how many flows each stands for, [distinct].
+        classes: their names.
+        tolerance: of ``factorise``.
+    """
+    known = np.hstack([features.astype(np.float64), np.ones((len(labels), 1))])
+    counts = weights.astype(np.float64)
+    norms = relative_gradients(known, probabilities, labels, counts)
+    both = np.hstack([known, np.eye(len(classes))[labels]])
+    return Observed(
+        factorise(np.sqrt(counts)[:, None] * both, tolerance),
+        {classes[label]: norm for label, norm in norms.items()},
+        int(weights.sum()),
+    )
 
 
 def penalised_gram(gram: NDArray[np.float64], regularisation: float) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from gradsense.learning.corrections import Control, Correction, Proximal
 from gradsense.learning.learner import Observed, Tensors, Trained, layer_of
-from gradsense.learning.moments import factorise, relative_gradients
+from gradsense.learning.moments import observed
 from gradsense.models.classifier import Encoded, TextClassifier
 
 
@@ -193,15 +193,13 @@ class Trainer:
         prompts, labels = pairs // classes, (pairs % classes).numpy()
         features = self.classifier.features(examples.encoded, prompts)
         head: Any = self.classifier.model
-        probabilities = torch.softmax(head.score(features), dim=1).double().numpy()
-        known = np.hstack([features.double().numpy(), np.ones((len(labels), 1))])
-        weights = counts.double().numpy()
-        norms = relative_gradients(known, probabilities, labels, weights)
-        both = np.hstack([known, np.eye(classes)[labels]])
-        return Observed(
-            factorise(np.sqrt(weights)[:, None] * both, tolerance),
-            {self.classifier.labels[label]: norm for label, norm in norms.items()},
-            len(rows),
+        return observed(
+            features.numpy(),
+            torch.softmax(head.score(features), dim=1).double().numpy(),
+            labels,
+            counts.numpy(),
+            classes=self.classifier.labels,
+            tolerance=tolerance,
         )
 
     @torch.inference_mode()

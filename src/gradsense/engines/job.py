@@ -1,0 +1,99 @@
+"""What a run is: the same small file on the coordinator's side and on every device's.
+
+It says which strategy and which start, so that both sides drive the same state machines. It is no
+secret and is not sent: a device gets it with its bundle.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradsense.errors import InputError
+from gradsense.federation.strategies import Strategy, get_strategy
+
+JOB_FILE = "job.json"
+_MAX_BYTES = 1 << 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+
+
+class Job(BaseModel):
+    """``job.json``. Fields that a strategy does not use are ignored by it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    run: str = Field(description="Name of the run, in every topic.")
+    strategy: str = Field("gsfs", description="A row of the strategy table, values changed or not.")
+    labels: tuple[str, ...] = Field(min_length=2, max_length=1000, description="Classes, in order.")
+    seed: int = Field(0, ge=0, lt=1 << 31, description="Draws the invited and orders batches.")
+    epochs: float = Field(1.0, gt=0, description="Passes over a site's flows between decisions.")
+    batch_size: int = Field(32, ge=1, description="Flows a step, where weights are trained.")
+    lr: float = Field(1e-3, gt=0, description="Learning rate, where weights are trained.")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    participation: float = Field(1.0, gt=0, le=1, description="Share invited to each round.")
+    max_staleness: int = Field(20, ge=0, description="Versions back that an update may start from.")
+    max_norm: float = Field(
+        1e3, gt=0, description="Largest L2 norm of an update; of moments: of one flow's."
+    )
+    min_devices: int = Field(1, ge=1, description="The first model waits for so many devices.")
+    rounds: int | None = Field(None, ge=1, description="Aggregations until the run is over.")
+    sealed: bool = Field(False, description="Bodies are encrypted end to end.")
+    keep_updates: bool = Field(False, description="Bodies stay in the journal, to replay the run.")
+
+    @field_validator("run")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if _NAME.fullmatch(value) is None:
+            raise ValueError(
+                "a run is named by 1 to 64 of A-Z a-z 0-9 . _ - (letter or digit first)"
+            )
+        return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _is_strategy(cls, value: str) -> str:
+        try:
+            get_strategy(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @property
+    def rules(self) -> Strategy:
+        """The strategy that ``strategy`` names."""
+        return get_strategy(self.strategy)
+
+    def text(self) -> str:
+        """The file's content."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read(folder: Path) -> Job:
+    """The job in a folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = folder / JOB_FILE
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise InputError("is too large to be a job", mend="copy it again", file=file)
+        return Job.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"no job can be read ({error.strerror or error})",
+            mend="gradsense fleet run NAME makes one; fleet enroll puts it into a device's bundle",
+            file=file,
+        ) from error
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            fault["msg"],
+            mend="copy the job again, or use the gradsense that wrote it",
+            file=file,
+            field=".".join(str(part) for part in fault["loc"]) or None,
+        ) from error
