@@ -46,6 +46,22 @@ def test_values_and_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.zst"]
 
 
+def test_bytes_and_file_are_the_same(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "c", VALUES, groups())
+    data = checkpoint.dumps(VALUES, groups())
+    assert data == (tmp_path / "c").read_bytes()
+    values, loaded = checkpoint.loads(data)
+    assert values == VALUES
+    assert loaded["model"] is loaded["client0/local"], "one mapping"
+    assert loaded["message"]["bytes"].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("data", [b"", b"no checkpoint", checkpoint.dumps({}, groups())[:-9]])
+def test_damaged_bytes_are_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are those of three libraries
+        checkpoint.loads(data)
+
+
 def test_what_was_shared_is_shared_again(tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "c", {}, groups())
     _, loaded = checkpoint.load(tmp_path / "c")

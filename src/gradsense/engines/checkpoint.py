@@ -1,7 +1,8 @@
 """A run at rest: one file, written whole or not at all, from which a run continues exactly.
 
 zstd around safetensors, with the JSON values in the safetensors metadata. An array that several
-clients share is stored once and shared again after loading.
+clients share is stored once and shared again after loading. ``dumps`` and ``loads`` give and take
+the same bytes where a database keeps them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ MAX_BYTES = 16 << 30
 _FAULTS = (
     zstandard.ZstdError,
     SafetensorError,
-    OSError,
     MemoryError,
     RecursionError,
     ValueError,
@@ -37,11 +37,12 @@ _FAULTS = (
 Groups = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
-    """Write a checkpoint; whoever reads ``path`` sees the old one or the new one, whole.
+def dumps(values: dict[str, Any], groups: Groups) -> bytes:
+    """The bytes of a checkpoint.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Args:
+        values: JSON-able.
+        groups: named mappings of named arrays; an array that stands in several is stored once.
     """
     keys: dict[int, str] = {}
     tensors: dict[str, np.ndarray] = {}
@@ -60,7 +61,34 @@ def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
             shared.append(layout)
         members[group] = layouts[id(arrays)]
     text = json.dumps({"values": values, "layouts": shared, "groups": members})
-    data = _compressor().compress(save_tensors(tensors, {"gradsense": text}))
+    return _compressor().compress(save_tensors(tensors, {"gradsense": text}))
+
+
+def loads(data: bytes) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """The values and groups of a checkpoint; what was shared is shared again.
+
+    Raises:
+        ValueError: the bytes are damaged, or of something else.
+    """
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_BYTES)
+        header_size = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + header_size])
+        meta = json.loads(header["__metadata__"]["gradsense"])
+        tensors = load_tensors(raw)
+        layouts = [{n: tensors[k] for n, k in layout.items()} for layout in meta["layouts"]]
+        return meta["values"], {group: layouts[i] for group, i in meta["groups"].items()}
+    except _FAULTS as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
+    """Write a checkpoint; whoever reads ``path`` sees the old one or the new one, whole.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    data = dumps(values, groups)
     temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
@@ -83,14 +111,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
         GradsenseError: the file is damaged.
     """
     try:
-        data = zstandard.ZstdDecompressor().decompress(path.read_bytes(), max_output_size=MAX_BYTES)
-        header_size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + header_size])
-        meta = json.loads(header["__metadata__"]["gradsense"])
-        tensors = load_tensors(data)
-        layouts = [{n: tensors[k] for n, k in layout.items()} for layout in meta["layouts"]]
-        return meta["values"], {group: layouts[i] for group, i in meta["groups"].items()}
-    except _FAULTS as error:
+        return loads(path.read_bytes())
+    except (OSError, MemoryError, ValueError) as error:
         raise damaged(path, str(error) or type(error).__name__) from error
 
 

@@ -50,6 +50,7 @@ class Client:
         self.visits = 0  # since the last upload
         self.fresh = False  # adopted a model and has not looked at it yet
         self.read = self.told = 0  # moments only: steps of the first epoch read, and reported
+        self.told_before = 0  # the last upload
         self.control: Tensors = {}  # SCAFFOLD's c_k; nothing before the first visit, which is 0
         self.sensing = strategy.trigger.init()
 
@@ -165,9 +166,19 @@ class Client:
         self.sensing, decision = self.strategy.trigger.sense(self.sensing, sensed)
         if decision.reason is None:
             return None
-        self.told += steps
+        self.told_before, self.told = self.told, self.told + steps
         delta, packed = self._pack({MOMENTS: seen.factor})
         return self._update(decision.reason, delta, packed, samples=seen.flows)
+
+    def refused(self, sequence: int) -> None:
+        """The coordinator turned an update away.
+
+        Moments of the last upload count as never told, and travel again with the next model.
+        Weights move on: the next model replaces what they moved by.
+        """
+        if sequence == self.sequence and self.told > self.told_before:
+            self.told = self.told_before
+            self.fresh = True
 
     def _pack(self, tensors: Tensors) -> tuple[Tensors, bytes]:
         """What the coordinator will read, and the bytes that say so."""
@@ -225,6 +236,7 @@ class Client:
             "fresh": self.fresh,
             "read": self.read,
             "told": self.told,
+            "told_before": self.told_before,
             "sensing": self.sensing,
         }
         tensors = {"local": self.local, "reference": self.reference}
@@ -239,6 +251,7 @@ class Client:
         self.visits = values["visits"]
         self.fresh = values["fresh"]
         self.read, self.told = values["read"], values["told"]
+        self.told_before = values["told_before"]
         self.sensing = dict(values["sensing"])
         self.local, self.reference = tensors["local"], tensors["reference"]
         self.control = tensors.get("control", {})

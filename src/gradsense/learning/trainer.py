@@ -7,7 +7,7 @@ so nothing else has to be kept for a thousand clients, and a resumed run needs n
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,9 @@ from gradsense.learning.corrections import Control, Correction, Proximal
 from gradsense.learning.learner import Observed, Tensors, Trained, layer_of
 from gradsense.learning.moments import observed
 from gradsense.models.classifier import Encoded, TextClassifier
+
+#: Prompts whose features are computed at once, between two calls of ``between``.
+_OBSERVED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ class Trainer:
         lr: η, the learning rate.
         batch_size: flows a step.
         seed: with the client's number and epoch it fixes the order of the batches.
+        between: called before every step of ``train`` and every block of prompts of ``observe``.
+            It may wait, or raise to give up: both are functions of what they are given, so the
+            same call again gives the same result, to the bit.
     """
 
     def __init__(
@@ -63,12 +69,14 @@ class Trainer:
         lr: float = 1e-3,
         batch_size: int = 32,
         seed: int = 0,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.classifier = classifier
         self.optimizer = optimizer
         self.lr = lr
         self.batch_size = batch_size
         self.seed = seed
+        self.between = between
         self.parameters = classifier.trainable()
         self.layers: dict[str, list[int]] = defaultdict(list)
         for position, name in enumerate(self.parameters):
@@ -123,6 +131,7 @@ class Trainer:
         if proximal:
             corrections.append(Proximal(proximal, self.parameters))
         for batch in self.batches(len(examples), stream, first_step, steps):
+            self.between()
             loss, squares = self.step(examples, batch, optimizer, corrections)
             total_loss += loss
             for layer, positions in self.layers.items():
@@ -191,7 +200,11 @@ class Trainer:
             examples.index[rows] * classes + examples.labels[rows], return_counts=True
         )
         prompts, labels = pairs // classes, (pairs % classes).numpy()
-        features = self.classifier.features(examples.encoded, prompts)
+        blocks = []
+        for block in torch.split(prompts, _OBSERVED_AT_ONCE):
+            self.between()
+            blocks.append(self.classifier.features(examples.encoded, block))
+        features = torch.cat(blocks)
         head: Any = self.classifier.model
         return observed(
             features.numpy(),

@@ -1,0 +1,30 @@
+"""Which bundle detection begins with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from gradsense.detection import bundle as bundles
+from gradsense.edge.agent.agent import DETECTOR
+from gradsense.engines import job
+from gradsense.storage import replacing
+
+
+def first_detector(bundle: Path, state: Path) -> Path | None:
+    """The folder that detection reads: the last model that was handed over, or the run's start.
+
+    A run that starts from nothing has nobody to ask until its first aggregation.
+
+    Raises:
+        InputError: a bundle is damaged.
+    """
+    place, start = state / DETECTOR, bundle / job.RUN / job.EDGE
+    if (place / bundles.MANIFEST_FILE).is_file():
+        return place
+    manifest, _ = bundles.read(start)
+    if not manifest.alarm.flows:
+        return None
+    with replacing(place) as fresh:
+        shutil.copytree(start, fresh, dirs_exist_ok=True)
+    return place

@@ -1,0 +1,109 @@
+"""Keeps the training agent alive beside detection, as a process of its own.
+
+Detection must not suffer from anything that training does: not from its memory, not from a fault in
+a library. So the two share nothing but the disk, and the agent is started again when it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from gradsense.errors import InputError
+
+#: Seconds until it is started again: after the first end, and at most.
+_FIRST_S, _MOST_S = 1.0, 60.0
+#: An agent that ran for so long was well; its next end is a first one again.
+_WELL_S = 120.0
+_STOP_S = 15.0
+_LOOK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One child process, started again with growing pauses.
+
+    Args:
+        command: its arguments after the interpreter.
+        timer: seconds that never fall.
+
+    Attributes:
+        starts: how often it was started.
+    """
+
+    def __init__(self, command: Sequence[str], *, timer: Callable[[], float]) -> None:
+        self._command, self._timer = [sys.executable, *command], timer
+        self._process: subprocess.Popen[bytes] | None = None
+        self._began = self._next = timer()
+        self._pause = _FIRST_S
+        self.starts = 0
+        self.fault: InputError | None = None
+
+    def keep(self, stop: threading.Event) -> None:
+        """Look after it until ``stop`` is set; a fault that it names sets it. For a thread."""
+        try:
+            while not stop.wait(_LOOK_S):
+                self.look()
+        except InputError as fault:
+            self.fault = fault
+            stop.set()
+        finally:
+            self.stop()
+
+    def look(self) -> None:
+        """Start it if it does not run and its pause is over; call this now and then.
+
+        Raises:
+            InputError: it said that its input is wrong, which another start would not mend.
+        """
+        now = self._timer()
+        if self._process is None:
+            if now >= self._next:
+                self._process = subprocess.Popen(self._command)
+                self._began, self.starts = now, self.starts + 1
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        self._process = None
+        if code == InputError.exit_code:
+            raise InputError(
+                "the training agent cannot work", mend="see its message above; detection is stopped"
+            )
+        if now - self._began > _WELL_S:
+            self._pause = _FIRST_S
+        _log.warning("the training agent ended (%d); it starts again in %.0f s", code, self._pause)
+        self._next, self._pause = now + self._pause, min(_MOST_S, 2 * self._pause)
+
+    def stop(self) -> None:
+        """End it, kindly first."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that ends (Linux).
+
+    Args:
+        parent: the process id that the parent had when it started this one.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the kernel was told
+        os.kill(os.getpid(), signal.SIGTERM)
