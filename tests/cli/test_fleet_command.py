@@ -13,9 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from gradsense.cloud import enrolment
+from gradsense.engines.job import Job
 
 Command = Callable[..., object]
-BUNDLE = {"device.json", "ca.pem", "cert.pem", "key.pem", "signing-key.pem"}
+BUNDLE = {"device.json", "ca.pem", "cert.pem", "key.pem", "signing-key.pem", "seal-key.pem"}
 
 
 @pytest.fixture
@@ -71,10 +72,18 @@ def test_a_bundle_holds_all_that_a_device_needs_and_the_fleet_keeps_no_copy(
         "fleet": fleet.fleet,
         "broker": {"host": "localhost", "port": 8883},
         "coordinator_key": fleet.coordinator_key,
+        "coordinator_seal_key": fleet.coordinator_seal_key,
+        "fleet_seal_key": fleet.fleet_seal_key,
         "device": "porch-cam",
     }
-    secret = load_pem_private_key((root / "coordinator" / "signing-key.pem").read_bytes(), None)
-    assert secret.public_key().public_bytes_raw().hex() == fleet.coordinator_key  # type: ignore
+    for name, public in (
+        ("signing-key.pem", fleet.coordinator_key),
+        ("seal-key.pem", fleet.coordinator_seal_key),
+        ("fleet-seal-key.pem", fleet.fleet_seal_key),
+    ):
+        secret = load_pem_private_key((root / "coordinator" / name).read_bytes(), None)
+        assert secret.public_key().public_bytes_raw().hex() == public  # type: ignore
+    assert files["seal-key.pem"] == (root / "coordinator" / "fleet-seal-key.pem").read_bytes()
     kept = b"".join(contents(root).values())
     for name in ("key.pem", "signing-key.pem"):
         assert files[name].splitlines()[1] not in kept
@@ -85,6 +94,74 @@ def test_a_bundle_holds_all_that_a_device_needs_and_the_fleet_keeps_no_copy(
     assert found.signing_key == mine.public_bytes_raw()  # type: ignore[union-attr]
     assert said["signing_key"] == found.fingerprint
     assert said["state"] == "active"
+
+
+@pytest.fixture
+def start(root: Path) -> Callable[[str], Path]:
+    """Makes a run that devices may be given."""
+
+    def make(name: str) -> Path:
+        folder = root / "runs" / name / "start"
+        (folder / "edge").mkdir(parents=True)
+        (folder / "job.json").write_text(Job(run=name, labels=("Benign", "DDoS")).text())
+        (folder / "edge" / "model.onnx").write_bytes(name.encode() * 1000)
+        return folder
+
+    return make
+
+
+def unpacked(bundle: Path, folder: str) -> dict[str, bytes]:
+    """The files of one folder of a bundle."""
+    if bundle.is_dir():
+        found = contents(bundle / folder)
+        return {str(Path(name).relative_to(bundle)): body for name, body in found.items()}
+    with zipfile.ZipFile(bundle) as archive:
+        assert {member.external_attr >> 16 for member in archive.infolist()} == {0o600}
+        return {name: archive.read(name) for name in archive.namelist() if name.startswith(folder)}
+
+
+@pytest.mark.parametrize("out", ["bundle", "bundle.zip"])
+def test_a_bundle_holds_what_the_run_starts_from(
+    run: Callable[..., str], start: Callable[[str], Path], tmp_path: Path, out: str
+) -> None:
+    start("one")
+    wanted = {"run/job.json": b"", "run/edge/model.onnx": b"one" * 1000}
+    assert "fleet run" not in run("enroll", "a", "--out", tmp_path / f"first-{out}")
+    found = unpacked(tmp_path / f"first-{out}", "run")
+    assert set(found) == set(wanted)
+    assert found["run/edge/model.onnx"] == wanted["run/edge/model.onnx"]
+    assert len(unpacked(tmp_path / f"first-{out}", "device")) == len(BUNDLE)
+    start("two")
+    run("rotate", "a", "--run", "two", "--out", tmp_path / out)
+    assert unpacked(tmp_path / out, "run")["run/edge/model.onnx"] == b"two" * 1000
+    for path in (tmp_path / out).rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_without_a_run_the_note_says_how_to_add_one(
+    run: Callable[..., str], root: Path, tmp_path: Path
+) -> None:
+    assert "gradsense fleet run NAME" in run("enroll", "a", "--out", tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["device"]
+
+
+def test_which_run_is_meant_must_be_clear(
+    gradsense: Command, root: Path, start: Callable[[str], Path], tmp_path: Path
+) -> None:
+    def complain(*args: object, parts: tuple[str, ...]) -> None:
+        outcome = gradsense("fleet", "enroll", "a", "--fleet", root, "--out", tmp_path / "a", *args)
+        outcome.complaint(*parts)  # type: ignore[attr-defined]
+        assert not (tmp_path / "a" / "device").exists()
+
+    complain("--run", "ghost", parts=("is no run", "has none", "fleet run"))
+    one = start("one")
+    start("two")
+    complain(parts=("several runs: one, two", "--run"))
+    complain("--run", "../runs/one", parts=("is no run", "has one, two"))
+    (one / "job.json").write_text("{}")
+    complain("--run", "one", parts=("job.json", "field 'run'"))
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    complain("--run", "two", parts=("is there already",))
 
 
 def test_the_life_of_a_device(run: Callable[..., str], root: Path, tmp_path: Path) -> None:

@@ -315,6 +315,43 @@ def test_flows_are_read_once_and_told_once() -> None:
     assert client.steps == 2
 
 
+def test_moments_that_were_refused_were_never_told() -> None:
+    client, learner = reader()
+    update = client.work(100)
+    assert update is not None
+    client.refused(update.sequence + 1)  # another's answer changes nothing
+    assert client.told == 2
+    client.refused(update.sequence)
+    assert (client.told, client.plan(100)) == (0, (2, 0))
+    client.adopt(head(1))
+    again = client.work(100)
+    assert again is not None
+    assert (again.sequence, again.samples) == (2, 10)
+    assert np.array_equal(again.delta[MOMENTS], update.delta[MOMENTS])
+    client.refused(update.sequence)  # told again meanwhile: an old answer
+    assert client.plan(100) == (0, 0)
+    assert learner.seen == [(0, 2), (0, 2)]
+
+
+def test_a_refusal_outlives_a_restart() -> None:
+    client, _ = reader()
+    update = client.work(100)
+    assert update is not None
+    after = Client("a", Reader(), GSFS)
+    after.restore(*client.state())
+    after.refused(update.sequence)
+    assert after.plan(100) == (2, 0)
+
+
+def test_a_visit_grows_with_the_site() -> None:
+    client, learner = reader()
+    client.work(100)
+    learner.steps_per_epoch = 5
+    assert client.plan(100) == (3, 0)
+    client.work(100)
+    assert learner.seen == [(0, 2), (2, 3)]
+
+
 def test_a_site_that_reads_does_not_move_the_model() -> None:
     client, _ = reader()
     before = head().tensors

@@ -277,3 +277,49 @@ def test_one_odd_site_does_not_stop_the_cloud(factor: object) -> None:
     with contextlib.suppress(errors.UpdateRefused):
         cloud.receive(update("a", delta=delta), 0.0)
     assert all(np.isfinite(value).all() for value in cloud.model.tensors.values())
+
+
+# How loud one site may be --------------------------------------------------------------------
+
+
+def test_an_update_may_move_the_model_only_so_far() -> None:
+    cloud = coordinator(max_norm=5.0)
+    cloud.receive(update("a", delta={"w": tensor(5.0)}), 0.0)
+    with pytest.raises(errors.NormTooLarge, match=r"norm of 5\.1; 5 is allowed"):
+        cloud.receive(update("b", delta={"w": tensor(5.1)}), 0.0)
+    assert cloud.refused == {"norm-too-large": 1}
+
+
+def test_moments_weigh_no_more_than_the_flows_that_they_are_of() -> None:
+    cloud = coordinator("gsfs")
+    # FACTOR has two rows with a constant and a label each: two flows. Three times as loud it is
+    # of eighteen.
+    with pytest.raises(errors.NormTooLarge, match="moments of 18 flows, where it read 2"):
+        cloud.receive(update("a", samples=2, delta={"moments": 3 * FACTOR}), 0.0)
+    cloud.receive(update("a", samples=9, delta={"moments": 3 * FACTOR}), 0.0)
+    assert cloud.refused == {"norm-too-large": 1}
+
+
+def test_the_norm_of_moments_is_that_of_a_flow() -> None:
+    # ‖FACTOR‖² = 5 over 2 flows: a root mean square of 1.58.
+    with pytest.raises(errors.NormTooLarge, match=r"norm of 1\.581"):
+        coordinator("gsfs", max_norm=1.5).receive(
+            update("a", samples=2, delta={"moments": FACTOR}), 0.0
+        )
+    coordinator("gsfs", max_norm=1.6).receive(
+        update("a", samples=2, delta={"moments": FACTOR}), 0.0
+    )
+
+
+def test_moments_have_no_age() -> None:
+    cloud = coordinator("gsfs", max_staleness=1)
+    for sequence in range(1, 6):
+        moments = {"moments": FACTOR}
+        version = cloud.model.version
+        cloud.receive(
+            update("a", sequence=sequence, base_version=version, samples=2, delta=moments), 0.0
+        )
+    assert cloud.model.version == 5
+    cloud.receive(update("b", base_version=0, samples=2, delta={"moments": FACTOR}), 0.0)
+    with pytest.raises(errors.UnknownBase):  # from the future all the same
+        cloud.receive(update("c", base_version=99, samples=2, delta={"moments": FACTOR}), 0.0)

@@ -57,7 +57,7 @@ def agrees(classifier: TextClassifier, path: Path, texts: list[str]) -> None:
         "input_ids": encoded.input_ids.numpy(),
         "attention_mask": (torch.ones_like(encoded.input_ids) if mask is None else mask).numpy(),
     }
-    (found,) = session(path).run(None, inputs)
+    (found,) = session(path).run(["logits"], inputs)
     assert found.dtype == np.float32
     # What torch answers differs from prompt to prompt by far more than this.
     assert found == pytest.approx(expected, abs=1e-5 * max(1.0, float(np.abs(expected).max())))
@@ -92,9 +92,41 @@ def test_a_head_of_our_own_exports(
             frozen=True,
         )
     )
-    write_graph(classifier, tmp_path / "model.onnx")
+    path = tmp_path / "model.onnx"
+    write_graph(classifier, path)
     for texts in BATCHES:
-        agrees(classifier, tmp_path / "model.onnx", texts)
+        agrees(classifier, path, texts)
+    model: Any = classifier.model
+    encoded = classifier.encode(BATCHES[1])
+    with torch.inference_mode():
+        expected = classifier.features(encoded, torch.arange(33)).numpy()
+    inputs = {
+        "input_ids": encoded.input_ids.numpy(),
+        "attention_mask": encoded.attention_mask.numpy(),
+    }
+    (features,) = session(path).run(["features"], inputs)
+    assert features.shape == (33, model.features_per_prompt)
+    assert features == pytest.approx(expected, abs=1e-4)
+
+
+def test_another_head_may_take_the_place_of_the_graphs_own(tmp_path: Path) -> None:
+    classifier = build(
+        "nano", template=get_template("context"), labels=LABELS, seed=0, readout="tokens"
+    )
+    path = tmp_path / "model.onnx"
+    write_graph(classifier, path)
+    heads = {v.name: tuple(v.dims) for v in onnx.load(path).graph.initializer if "score" in v.name}
+    assert heads == {"model.score.weight": (3, 1520), "model.score.bias": (3,)}
+    weight = np.random.default_rng(0).normal(size=(3, 1520)).astype(np.float32)
+    lent = [ort.OrtValue.ortvalue_from_numpy(array) for array in (weight, np.ones(3, np.float32))]
+    options = ort.SessionOptions()
+    for name, value in zip(heads, lent, strict=True):
+        options.add_initializer(name, value)
+    ids = np.random.default_rng(0).integers(4, 900, size=(5, 19))
+    graph = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    logits, features = graph.run(["logits", "features"], {"input_ids": ids})
+    assert np.ptp(logits) > 1, "its own head says zero to everything"
+    assert logits == pytest.approx(features @ weight.T + 1, abs=1e-3)
 
 
 @pytest.mark.parametrize("readout", ["last", "pooled"])
@@ -136,8 +168,10 @@ def test_the_novelty_score_is_a_second_output(tmp_path: Path) -> None:
         logits = classifier.model.score(features)  # type: ignore[operator]
         expected = score(features, logits).numpy()
     graph = session(path)
-    assert names(graph.get_outputs()) == ["logits", "novelty"]
-    answer, novelty = graph.run(None, {"input_ids": ids.numpy()})
+    assert names(graph.get_outputs()) == ["logits", "novelty", "features"]
+    answer, novelty, said = graph.run(None, {"input_ids": ids.numpy()})
+    assert (said.dtype, said.shape) == (np.float32, (5, 1520))
+    assert said == pytest.approx(features.numpy(), abs=1e-4)
     assert answer == pytest.approx(logits.numpy(), abs=1e-3)
     assert (novelty.dtype, novelty.shape) == (np.float32, (5,))
     assert novelty == pytest.approx(expected, abs=1e-4)

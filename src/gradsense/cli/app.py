@@ -5,13 +5,16 @@ from __future__ import annotations
 import typer
 
 from gradsense import __version__
-from gradsense.cli import data, fleet
+from gradsense.cli import data, fleet, fleet_run
 from gradsense.cli.calibrate import calibrate
 from gradsense.cli.compare import compare
+from gradsense.cli.coordinator import coordinator
 from gradsense.cli.demo import demo
+from gradsense.cli.edge import edge
 from gradsense.cli.evaluate import evaluate
 from gradsense.cli.export import export
 from gradsense.cli.feedback import feedback
+from gradsense.cli.fleet_up import up
 from gradsense.cli.pretrain import pretrain
 from gradsense.cli.serve import serve
 from gradsense.cli.synth import synthesize
@@ -39,6 +42,14 @@ data.app.command("synth", epilog="Example: gradsense data synth captures/ --site
     synthesize
 )
 app.add_typer(data.app, name="data")
+fleet.app.command("run", epilog="Example: gradsense fleet run porch --labels Benign,DDoS,PortScan")(
+    fleet_run.run
+)
+fleet.app.command("status", epilog="Example: gradsense fleet status --json")(fleet_run.status)
+fleet.app.command("model", epilog="Example: gradsense fleet model porch --out model/")(
+    fleet_run.model
+)
+fleet.app.command("up", epilog="Example: gradsense fleet up --devices 5")(up)
 app.add_typer(fleet.app, name="fleet")
 app.command(epilog="Example: gradsense demo --out demo")(demo)
 app.command(epilog="Example: gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/")(
@@ -64,4 +75,10 @@ app.command(
     epilog="Example: gradsense watch /opt/zeek/logs/current/conn.log --model edge/ "
     "--config watch.toml"
 )(watch)
+app.command(epilog="Example: gradsense coordinator --fleet fleet/ --metrics 127.0.0.1:9109")(
+    coordinator
+)
+app.command(
+    epilog="Example: gradsense edge --bundle porch-cam/ --logs /opt/zeek/logs/current/conn.log"
+)(edge)
 app.command(epilog="Example: gradsense feedback 3f9a0c --benign")(feedback)

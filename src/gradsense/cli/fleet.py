@@ -27,10 +27,18 @@ Device = Annotated[str, typer.Argument(help="Id of the device: letters, digits, 
 Days = Annotated[int, typer.Option(min=1, help="Days that its certificate is valid.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="BUNDLE.zip, or a folder to put device/ in. Default: ID.zip."),
+    typer.Option(help="BUNDLE.zip, or a folder to put device/ and run/ in. Default: ID.zip."),
+]
+Run = Annotated[
+    str | None,
+    typer.Option(help="Run that the device takes part in. Default: the fleet's only one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+_NO_RUN = (
+    "The fleet has no run yet: gradsense fleet run NAME makes one; then copy "
+    "FLEET/runs/NAME/start to the bundle as run/."
+)
 _REVOKED = (
     "Send the broker SIGHUP: Mosquitto 2 then refuses it, on an open connection too. "
     "EMQX: load broker/acl.conf again and kick the client."
@@ -77,17 +85,21 @@ def enroll(
     device: Device,
     fleet: FleetFolder = Path("fleet"),
     out: Out = None,
+    run: Run = None,
     days: Days = 365,
     as_json: AsJson = False,
 ) -> None:
-    """Let a device in: keys, certificates and the broker's address as a bundle for it alone."""
+    """Let a device in: keys, the broker's address and the run's start as a bundle for it alone."""
+    from gradsense.cloud.bundle import run_start
     from gradsense.cloud.enrolment import opened
     from gradsense.cloud.registry import device_id
 
     place, now = out or Path(f"{device_id(device)}.zip"), time.time()
     with opened(fleet) as found:
-        entry = found.enroll(device, place, now=now, days=days)
-    _show(entry, now, as_json, f"bundle: {place}; it holds the device's keys, no copy is kept")
+        start = run_start(fleet, run)
+        entry = found.enroll(device, place, now=now, days=days, run=start)
+    note = f"bundle: {place}; it holds the device's keys, no copy is kept"
+    _show(entry, now, as_json, note if start else f"{note}. {_NO_RUN}")
 
 
 @app.command(epilog="Example: gradsense fleet revoke porch-cam")
@@ -110,10 +122,12 @@ def rotate(
     ] = False,
     fleet: FleetFolder = Path("fleet"),
     out: Out = None,
+    run: Run = None,
     days: Days = 365,
     as_json: AsJson = False,
 ) -> None:
     """New keys and a new certificate for a device or a part of the fleet; the old is revoked."""
+    from gradsense.cloud.bundle import run_start
     from gradsense.cloud.enrolment import opened
     from gradsense.cloud.registry import device_id
 
@@ -127,7 +141,7 @@ def rotate(
         elif coordinator:
             entry = found.rotate_coordinator(now=now)
         else:
-            entry = found.rotate(device, place, now=now, days=days)
+            entry = found.rotate(device, place, now=now, days=days, run=run_start(fleet, run))
     _show(entry, now, as_json, f"new keys: {place}. {_ROTATED}")
 
 

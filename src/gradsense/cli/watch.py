@@ -89,7 +89,7 @@ def watch(
     from gradsense.edge.gateway import Plan, open_watch
     from gradsense.edge.settings import Settings, read
 
-    _log_to_stderr()
+    log_to_stderr()
     with ExitStack() as stack:
         if state is None:
             state = (
@@ -158,15 +158,15 @@ def _stdout(output: Output) -> dict[str, Any]:
     return {"stdout": FileSink(FileSetting(type="jsonl", name="stdout", path="-", format=form))}
 
 
-def _log_to_stderr() -> None:
-    """Warnings on stderr: in colour for a person, one line each for systemd's journal."""
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Warnings, or more, on stderr: in colour for a person, one line each for systemd's journal."""
     console = Console(stderr=True)
     handler: logging.Handler = (
         RichHandler(console=console, show_path=False, show_time=False)
         if console.is_terminal
         else logging.StreamHandler()
     )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
 def _say_where(running: Watch, model: Path, state: Path) -> None:

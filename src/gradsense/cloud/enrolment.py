@@ -1,9 +1,10 @@
 """The fleet folder: made once, and changed by enrolling, revoking and rotating.
 
-    fleet.json          id of the fleet, address of its broker
+    fleet.json          id of the fleet, address of its broker, public keys
     registry.sqlite3    every certificate that was issued, and public signing keys
     ca/                 ca.pem and ca-key.pem, the one secret that must be backed up
-    coordinator/        cert.pem, key.pem, ca.pem, signing-key.pem
+    coordinator/        cert.pem, key.pem, ca.pem, signing-key.pem; seal-key.pem, its own, and
+                        fleet-seal-key.pem, which every device gets
     broker/             what the broker reads: certificates, crl.pem, configuration, access
 
 Every change holds the folder's lock. It is written to the registry first, then to files, each by
@@ -13,24 +14,27 @@ temporary file, fsync and rename; what a killed command left out is made good by
 from __future__ import annotations
 
 import fcntl
-import io
 import ipaddress
 import json
 import os
 import pwd
 import re
 import secrets
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import BaseModel, ValidationError
 
-from gradsense.cloud import broker
-from gradsense.cloud.authority import Authority, Issued, SigningPair, signing_pair
+from gradsense.cloud import broker, bundle
+from gradsense.cloud.authority import Authority, Issued, signing_pair
+from gradsense.cloud.bundle import write_file, write_files
 from gradsense.cloud.registry import Entry, Registry, Role, device_id
+from gradsense.engines import job
+from gradsense.engines.identity import Address, DeviceFile, FleetFile
 from gradsense.errors import GradsenseError, InputError
 from gradsense.storage import replacing
 
@@ -39,30 +43,12 @@ SERVICE_DAYS = 730
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 
 
-class Address(BaseModel):
-    """Where the broker listens."""
+@dataclass(frozen=True)
+class _SealPair:
+    """An X25519 key: the private part as PKCS 8 PEM, the public part in hex."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    host: str
-    port: int = Field(ge=1, le=65535)
-
-
-class FleetFile(BaseModel):
-    """``fleet.json``. ``coordinator_key``: its public Ed25519 key, 64 hex digits."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = 1
-    fleet: str
-    broker: Address
-    coordinator_key: str = Field(pattern=r"^[0-9a-f]{64}$")
-
-
-class DeviceFile(FleetFile):
-    """``device/device.json`` of a bundle; beside it ca.pem, cert.pem, key.pem, signing-key.pem."""
-
-    device: str
+    private: bytes = field(repr=False)
+    public: str
 
 
 class Fleet:
@@ -73,21 +59,32 @@ class Fleet:
         self.registry = Registry(folder / "registry.sqlite3")
         self._authority = authority
 
-    def enroll(self, device: str, out: Path, *, now: float, days: int) -> Entry:
-        """Let a device in and write its bundle to ``out``: a .zip, or a folder to hold device/.
+    def enroll(
+        self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
+    ) -> Entry:
+        """Let a device in and write its bundle to ``out``: a .zip, or a folder.
+
+        Args:
+            run: ``bundle.run_start`` of what the device takes part in, to be put under ``run/``;
+                None: the bundle says who the device is, and no more.
 
         Raises:
-            InputError: the id cannot be used or is in force, or ``out`` is there.
+            InputError: the id cannot be used or is in force, ``out`` is there, or ``run`` holds no
+                job.
             GradsenseError: the bundle could not be written.
         """
-        return self._bundle(device_id(device), out, now, days, self.registry.add)
+        return self._bundle(device_id(device), out, self.registry.add, now=now, days=days, run=run)
 
-    def rotate(self, device: str, out: Path, *, now: float, days: int) -> Entry:
+    def rotate(
+        self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
+    ) -> Entry:
         """New keys and a new certificate for a device; the old certificate is revoked.
 
         Raises: as ``enroll``, but the id must be in force.
         """
-        return self._bundle(device_id(device), out, now, days, self.registry.rotate)
+        return self._bundle(
+            device_id(device), out, self.registry.rotate, now=now, days=days, run=run
+        )
 
     def revoke(self, device: str, *, now: float) -> Entry:
         """Shut a device out. Doing so again is no error and writes the broker's files again.
@@ -104,50 +101,52 @@ class Fleet:
         issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
         entry = _entry("broker", "broker", issued, now)
         self.registry.rotate(entry)
-        _write_all(self.folder / "broker", _broker_files(self.folder, self.about, issued))
+        write_files(self.folder / "broker", _broker_files(self.folder, self.about, issued))
         self._publish(now)
         return entry
 
     def rotate_coordinator(self, *, now: float) -> Entry:
         """A new key and certificate for the coordinator.
 
-        Its signing key stays: every device holds the public part and believes no other.
+        Its signing and seal keys stay: every device holds the public parts and believes no other.
         """
         issued = self._authority.client(broker.COORDINATOR, now, SERVICE_DAYS)
         public = bytes.fromhex(self.about.coordinator_key)
         entry = _entry(broker.COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
-        _write_all(self.folder / "coordinator", _pair(issued))
+        write_files(self.folder / "coordinator", _pair(issued))
         self._publish(now)
         return entry
 
     def _bundle(
-        self, device: str, out: Path, now: float, days: int, register: Callable[[Entry], None]
+        self,
+        device: str,
+        out: Path,
+        register: Callable[[Entry], None],
+        *,
+        now: float,
+        days: int,
+        run: Path | None,
     ) -> Entry:
-        packed = out.suffix == ".zip"
-        place = out if packed else out / "device"
-        if place.exists():
-            raise InputError("is there already", mend="give another --out", file=place)
+        if run is not None:
+            job.read(run)
         issued, signing = self._authority.client(device, now, days), signing_pair()
         entry = _entry(device, "device", issued, now, signing.public)
         about = DeviceFile(device=device, **self.about.model_dump())
-        files = {
-            "device.json": _json(about),
-            "ca.pem": self._authority.certificate,
-            **_pair(issued),
-            "signing-key.pem": signing.private,
-        }
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            files = {
+                "device.json": _json(about),
+                "ca.pem": self._authority.certificate,
+                **_pair(issued),
+                "signing-key.pem": signing.private,
+                "seal-key.pem": (self.folder / "coordinator" / "fleet-seal-key.pem").read_bytes(),
+            }
+            bundle.prepare(out)
             register(entry)
-            if packed:
-                _write(place, _zipped(files))
-            else:
-                with replacing(place) as fresh:
-                    _write_all(fresh, files)
+            bundle.write(out, files, run)
         except OSError as error:
             raise GradsenseError(
-                f"{place}: the bundle could not be written ({error.strerror or error}); if fleet "
+                f"{out}: the bundle could not be written ({error.strerror or error}); if fleet "
                 f"list shows {device}, gradsense fleet rotate {device} makes another"
             ) from error
         self._publish(now)
@@ -155,7 +154,7 @@ class Fleet:
 
     def _publish(self, now: float) -> None:
         """Bring what the broker reads about members up to date with the registry."""
-        _write_all(self.folder / "broker", _access(self._authority, self.registry, now))
+        write_files(self.folder / "broker", _access(self._authority, self.registry, now))
 
 
 def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFile:
@@ -172,11 +171,23 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
         raise InputError("is there already, nothing was changed", mend="give another", file=folder)
     signing, identifier = signing_pair(), secrets.token_hex(8)
     address = Address(host=_host(host or "localhost"), port=port)
-    about = FleetFile(fleet=identifier, broker=address, coordinator_key=signing.public.hex())
+    own, shared = _seal_pair(), _seal_pair()
+    about = FleetFile(
+        fleet=identifier,
+        broker=address,
+        coordinator_key=signing.public.hex(),
+        coordinator_seal_key=own.public,
+        fleet_seal_key=shared.public,
+    )
+    secret = {
+        "signing-key.pem": signing.private,
+        "seal-key.pem": own.private,
+        "fleet-seal-key.pem": shared.private,
+    }
     try:
         with replacing(folder) as fresh:
             fresh.chmod(0o700)
-            _fill(fresh, folder, about, signing, now)
+            _fill(fresh, folder, about, secret, now)
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror or error})",
@@ -186,21 +197,27 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
     return about
 
 
-def _fill(fresh: Path, folder: Path, about: FleetFile, signing: SigningPair, now: float) -> None:
-    """Everything of a new fleet into ``fresh``, which is to become ``folder``."""
+def _fill(
+    fresh: Path, folder: Path, about: FleetFile, secret: dict[str, bytes], now: float
+) -> None:
+    """Everything of a new fleet into ``fresh``, which is to become ``folder``.
+
+    Args:
+        secret: the coordinator's private keys by file name.
+    """
     authority = Authority.create(about.fleet, now)
     server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
     client = authority.client(broker.COORDINATOR, now, SERVICE_DAYS)
-    registry = Registry(fresh / "registry.sqlite3")
+    registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
     registry.add(_entry("broker", "broker", server, now))
-    registry.add(_entry(broker.COORDINATOR, "coordinator", client, now, signing.public))
+    registry.add(_entry(broker.COORDINATOR, "coordinator", client, now, public))
     ca = {"ca.pem": authority.certificate}
-    _write_all(fresh / "ca", {**ca, "ca-key.pem": authority.key})
-    _write_all(fresh / "coordinator", {**ca, **_pair(client), "signing-key.pem": signing.private})
-    _write_all(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
-    _write_all(fresh / "broker", _access(authority, registry, now))
+    write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
+    write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
+    write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
+    write_files(fresh / "broker", _access(authority, registry, now))
     (fresh / "broker" / "data").mkdir(mode=0o700)
-    _write(fresh / "fleet.json", _json(about))
+    write_file(fresh / "fleet.json", _json(about))
     registry.close()
 
 
@@ -324,35 +341,7 @@ def _json(model: BaseModel) -> bytes:
     return (json.dumps(model.model_dump(), indent=2) + "\n").encode()
 
 
-def _zipped(files: Mapping[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, body in files.items():
-            member = zipfile.ZipInfo(f"device/{name}")  # dated 1980: no hidden clock
-            member.external_attr = 0o600 << 16
-            archive.writestr(member, body)
-    return packed.getvalue()
-
-
-def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
-    for name, body in files.items():
-        _write(folder / name, body)
-
-
-def _write(file: Path, body: bytes) -> None:
-    """Only the owner may read it, and it is there whole or not at all, also after a power loss."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(body)
-        stream.flush()
-        os.fsync(descriptor)
-    fresh.replace(file)
-    parent = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+def _seal_pair() -> _SealPair:
+    key = X25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return _SealPair(private, key.public_key().public_bytes_raw().hex())

@@ -1,5 +1,6 @@
 """The edge bundle: an ONNX graph, a tokenizer and a manifest that says how to use them.
 
+A fleet's later models bring a head of their own beside the graph (``detection.head``).
 The manifest is read first and bounded in size; every other file is opened only after its SHA-256
 is the manifest's. Nothing here imports torch.
 """
@@ -11,7 +12,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +24,7 @@ from gradsense.storage import replacing
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
+HEAD_FILE: Final = "head.safetensors"
 
 _MAX_MANIFEST_BYTES = 4 << 20
 #: Of a graph or a tokenizer: what a gateway could ever hold in memory.
@@ -81,7 +83,7 @@ class Manifest(_Value):
     reference: Reference | None = None
     provenance: dict[str, Any] = {}
     verified: dict[str, Any] | None = None
-    files: dict[Literal["model.onnx", "tokenizer.json"], File]
+    files: dict[Literal["model.onnx", "tokenizer.json", "head.safetensors"], File]
 
     @property
     def id(self) -> str:
@@ -120,18 +122,21 @@ def read(path: Path | str) -> tuple[Manifest, Template]:
         raise InputError(
             f"cannot be read ({error.strerror or error})", mend="check its permissions", file=file
         ) from error
-    for name in (GRAPH_FILE, TOKENIZER_FILE):
+    for name in dict.fromkeys((GRAPH_FILE, TOKENIZER_FILE, *manifest.files)):
         _check(path / name, manifest.files.get(name))  # type: ignore[call-overload]
     return manifest, _template(manifest, file)
 
 
-def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manifest:
+def write(
+    path: Path | str, manifest: Manifest, files: dict[str, Path], *, link: bool = False
+) -> Manifest:
     """Write a bundle, all of it or nothing, and return the manifest with the files' hashes.
 
     Args:
         path: a new folder, or one that holds a bundle, which is replaced.
         manifest: its ``files`` are overwritten.
         files: graph and tokenizer by their names in the bundle, where they lie now.
+        link: whether these files may be hard links to the ones there, which then must not change.
 
     Raises:
         InputError: ``path`` holds something that is no bundle.
@@ -142,7 +147,7 @@ def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manif
     try:
         with replacing(path) as fresh:
             for name, source in files.items():
-                shutil.copyfile(source, fresh / name)
+                _put(source, fresh / name, link=link)
             described = {name: describe(fresh / name) for name in files}
             manifest = manifest.model_copy(update={"files": described})
             (fresh / MANIFEST_FILE).write_text(_text(manifest), encoding="utf-8")
@@ -151,6 +156,17 @@ def write(path: Path | str, manifest: Manifest, files: dict[str, Path]) -> Manif
             f"{path}: cannot write the bundle: {error.strerror or error}"
         ) from error
     return manifest
+
+
+def _put(source: Path, file: Path, *, link: bool) -> None:
+    if link:
+        try:
+            os.link(source, file)
+        except OSError:  # another disk, or one without links
+            pass
+        else:
+            return
+    shutil.copyfile(source, file)
 
 
 def claimable(path: Path) -> None:

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 import polars as pl
 
-from gradsense.detection import bundle
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.cache import Cache
-from gradsense.detection.encode import Encoder, Inputs, encoder
+from gradsense.detection.encode import Encoder, Inputs
 from gradsense.detection.reasons import Reason
-from gradsense.errors import InputError
+from gradsense.detection.session import Session, open_bundle
 from gradsense.prompts.templates import Template
 from gradsense.telemetry.context import ContextWindow
 from gradsense.telemetry.labels import BENIGN
@@ -71,7 +69,7 @@ class Detector:
         self,
         manifest: Manifest,
         template: Template,
-        session: ort.InferenceSession,
+        session: Session,
         encoder: Encoder,
         *,
         cache: int = CACHE_SIZE,
@@ -80,7 +78,7 @@ class Detector:
         self.cache: Cache[Verdict] = Cache(cache)
         self.judged = self.inferred = 0
         self._session, self._encoder = session, encoder
-        self._outputs = [output.name for output in session.get_outputs()]
+        self._outputs = [name for name in ("logits", "novelty") if name in session.outputs]
         self._benign = manifest.labels.index(BENIGN) if BENIGN in manifest.labels else None
 
     @classmethod
@@ -95,25 +93,8 @@ class Detector:
         Raises:
             InputError: no bundle, or a damaged or altered one.
         """
-        manifest, template = bundle.read(path)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        # Threads spin from one operator to the next, which is worth a fifth of the time, but not
-        # while no flow comes: a gateway has better things to do.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3
-        graph = Path(path) / bundle.GRAPH_FILE
-        try:
-            session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-            words = encoder(manifest.tokens, template, Path(path) / bundle.TOKENIZER_FILE)
-        except Exception as error:  # the libraries raise classes of their own and bare Exception
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise InputError(
-                f"the bundle cannot be opened: {lines[0]}",
-                mend="export it again with this version of gradsense",
-                file=Path(path),
-            ) from error
-        return cls(manifest, template, session, words, cache=cache)
+        opened = open_bundle(path, threads=threads)
+        return cls(opened.manifest, opened.template, opened.session, opened.encoder, cache=cache)
 
     # Flows ----------------------------------------------------------------------------------
 
@@ -237,7 +218,7 @@ class Detector:
         self, inputs: Inputs
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """Logits [n, classes] and novelty [n]."""
-        answers = dict(zip(self._outputs, self._session.run(None, inputs), strict=True))
+        answers = dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
         return answers["logits"], answers.get("novelty")
 
     def _verdicts(

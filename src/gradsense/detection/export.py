@@ -161,11 +161,13 @@ def _measured(
 def _quantise(graph: Path) -> None:
     """Dynamic quantisation in place: int8 weights, and activations scaled as they come.
 
-    The last layer stays float32. It is small, and its rounding would go into the logits whole.
+    The last layer stays float32. It is small, and its rounding would go into the logits whole. So
+    do the features before it, as they are an output.
     """
     plain = graph.with_suffix(".float32")
     graph.rename(plain)
-    last = [node for node in onnx.load(plain).graph.node if "logits" in node.output]
+    model = onnx.load(plain)
+    last = [node for node in model.graph.node if "logits" in node.output]
     with quiet():  # it recommends a preparation that the exporter has done
         quantize_dynamic(
             plain,
@@ -178,6 +180,27 @@ def _quantise(graph: Path) -> None:
                 f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name for node in last
             ],
         )
+    for node in last:
+        if node.op_type == "Gemm":
+            _put_back(node, model, graph)
+
+
+def _put_back(gemm: onnx.NodeProto, plain: onnx.ModelProto, file: Path) -> None:
+    """Undo the split: the head keeps its name and shape, under which another may take its place."""
+    model = onnx.load(file)
+    nodes, values = model.graph.node, model.graph.initializer
+    parts = {f"{gemm.name}_MatMul", f"{gemm.name}_Add"}
+    places = [place for place, node in enumerate(nodes) if node.name in parts]
+    kept = [node for node in nodes if node.name not in parts]
+    after = max(places) - len(places) + 1
+    del nodes[:]
+    nodes.extend([*kept[:after], gemm, *kept[after:]])
+    weight = gemm.input[1]
+    others = [value for value in values if value.name != f"{weight}_Transposed"]
+    del values[:]
+    values.extend([*others, *(v for v in plain.graph.initializer if v.name == weight)])
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
 
 
 def _provenance(card: cards.Card, classifier: TextClassifier, model_dir: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from gradsense.edge.logs.source import Source
 from gradsense.edge.observer import Observer
 from gradsense.edge.outbox import Outbox
 from gradsense.edge.settings import Settings
+from gradsense.edge.successor import Successor
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.edge.watch import Watch
 from gradsense.errors import InputError
@@ -42,7 +44,7 @@ class Plan:
 
     Args:
         logs: paths; ``-`` is standard input.
-        model: the bundle.
+        model: the bundle. One that takes its place is taken over while the watch runs.
         state: folder of the journal.
         once: read the logs to their ends and stop.
         verdicts: file for every verdict.
@@ -79,7 +81,10 @@ def open_watch(
     if plan.once:
         for log in plan.logs:
             _check_readable(log)
-    detector = Detector.load(plan.model, threads=plan.threads, cache=plan.cache)
+    load = partial(Detector.load, plan.model, threads=plan.threads, cache=plan.cache)
+    # A log read once is judged by one model.
+    successor = None if plan.once else Successor(plan.model, load)
+    detector = load() if successor is None else successor.current
     journal = Journal(plan.state)
     places = journal.places()
     sources = [Source(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
@@ -97,7 +102,7 @@ def open_watch(
         detector.manifest.id,
         window_s=settings.window_s,
         max_s=settings.max_s,
-        explain=explainer(detector),
+        explain=explainer(judge),
     )
     metrics = _metrics(settings)
     observer = None if metrics is None else Observer(metrics, judge, grouper, journal)
@@ -123,6 +128,7 @@ def open_watch(
         verdicts=None if plan.verdicts is None else VerdictLog(plan.verdicts),
         clock=clock,
         observer=observer,
+        successor=successor,
     )
 
 

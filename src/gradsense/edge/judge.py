@@ -113,6 +113,21 @@ class Judge:
         counts["novel"] += int(novel.sum())
         return Judged(verdicts, alarms, counts)
 
+    def adopt(self, detector: Detector) -> None:
+        """Judge with another model of the same template from the next flow on.
+
+        Drift begins anew, against the new model's reference. Habits and feedback stay: they are
+        about prompts, not about what a model says of them.
+
+        Raises:
+            InputError: the model's reference is of another template; nothing has changed.
+        """
+        drift = None if self.drift is None else _begun_anew(self.drift, detector)
+        # Totals are of the watch, not of one model.
+        detector.judged += self.detector.judged
+        detector.inferred += self.detector.inferred
+        self.detector, self.drift = detector, drift
+
     @property
     def among_strangers(self) -> bool:
         """Whether hardly any flow has a local end: then the operator's networks are not known."""
@@ -202,11 +217,22 @@ def _example(log: str, flows: Flows, place: int) -> Example:
     return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
 
 
-def explainer(detector: Detector) -> Explain:
-    """Reasons for the verdict on a prompt, given as its phrases' bytes, in words."""
+def _begun_anew(drift: Drift, detector: Detector) -> Drift:
+    """An empty window for this model; the day of the last wish is remembered."""
+    fresh = Drift(detector.template, detector.manifest.reference, drift.settings)
+    empty = fresh.state().model_copy(update={"wished_at": drift.state().wished_at})
+    fresh.restore(empty.model_dump_json())
+    return fresh
+
+
+def explainer(judge: Judge) -> Explain:
+    """Reasons for the verdict on a prompt, given as its phrases' bytes, in words.
+
+    By the judge's detector at the time of asking.
+    """
 
     def explain(prompt: bytes) -> tuple[str, ...]:
         picks = np.frombuffer(prompt, np.uint16).reshape(1, -1)
-        return tuple(reason.in_words() for reason in detector.explain(picks))
+        return tuple(reason.in_words() for reason in judge.detector.explain(picks))
 
     return explain

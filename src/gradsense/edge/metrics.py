@@ -46,6 +46,7 @@ class Metrics:
         self.sink_delivered = counter("sink_delivered", "Messages delivered.", "sink")
         self.drift_psi = gauge("drift_psi", "Population stability index against training.")
         self.training_wishes = counter("training_wishes", "Wishes to train, sent to the cloud.")
+        self.model_swaps = counter("model_swaps", "New models taken over while running.")
         self.escalated = counter("escalated", "Alerts given to a larger model.", "outcome")
 
     def serve(self, address: str) -> Callable[[], None]:

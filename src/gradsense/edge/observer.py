@@ -38,6 +38,7 @@ class Observer:
             "flows": metrics.flows,
             "alarms": metrics.alarms,
             "training_wishes": metrics.training_wishes,
+            "models_adopted": metrics.model_swaps,
         }
         for name, number in batch.counts.items():
             kind, _, label = name.partition(":")

@@ -18,6 +18,7 @@ from gradsense.edge.judge import Judge
 from gradsense.edge.logs.source import Source
 from gradsense.edge.observer import Observer
 from gradsense.edge.outbox import Outbox
+from gradsense.edge.successor import Successor
 from gradsense.edge.verdicts import VerdictLog
 from gradsense.errors import GradsenseError
 from gradsense.telemetry.tally import Tally
@@ -48,6 +49,7 @@ class Watch:
         timer: seconds of any origin that never fall, for how long things take.
         wait: sleeps for seconds or until the event is set.
         observer: told of each batch that was committed, and once a round.
+        successor: of the judge's detector; None to stay with that one.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Watch:
         timer: Callable[[], float] = time.perf_counter,
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
         observer: Observer | None = None,
+        successor: Successor | None = None,
     ) -> None:
         self.sources, self.judge, self.grouper, self.journal = sources, judge, grouper, journal
         self.outbox, self.verdicts = outbox, verdicts
         self._clock, self._timer, self._wait, self._observer = clock, timer, wait, observer
+        self._successor = successor
         self.tally = Tally()
         self.counts: Counter[str] = Counter()
         self.stop = threading.Event()
@@ -132,8 +136,9 @@ class Watch:
         return True
 
     def round(self, *, once: bool = False) -> None:
-        """What is due now and then: quiet alerts, feedback, habits, drift, queues."""
+        """What is due now and then: a new model, quiet alerts, feedback, habits, drift, queues."""
         real = self._timer()  # the clock on the wall may jump
+        self._take_over(real)
         if real < self._next_round:
             return
         self._next_round = real + ROUND_S
@@ -156,6 +161,28 @@ class Watch:
         if self._observer is not None:
             self._observer.round()
 
+    def _take_over(self, real: float) -> None:
+        """Go on with the model that took the place of this one, if there is one.
+
+        Between two steps: a flow is judged and an alert is told by one model or the other.
+        """
+        if self._successor is None:
+            return
+        try:
+            fresh = self._successor.look(real)
+            if fresh is None:
+                return
+            self.judge.adopt(fresh)
+        except GradsenseError as error:
+            _log.warning("%s; the model before goes on", error)
+            self._commit(Batch(counts={"models_refused": 1}))
+            return
+        self.grouper.model = fresh.manifest.id
+        batch = Batch(counts={"models_adopted": 1})
+        self._remember_habits(batch)
+        self._commit(batch)
+        _log.info("model %s took over", fresh.manifest.id)
+
     def finish(self, *, close_alerts: bool) -> None:
         """Commit what is left and hand over what can be handed over soon."""
         batch = Batch()
@@ -169,6 +196,8 @@ class Watch:
             self.outbox.close()
         if self.verdicts is not None:
             self.verdicts.close()
+        if self._successor is not None:
+            self._successor.close()
 
     def summary(self) -> dict[str, Any]:
         """What this run did, as JSON values: ``flows, alarms, alerts, verdicts, dropped,

@@ -2,6 +2,9 @@
 
 It says which strategy and which start, so that both sides drive the same state machines. It is no
 secret and is not sent: a device gets it with its bundle.
+
+    FLEET/runs/NAME/start/      job.json, edge/ (a bundle of ``detection``), model/ if weights train
+    BUNDLE/run/                 the same on the device
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ from gradsense.errors import InputError
 from gradsense.federation.strategies import Strategy, get_strategy
 
 JOB_FILE = "job.json"
+#: Folders: of all runs in a fleet, of the start in a run, of the start in a device's bundle.
+RUNS, START, RUN = "runs", "start", "run"
+#: Folders of a start: the graph that reads and judges, and the model whose weights are trained.
+EDGE, MODEL = "edge", "model"
 _MAX_BYTES = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 

@@ -38,6 +38,10 @@ class Pool(Protocol):
         """Seconds after which a pool that is not empty is aggregated as it is; None: never."""
         ...
 
+    def needed(self, invited: int) -> int:
+        """How many distinct clients it waits for, or updates, of so many that are invited."""
+        ...
+
     def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
         """Whether to aggregate now. ``invited`` are the connected clients asked to take part."""
         ...
@@ -54,8 +58,13 @@ class AllInvited:
     deadline_s: float | None = None
     synchronous: bool = True
 
+    def needed(self, invited: int) -> int:
+        return max(1, invited)
+
     def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
-        return bool(entries) and _speakers(entries) >= set(invited)
+        # Counted first: a fleet of thousands is not compared by name at every update.
+        enough = len(entries) >= self.needed(len(invited))
+        return enough and _speakers(entries) >= set(invited)
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,13 @@ class Quorum:
     deadline_s: float | None = None
     synchronous: bool = False
 
-    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+    def needed(self, invited: int) -> int:
         # The epsilon keeps 0.6 × 5 = 3.0000000000000004 from asking for a fourth client.
-        needed = max(1, math.ceil(self.share * len(invited) - 1e-9))
-        return len(_speakers(entries)) >= needed
+        return max(1, math.ceil(self.share * invited - 1e-9))
+
+    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+        needed = self.needed(len(invited))
+        return len(entries) >= needed and len(_speakers(entries)) >= needed
 
 
 @dataclass(frozen=True)
@@ -87,5 +99,8 @@ class Count:
     deadline_s: float | None = None
     synchronous: bool = False
 
+    def needed(self, invited: int) -> int:
+        return max(1, min(self.updates, invited))
+
     def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
-        return len(entries) >= max(1, min(self.updates, len(invited)))
+        return len(entries) >= self.needed(len(invited))

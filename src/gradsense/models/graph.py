@@ -2,6 +2,10 @@
 
 Inputs: ``input_ids`` int64 [n, length], and ``attention_mask`` of the same shape where prompts are
 padded. Outputs: ``logits`` float32 [n, classes] and, with a novelty score, ``novelty`` float32 [n].
+A head of our own (``models.readout``) adds ``features`` float32 [n, d], what that head reads, so
+that a device finds a site's moments without torch; whoever does not ask for them pays nothing. The
+head's initialisers are ``model.score.weight`` [classes, d] and ``model.score.bias`` [classes], so
+that onnxruntime can take another head in their place.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from onnx.numpy_helper import from_array
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
@@ -24,6 +29,8 @@ from gradsense.models.last_token import applies_to, last_token_logits
 from gradsense.models.novelty import SketchedInfluence
 from gradsense.models.readout import Readout
 
+#: The name of the head's bias, as of every parameter: its place in ``Graph``.
+_HEAD_BIAS = "model.score.bias"
 #: The first that every operator of the exporter is written for, and the first with an operator for
 #: attention, which is a third faster than its parts. Not every family's attention fits it.
 _OPSET, _OPSET_ATTENTION = 18, 23
@@ -37,13 +44,21 @@ class Graph(nn.Module):
         self.model, self.score = classifier.model, score
         self.eval()
 
+    @property
+    def outputs(self) -> list[str]:
+        """What ``forward`` gives, in its order."""
+        novelty = [] if self.score is None else ["novelty"]
+        return ["logits", *novelty, *(["features"] if isinstance(self.model, Readout) else [])]
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
-        """Logits, or logits and novelty."""
+        """The values that ``outputs`` names; logits alone where that is all."""
         model = self.model
         if isinstance(model, Readout):
             features = model.features(input_ids, attention_mask)
             logits = model.score(features)
-            return logits if self.score is None else (logits, self.score(features, logits))
+            if self.score is None:
+                return logits, features
+            return logits, self.score(features, logits), features
         if applies_to(model):
             lengths = None if attention_mask is None else attention_mask.sum(dim=1)
             return last_token_logits(model, input_ids, lengths)
@@ -93,20 +108,24 @@ def write_graph(
         ids = torch.full((2, min(7, classifier.max_tokens)), _harmless_id(classifier))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         shapes = {name: {0: rows, 1: rows} for name in inputs}
+    graph = Graph(classifier, score)
     try:
         with quiet(), torch.inference_mode():
             program = torch.onnx.export(
-                Graph(classifier, score),
+                graph,
                 kwargs=inputs,
                 dynamo=True,
                 opset_version=opset_of(classifier),
                 dynamic_shapes=shapes,
                 input_names=list(inputs),
-                output_names=["logits"] if score is None else ["logits", "novelty"],
+                output_names=graph.outputs,
                 verbose=False,
             )
             assert program is not None
-            path.write_bytes(_anonymous(program.model_proto).SerializeToString())
+            model = _anonymous(program.model_proto)
+            if isinstance(classifier.model, Readout):
+                _name_bias(model, classifier.model)
+            path.write_bytes(model.SerializeToString())
     except Exception as error:  # the exporter lets through whatever any layer of it raises
         config: Any = classifier.model.config
         cause = error.__cause__ or error  # the exporter's own text is advice to its developers
@@ -119,6 +138,16 @@ def write_graph(
 def _harmless_id(classifier: TextClassifier) -> int:
     """A token that is no padding: some heads look for the first pad."""
     return int(classifier.tokenizer.pad_token_id == 0)
+
+
+def _name_bias(model: Any, readout: Readout) -> None:
+    """Give the head its bias back: the exporter leaves out one of zeros, as untrained heads have,
+    and then no other can take its place."""
+    head = next(node for node in model.graph.node if "logits" in node.output)
+    if head.op_type == "Gemm" and len(head.input) == 2:
+        head.input.append(_HEAD_BIAS)
+        bias = readout.score.bias.detach().numpy()
+        model.graph.initializer.append(from_array(bias, _HEAD_BIAS))
 
 
 def _anonymous(model: Any) -> Any:

@@ -246,3 +246,13 @@ def test_state_and_outbox_agree_after_a_kill(tmp_path: Path, pytestconfig: pytes
 
 if __name__ == "__main__":
     work_for_ever(Path(sys.argv[1]))
+
+
+def test_a_memory_is_of_one_device_in_one_run(tmp_path: Path) -> None:
+    memory = Memory(tmp_path)
+    memory.claim("porch", "cam")
+    memory.claim("porch", "cam")
+    for run, device in (("porch", "bell"), ("garden", "cam")):
+        with pytest.raises(InputError, match=r"of porch/cam \(run/device\)"):
+            memory.claim(run, device)
+    memory.close()

@@ -16,6 +16,7 @@ from gradsense.edge.agent.handover import (
     fitted_temperature,
     hand_over,
     hand_over_weights,
+    handed_over,
 )
 from gradsense.engines.body import model_hash
 from gradsense.errors import GradsenseError
@@ -76,6 +77,20 @@ def test_enough_flows_of_the_site_set_its_thresholds(edge_bundle: Path, tmp_path
     assert manifest.reference.flows == 1800
     for name, shares in expected.fields.items():
         assert manifest.reference.fields[name] == pytest.approx(shares)
+
+
+def test_what_is_left_to_do_is_found_after_a_kill(edge_bundle: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "edge", GlobalModel(7, some_head(edge_bundle))
+    assert not handed_over(out, model, run="street")
+    assert not handed_over(edge_bundle, model, run="street")
+    hand_over(edge_bundle, out, model, batches=[], run="street")
+    assert handed_over(out, model, run="street")
+    assert not handed_over(out, model, run="road")
+    assert not handed_over(out, GlobalModel(8, model.tensors), run="street")
+    other = GlobalModel(7, some_head(edge_bundle, scale=0.5))
+    assert not handed_over(out, other, run="street")
+    (out / "head.safetensors").write_bytes(b"")
+    assert not handed_over(out, model, run="street")
 
 
 @pytest.mark.parametrize(

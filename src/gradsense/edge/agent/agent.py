@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from gradsense.detection import bundle as bundles
 from gradsense.edge.agent.downlink import Downlink, Repeated
-from gradsense.edge.agent.handover import hand_over, hand_over_weights
+from gradsense.edge.agent.handover import hand_over, hand_over_weights, handed_over
 from gradsense.edge.agent.labels import Batcher, Harvest
 from gradsense.edge.agent.limits import Interrupted, Limits, Throttle
 from gradsense.edge.agent.memory import Memory
@@ -53,6 +53,8 @@ DETECTOR = "edge"
 _IDLE_S, _LOOK_S = 0.2, 1.0
 #: A model whose chunks stop coming for so long is asked for again.
 _LOST_S = 10.0
+#: Batches that are read in one visit, some four thousand distinct flows and half a GiB.
+_MOST_BATCHES = 8
 #: Publishes on the way to the broker, and a cap's burst in bytes: four chunks.
 _WINDOW, _BURST = 8, 1 << 20
 
@@ -111,15 +113,18 @@ class Agent:
         strategy = self._job.rules
         self._manifest, template = bundles.read(start / job.EDGE)
         self.memory = Memory(plan.state)
+        self.memory.claim(self._job.run, self._identity.name)
         self._throttle = Throttle(plan.limits, wanted=self._wanted)
         self._weights: WeightLearners | None = None
-        between = self._throttle.between
-        learner: Learner = Reader(start / job.EDGE, self.memory, between=between)
-        if strategy.payload == "deltas":
+        name, between = self._identity.name, self._throttle.between
+        learner: Learner
+        if strategy.payload == "moments":
+            learner = Reader(start / job.EDGE, self.memory, between=between)
+        else:
             from gradsense.edge.agent.weights import WeightLearners  # noqa: PLC0415
 
             self._weights = WeightLearners(self._job, start / job.MODEL, between)
-        name = self._identity.name
+            learner = self._weights.of(self.memory, name)
         self.client = Client(name, learner, strategy, visit_epochs=self._job.epochs)
         saved, kept = self.memory.client(), self.memory.model()
         if saved is not None:
@@ -159,8 +164,6 @@ class Agent:
         self._connected = threading.Event()
         self.link = self._new_link(rng)
         self._next_look = self._next_resubscribe = 0.0
-        if self._weights is not None:
-            self._renew_learner()
 
     def _new_link(self, rng: random.Random) -> Link:
         run, name = self._job.run, self._identity.name
@@ -183,6 +186,7 @@ class Agent:
 
     def run(self) -> None:
         """Work until ``stop`` is set."""
+        self._mend_detector()
         self.link.start()
         try:
             while not self.stop.is_set():
@@ -294,21 +298,15 @@ class Agent:
         if batch is not None:
             self.memory.append(batch)
             if len(batch) and self._weights is not None:
-                self._renew_learner()
+                self.client.learner = self._weights.of(self.memory, self.client.name)
         return gathered is not None or batch is not None
-
-    def _renew_learner(self) -> None:
-        assert self._weights is not None
-        learner = self._weights.of(self.memory, self._identity.name)
-        if learner is not None:
-            self.client.learner = learner
 
     def _work(self) -> bool:
         """One visit, if the client has something to do (eq 1), and its update into the outbox."""
         if not self._may_work():
             return False
         try:
-            update = self.client.work(self.client.visit_steps)
+            update = self.client.work(self._budget())
         except Interrupted:
             self.counts["interrupted"] += 1
             return True
@@ -328,7 +326,11 @@ class Agent:
             return False
         if client.strategy.wait and client.spoke_on >= client.version:
             return False  # rests until the next model
-        return client.plan(client.visit_steps)[0] > 0
+        return client.plan(self._budget())[0] > 0
+
+    def _budget(self) -> int:
+        """Steps of one visit at most: what moments are taken of is in memory at once."""
+        return _MOST_BATCHES if self._weights is None else self.client.visit_steps
 
     def _letter(self, update: Update) -> Letter:
         _, digest = self.memory.held()
@@ -348,11 +350,23 @@ class Agent:
         self.link.publish(self._status(ONLINE))
         self.counts["adopted"] += 1
         _log.info("model %d", model.version)
+        self._hand_over(model)
+
+    def _hand_over(self, model: GlobalModel) -> None:
+        """Give the detector a model, unless nobody has learnt anything yet."""
         if model.version == 0:
-            return  # nobody has learnt anything yet
+            return
         out, run = self.plan.state / DETECTOR, self._job.run
         if self._weights is None:
             hand_over(self._start / job.EDGE, out, model, batches=self.memory, run=run)
         else:
             hand_over_weights(self._start / job.MODEL, out, model, batches=self.memory, run=run)
         self.counts["handed_over"] += 1
+
+    def _mend_detector(self) -> None:
+        """Where the process was killed between adopting a model and handing it over."""
+        held = self.memory.model()
+        if held is not None and not handed_over(
+            self.plan.state / DETECTOR, held, run=self._job.run
+        ):
+            self._hand_over(held)

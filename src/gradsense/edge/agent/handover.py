@@ -22,7 +22,7 @@ from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.edge.agent.reader import Batches, Rows
 from gradsense.engines.body import model_hash
-from gradsense.errors import GradsenseError
+from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.scaffold import weights_of
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.alarms import FALSE_ALARM_SHARE
@@ -105,6 +105,20 @@ def hand_over_weights(
         files = {name: draft / name for name in (GRAPH_FILE, TOKENIZER_FILE)}
         update = found | {"provenance": provenance}
         return bundle.write(out, manifest.model_copy(update=update), files)
+
+
+def handed_over(out: Path, model: GlobalModel, *, run: str) -> bool:
+    """Whether the bundle at ``out`` is whole and this model's.
+
+    An agent that is killed after it adopted a model finds so at its next start what is left to do.
+    """
+    try:
+        manifest, _ = bundle.read(out)
+    except InputError:
+        return False
+    told = manifest.provenance.get("fleet")
+    wanted = {"run": run, "version": model.version, "model_sha256": model_hash(model.tensors)}
+    return isinstance(told, dict) and wanted.items() <= told.items()
 
 
 def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:

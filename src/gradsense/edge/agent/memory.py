@@ -168,6 +168,25 @@ class Memory:
             "device under a new id, since its update numbers are in there"
         )
 
+    def claim(self, run: str, device: str) -> None:
+        """Note whose memory this is, or find that it is so.
+
+        Raises:
+            InputError: it is of another device or of another run.
+            MemoryFull: it could not be noted.
+        """
+        owner = f"{run}/{device}".encode()
+        rows = self._all("SELECT body FROM states WHERE name = 'owner'")
+        if not rows:
+            with self._transaction() as db:
+                _keep(db, "owner", owner)
+        elif rows[0][0] != owner:
+            raise InputError(
+                f"this state is of {rows[0][0].decode()} (run/device), not of {owner.decode()}",
+                mend="give every device and every run a --state of its own",
+                file=self.file,
+            )
+
     # The client -----------------------------------------------------------------------------
 
     def client(self) -> ClientState | None:

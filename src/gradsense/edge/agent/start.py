@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from gradsense.detection import bundle as bundles
 from gradsense.edge.agent.agent import DETECTOR
 from gradsense.engines import job
+from gradsense.errors import InputError
 from gradsense.storage import replacing
 
 
@@ -17,11 +19,13 @@ def first_detector(bundle: Path, state: Path) -> Path | None:
     A run that starts from nothing has nobody to ask until its first aggregation.
 
     Raises:
-        InputError: a bundle is damaged.
+        InputError: the run's start is damaged.
     """
     place, start = state / DETECTOR, bundle / job.RUN / job.EDGE
     if (place / bundles.MANIFEST_FILE).is_file():
-        return place
+        with suppress(InputError):  # damaged by a loss of power: the agent will replace it
+            bundles.read(place)
+            return place
     manifest, _ = bundles.read(start)
     if not manifest.alarm.flows:
         return None

@@ -24,6 +24,8 @@ _WELL_S = 120.0
 _STOP_S = 15.0
 _LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
+#: Unless told otherwise: a thread for each core would make training slower, and detection too.
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ class Supervisor:
         now = self._timer()
         if self._process is None:
             if now >= self._next:
-                self._process = subprocess.Popen(self._command)
+                self._process = subprocess.Popen(self._command, env=_ENVIRONMENT | os.environ)
                 self._began, self.starts = now, self.starts + 1
             return
         code = self._process.poll()

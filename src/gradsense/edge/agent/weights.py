@@ -44,15 +44,18 @@ class WeightLearners:
             between=between,
         )
 
-    def of(self, batches: Batches, device: str) -> LocalLearner | None:
-        """A learner of all batches; None while there is nothing to train on.
+    def of(self, batches: Batches, device: str) -> LocalLearner:
+        """A learner of all batches, of no flow while there are none.
 
         Which prompts are kept for validation depends on the prompt alone, so it stays the same as
         the site's flows grow. The order of batches is the device's own, by its name.
         """
+        stream = zlib.crc32(device.encode())
         rows = [batches[number] for number in range(len(batches))]
         if not rows:
-            return None  # batches are never empty
+            none = torch.zeros(0, dtype=torch.int64)
+            nothing = Examples(self.classifier.encode([]), none, none)
+            return LocalLearner(self._trainer, nothing, nothing, stream)
         picks = np.concatenate([picks for picks, _, _ in rows])
         labels = np.concatenate([labels for _, labels, _ in rows])
         weights = np.concatenate([weights for _, _, weights in rows])
@@ -65,7 +68,7 @@ class WeightLearners:
         validation = train
         if held.any():
             validation = self._examples(picks[held], labels[held], weights[held])
-        return LocalLearner(self._trainer, train, validation, zlib.crc32(device.encode()))
+        return LocalLearner(self._trainer, train, validation, stream)
 
     def _examples(self, picks: Any, labels: Any, weights: Any) -> Examples:
         distinct, index = np.unique(picks, axis=0, return_inverse=True)

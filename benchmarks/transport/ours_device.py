@@ -1,0 +1,133 @@
+"""One device for ``ours.py``: gradsense's own client, memory, sender and link, without a detector.
+
+Reads ``SIZE REPEATS`` from standard input, uploads so often, and answers with a line of JSON: for
+each upload when its training ended (``decided``) and when the coordinator's signed acknowledgement
+was here (``answered``), both in nanoseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import random
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gradsense.edge.agent.downlink import Downlink
+from gradsense.edge.agent.memory import Memory
+from gradsense.edge.agent.uplink import Uplink
+from gradsense.engines import identity, job
+from gradsense.engines.body import ONLINE, Ack, pack_update
+from gradsense.engines.chunks import Resume
+from gradsense.engines.envelope import messages, written
+from gradsense.engines.mqtt import Arrival, Link
+from gradsense.engines.rate import Rate
+from gradsense.engines.wire import Origin
+from gradsense.federation.client import Client
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Tensors, Trained
+
+
+class Noise:
+    """Moves every number at random, and notes when it was done."""
+
+    samples = distinct = validation_samples = 10
+    steps_per_epoch = 1
+    done = 0
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def train(self, tensors: Tensors, **_: object) -> Trained:
+        moved = {
+            name: t + 1e-3 * self._rng.standard_normal(t.shape, np.float32)
+            for name, t in tensors.items()
+        }
+        self.done = time.time_ns()
+        return Trained(moved, {}, 0.0)
+
+    def score(self, tensors: Tensors) -> float:
+        return 0.0
+
+
+class Device:
+    """The agent's exchange with the coordinator, and uploads on command."""
+
+    def __init__(self, bundle: Path, state: Path) -> None:
+        self.me, self.job = identity.of_device(bundle), job.read(bundle / job.RUN)
+        self.memory = Memory(state)
+        self.learner = Noise(len(self.me.name))
+        self.client = Client(self.me.name, self.learner, self.job.rules)
+        rng = random.Random(0)
+        self.down = Downlink(self.job.run, self.me.name, self.me.coordinator_key, held=None)
+        self.up = Uplink(self.memory, self.me.signing_key, Rate(None, 1 << 20), rng=rng)
+        self.inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self.greeted = threading.Event()
+        base = f"gradsense/v1/{self.job.run}"
+        self.link = Link(
+            self.me,
+            subscriptions=(
+                f"{base}/down/model",
+                f"{base}/down/model/+",
+                f"{base}/device/{self.me.name}/#",
+            ),
+            on_message=self.inbox.put,
+            on_connect=lambda _: self.greeted.set(),
+            rng=rng,
+        )
+        self.link.start()
+        self.greeted.wait()
+        self.up.on_connect(time.monotonic())
+        status = Origin("status", self.job.run, self.me.name, 0, 0, "0" * 64)
+        self.link.publish(messages(written(status, ONLINE, self.me.signing_key), retain=True)[0])
+        while self.client.version < 0:
+            self.exchange()
+
+    def exchange(self) -> Ack | None:
+        """Send what may go, and wait for a message or for what is due."""
+        now = time.monotonic()
+        for message in self.up.due(now, connected=True, unacked=self.link.unacked):
+            self.link.publish(message)
+        try:
+            # The link frees its window without a word, so a window that is full is looked at soon.
+            arrival = self.inbox.get(timeout=0.002 if self.link.unacked else 0.05)
+        except queue.Empty:
+            return None
+        found = self.down.take(arrival.message, now)
+        self.link.done(arrival)
+        if isinstance(found, GlobalModel):
+            self.client.adopt(found)
+            self.memory.save(self.client.state(), model=found)
+        elif isinstance(found, Resume):
+            self.up.on_resume(found, now)
+        elif isinstance(found, Ack) and self.up.on_ack(found):
+            return found
+        return None
+
+    def upload(self) -> dict[str, int]:
+        update = self.client.work(1)
+        assert update is not None
+        version, digest = self.memory.held()
+        origin = Origin("update", self.job.run, self.me.name, update.sequence, version, digest)
+        letter = written(origin, pack_update(update), self.me.signing_key)
+        self.memory.save(self.client.state(), letter=letter)
+        while (ack := self.exchange()) is None:
+            pass
+        assert ack == Ack(update.sequence), ack
+        return {"decided": self.learner.done, "answered": time.time_ns()}
+
+
+def main() -> None:
+    """Say ``ready``, then answer each line."""
+    device = Device(Path(sys.argv[1]), Path(sys.argv[2]))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps([device.upload() for _ in range(int(line))]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""``gradsense coordinator``: the cloud's process."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradsense.cli.watch import log_to_stderr
+from gradsense.errors import InputError
+
+
+def coordinator(
+    fleet: Annotated[Path, typer.Option(help="The fleet's folder.")] = Path("fleet"),
+    metrics: Annotated[
+        str | None, typer.Option(help="HOST:PORT to answer Prometheus on, say 127.0.0.1:9109.")
+    ] = None,
+) -> None:
+    """Pool what devices send, aggregate, and give every device the same new model.
+
+    Serves all runs of the fleet, also those that are opened while it works. Kill it at any
+    instant: it goes on from its journal. gradsense fleet status shows how it stands.
+    """
+    from gradsense.cloud.coordination.metrics import serve
+    from gradsense.cloud.coordination.process import Process
+
+    log_to_stderr(logging.INFO)
+    with ExitStack() as stack:
+        process = Process(fleet, rng=random.Random())
+        if metrics is not None:
+            stack.callback(serve(lambda: process.told, *_address(metrics)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.signal(number, lambda *_: process.stop.set())
+            stack.callback(signal.signal, number, before)
+        process.run()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError("is no address", mend="give HOST:PORT", field=f"--metrics {text}")
+    return host.strip("[]"), int(port)

@@ -1,0 +1,1 @@
+"""One run's durable coordinator: what it must not forget, and what it answers."""

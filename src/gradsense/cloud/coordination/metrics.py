@@ -1,0 +1,93 @@
+"""The coordinator's status for Prometheus, read when it is asked for: nothing is counted twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from gradsense.errors import InputError
+
+#: Metric name to the field of a run's status, and what it says.
+_GAUGES = {
+    "version": ("version", "Version of the global model."),
+    "pooled_updates": ("pooled", "Updates that wait in the pool."),
+    "devices_online": ("online", "Devices connected now."),
+    "devices_current": ("current", "Devices online that hold the newest model."),
+    "journal_bytes": ("journal_bytes", "Size of the run's journal."),
+    "waiting_bytes": ("waiting_bytes", "Chunks that wait for the rest of their message."),
+}
+_COUNTERS = {
+    "updates": ("updates", "Updates pooled."),
+    "duplicates": ("duplicates", "Updates that came again."),
+    "aggregations": ("aggregations", "Global models made."),
+    "update_bytes": ("bytes_in", "Bytes of updates, as they travelled."),
+}
+
+
+class StatusCollector(Collector):
+    """Turns a status into metrics.
+
+    Args:
+        status: gives ``Process.status()``; must be safe to call from another thread.
+    """
+
+    def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        status = self._status()
+        connected = GaugeMetricFamily("gradsense_coordinator_connected", "1 with a broker.")
+        connected.add_metric([], float(status["connected"]))
+        yield connected
+        stalls = CounterMetricFamily(
+            "gradsense_coordinator_stalls", "Times that a journal could not be written."
+        )
+        stalls.add_metric([], status["counts"].get("stalls", 0))
+        yield stalls
+        runs = status["runs"]
+        for name, (field, text) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
+            for run, told in runs.items():
+                gauge.add_metric([run], told[field])
+            yield gauge
+        for name, (field, text) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
+            for run, told in runs.items():
+                counter.add_metric([run], told[field])
+            yield counter
+        refused = CounterMetricFamily(
+            "gradsense_coordinator_refused", "Messages refused, by name.", labels=["run", "reason"]
+        )
+        for run, told in runs.items():
+            for reason, number in told["refused"].items():
+                refused.add_metric([run, reason], number)
+        yield refused
+
+
+def serve(status: Callable[[], Mapping[str, Any]], host: str, port: int) -> Callable[[], None]:
+    """Answer HTTP on ``host:port`` from a thread of its own; call the result to stop.
+
+    Raises:
+        InputError: the address is taken or not of this machine.
+    """
+    registry = CollectorRegistry()
+    registry.register(StatusCollector(status))
+    try:
+        server, thread = start_http_server(port, host, registry=registry)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port} ({error.strerror or error})",
+            mend="give another --metrics",
+        ) from error
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close

@@ -1,0 +1,207 @@
+"""SIGKILL of coordinator, broker and devices at random moments: nothing lost, nothing twice.
+
+The suite kills a few times; ``pytest tests/test_fleet_kills.py --kills 200 -s`` kills as often as
+that in one run, and prints what came of it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gradsense.cloud.coordination.closing import write_newest
+from gradsense.engines.job import RUNS, Job
+from gradsense.experiments.evaluate import evaluate
+from gradsense.experiments.local_fleet import LocalFleet, Site
+from gradsense.telemetry.synthetic import write_fleet
+
+DEVICES, FLOWS, WAIT_S = 3, 600, 240.0
+
+
+def job(labels: tuple[str, ...]) -> Job:
+    """With floor 0 a site tells every flow, so what was told can be counted."""
+    return Job(
+        run="kills",
+        strategy="gsfs:floor=0.0",
+        labels=labels,
+        min_devices=DEVICES,
+        keep_updates=True,
+    )
+
+
+def query(file: Path, text: str) -> list[tuple]:
+    db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)
+    try:
+        return db.execute(text).fetchall()
+    finally:
+        db.close()
+
+
+class Audit:
+    """What journal and devices say in the end."""
+
+    def __init__(self, fleet: LocalFleet) -> None:
+        journal = fleet.fleet / RUNS / fleet.run / "journal.sqlite3"
+        self.pooled = Counter(
+            {
+                (device, sequence): times
+                for device, sequence, times in query(
+                    journal,
+                    "SELECT device, sequence, count(*) FROM events WHERE kind = 'update' "
+                    "GROUP BY device, sequence",
+                )
+            }
+        )
+        self.samples = dict(
+            query(
+                journal,
+                "SELECT device, sum(samples) FROM events WHERE kind = 'update' GROUP BY device",
+            )
+        )
+        self.refused = query(journal, "SELECT * FROM events WHERE kind = 'refused'")
+        self.counters = {site.name: counters(site) for site in fleet.sites}
+        self.waiting = {
+            site.name: query(memory(site), "SELECT count(*) FROM outbox")[0][0]
+            for site in fleet.sites
+        }
+
+
+def memory(site: Site) -> Path:
+    return site.folder / "state" / "agent.sqlite3"
+
+
+def counters(site: Site) -> dict[str, int]:
+    if not memory(site).exists():
+        return {}
+    try:
+        return dict(query(memory(site), "SELECT name, value FROM counters"))
+    except sqlite3.OperationalError:  # killed before its tables were made
+        return {}
+
+
+class Killer:
+    """Kills one process at a time, and starts it again after a while."""
+
+    def __init__(self, fleet: LocalFleet, rng: random.Random) -> None:
+        self.fleet, self.rng = fleet, rng
+        self.kills: Counter[str] = Counter()
+
+    def strike(self) -> None:
+        names = ["coordinator"] * 3 + ["broker"] * 2 + ["device"] * 4 + ["agent"]
+        kind = self.rng.choice(names)
+        site = self.rng.choice(self.fleet.sites)
+        name = kind if kind in {"coordinator", "broker"} else site.name
+        process = self.fleet.process(name)
+        if kind == "agent":  # alone; whoever looks after it starts it again
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            for child in children.split():
+                os.kill(int(child), signal.SIGKILL)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.kills[kind] += 1
+        self.wait(self.rng.uniform(0.0, 1.0))
+        if kind == "coordinator":
+            self.fleet.start_coordinator()
+        elif kind == "broker":
+            self.fleet.start_broker()
+        elif kind == "device":
+            self.fleet.start_device(site)
+
+    def wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.fleet.play()
+            time.sleep(0.05)
+
+
+def settle(fleet: LocalFleet) -> None:
+    """Wait until everything that was played is told, and everybody holds the newest model."""
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        playing = fleet.play()
+        status = fleet.status()
+        told = all(counters(site).get("flows", 0) >= len(site.lines) for site in fleet.sites)
+        if not playing and told and status:
+            audit = Audit(fleet)
+            labelled = sum(one.get("labelled:log", 0) for one in audit.counters.values())
+            if (
+                sum(audit.samples.values()) >= labelled
+                and not any(audit.waiting.values())
+                and status["pooled"] == 0
+                and status["current"] == len(fleet.sites)
+                and set(fleet.ended()) == set()
+            ):
+                return
+        time.sleep(0.3)
+    raise AssertionError(f"not settled: {fleet.status()}, {fleet.ended()}")
+
+
+def check(fleet: LocalFleet) -> Audit:
+    """No acknowledged update is lost, none counted twice, every flow is told exactly once."""
+    audit = Audit(fleet)
+    assert audit.pooled
+    assert set(audit.pooled.values()) == {1}
+    assert audit.refused == []
+    for site in fleet.sites:
+        said = audit.counters[site.name]
+        pooled = [sequence for device, sequence in audit.pooled if device == site.name]
+        assert sorted(pooled) == list(range(1, len(pooled) + 1))
+        assert said["acknowledged"] == len(pooled)
+        assert said["flows"] == len(site.lines)
+        assert audit.samples[site.name] == said["labelled:log"]
+    status = fleet.status()
+    held = {query(memory(site), "SELECT count(*) FROM outbox")[0][0] for site in fleet.sites}
+    assert held == {0}
+    assert status["current"] == len(fleet.sites)
+    return audit
+
+
+def quality(fleet: LocalFleet, captures: Path, out: Path) -> float:
+    write_newest(fleet.fleet, fleet.run, out)
+    return float(evaluate(out, captures)["scores"]["f1_macro"])
+
+
+def test_nothing_is_lost_when_everything_is_killed(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    wanted = int(request.config.getoption("--kills"))
+    captures = tmp_path / "captures"
+    write_fleet(captures, sites=DEVICES, flows=FLOWS, seed=0)
+    scores = {}
+    for name, kills in (("undisturbed", 0), ("killed", wanted)):
+        with LocalFleet(
+            tmp_path / name,
+            DEVICES,
+            captures=captures,
+            flows=10 * FLOWS,
+            play_s=1.3 * kills,
+            job=job,
+        ) as fleet:
+            fleet.prepare()
+            fleet.start()
+            rng = random.Random(1)
+            killer = Killer(fleet, rng)
+            for _ in range(kills):
+                killer.wait(rng.expovariate(1.25))
+                killer.strike()
+            settle(fleet)
+            audit = check(fleet)
+            version = fleet.status()["version"]
+            scores[name] = quality(fleet, captures, tmp_path / f"{name}-model")
+            print(
+                f"\n{name}: {dict(killer.kills)}, {len(audit.pooled)} updates of "
+                f"{sum(audit.samples.values())} flows, model {version}, "
+                f"duplicates {fleet.status()['duplicates']}, macro-F1 {scores[name]:.4f}"
+            )
+            if kills:
+                assert killer.kills.total() == kills
+    # Both have summed the moments of the same flows; only the codec's rounding differs.
+    assert scores["killed"] == pytest.approx(scores["undisturbed"], abs=0.01)
