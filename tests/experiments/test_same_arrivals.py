@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import queue
-import random
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,17 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloud.coordination.live import Teller, eventually, new_run, working
 from engines.tls_broker import TlsBroker
-from gradsense.cloud.coordination.process import Process
 from gradsense.cloud.coordination.run import Run
-from gradsense.engines.body import ONLINE, Ack, model_hash, pack_update
+from gradsense.engines.body import model_hash
 from gradsense.engines.devices import Device
-from gradsense.engines.envelope import messages, read, written
-from gradsense.engines.job import JOB_FILE, RUNS, START, Job
+from gradsense.engines.job import Job
 from gradsense.engines.meter import Cost
-from gradsense.engines.mqtt import Arrival, Link
 from gradsense.engines.simulator import Simulator
-from gradsense.engines.wire import Origin
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.strategies import get_strategy
@@ -32,7 +25,7 @@ from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.moments import factorise
 
 NAMES = ("attic", "barn", "cellar", "dock")
-CLASSES, FEATURES, WAIT_S = 3, 6, 20.0
+CLASSES, FEATURES = 3, 6
 DEVICE = Device("made up", 50.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
 
 
@@ -137,37 +130,6 @@ def simulated(strategy: str) -> tuple[Recording, list[tuple[Update, str]]]:
     return cloud, [(said[one.client][one.sequence], base) for one, base in cloud.arrived]
 
 
-class Teller:
-    """A device that says what it is given, one after another, each once the last was heard."""
-
-    def __init__(self, broker: TlsBroker, name: str) -> None:
-        self.identity, self.name = broker.device(name), name
-        self.arrivals: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
-        self.greeted = threading.Event()
-        self.link = Link(
-            self.identity,
-            subscriptions=[f"gradsense/v1/same/device/{name}/#"],
-            on_message=self.arrivals.put,
-            on_connect=lambda _: self.greeted.set(),
-            rng=random.Random(0),
-        )
-        self.link.start()
-        assert self.greeted.wait(WAIT_S)
-        origin = Origin("status", "same", name, 0, 0, "0" * 64)
-        letter = written(origin, ONLINE, self.identity.signing_key)
-        assert self.link.publish(messages(letter, retain=True)[0])
-
-    def tell(self, update: Update, base: str) -> None:
-        origin = Origin("update", "same", self.name, update.sequence, update.base_version, base)
-        letter = written(origin, pack_update(update), self.identity.signing_key)
-        for message in messages(letter):
-            assert self.link.publish(message)
-        arrival = self.arrivals.get(timeout=WAIT_S)
-        found = read(arrival.message, lambda _: self.identity.coordinator_key)
-        assert Ack.open(found.body, found.properties) == Ack(update.sequence)
-        self.link.done(arrival)
-
-
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[TlsBroker]:
     made = TlsBroker(tmp_path)
@@ -176,33 +138,16 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 
 def coordinated(broker: TlsBroker, strategy: str, arrived: list[tuple[Update, str]]) -> Path:
-    """The journal's folder of a real coordinator that was told the same in the same order."""
-    folder = broker.fleet / RUNS / "same"
+    """The run's folder of a real coordinator that was told the same in the same order."""
     job = Job(run="same", strategy=strategy, labels=("a", "b", "c"), min_devices=len(NAMES))
-    Run.create(folder, job, start())
-    (folder / START).mkdir()
-    (folder / START / JOB_FILE).write_text(job.text())
-    working: list[Process] = []
-
-    def work() -> None:
-        working.append(Process(broker.fleet, rng=random.Random(0)))
-        working[0].run()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        tellers = {name: Teller(broker, name) for name in NAMES}
-        end = time.monotonic() + WAIT_S
-        while not (working and working[0].told["runs"]["same"]["started"]):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+    folder = new_run(broker.fleet, job, start())
+    with working(broker.fleet) as process:
+        tellers = {name: Teller(broker, "same", name) for name in NAMES}
+        eventually(lambda: process.told["runs"]["same"]["started"])
         for update, base in arrived:
             tellers[update.client].tell(update, base)
         for teller in tellers.values():
             teller.link.stop()
-    finally:
-        working[0].stop.set()
-        thread.join()
     return folder
 
 

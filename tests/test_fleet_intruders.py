@@ -1,0 +1,207 @@
+"""Intruders over a real broker: each is refused, named and counted, and the fleet goes on.
+
+Who cannot even connect (no certificate, wrong CA, expired, revoked, another's session) is tried in
+tests/cloud/test_broker.py, and what a device refuses in tests/edge/agent/test_downlink.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import zstandard
+
+from cloud.coordination.live import Teller, eventually, new_run, working
+from engines.tls_broker import TlsBroker
+from federation.toys import tensor, update
+from gradsense.cloud.coordination.process import Process
+from gradsense.engines.body import Ack, model_hash, pack_update
+from gradsense.engines.envelope import Message, messages, written
+from gradsense.engines.job import Job
+from gradsense.engines.mqtt import Arrival, Link
+from gradsense.engines.wire import Origin
+from gradsense.federation.update import Update
+
+START = {"w": tensor(0.0, 0.0)}
+BASE = model_hash(START)
+#: The pool waits for a third device, which is silent, so nothing is aggregated meanwhile.
+JOB = Job(run="porch", strategy="fedavg", labels=("no", "yes"), min_devices=3)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
+    made = TlsBroker(tmp_path_factory.mktemp("intruders"))
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def process(broker: TlsBroker) -> Iterator[Process]:
+    new_run(broker.fleet, JOB, START)
+    with working(broker.fleet) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def honest(broker: TlsBroker, process: Process) -> Iterator[Teller]:
+    made = Teller(broker, "porch", "honest")
+    silent = Teller(broker, "porch", "silent")
+    yield made
+    for teller in (made, silent):
+        teller.link.stop()
+
+
+@pytest.fixture(scope="module")
+def mallory(broker: TlsBroker, process: Process, honest: Teller) -> Iterator[Teller]:
+    made = Teller(broker, "porch", "mallory")
+    eventually(lambda: process.told["runs"]["porch"]["started"])
+    yield made
+    made.link.stop()
+
+
+def said(sequence: int, **fields: object) -> Update:
+    delta = {"w": tensor(1.0, 2.0)}
+    return update("mallory", **{"sequence": sequence, "delta": delta} | fields)
+
+
+def refused(process: Process) -> dict[str, int]:
+    return dict(process.told["runs"]["porch"]["refused"])
+
+
+def altered(message: Message, **fields: object) -> Message:
+    pairs = tuple((name, str(fields.get(name, value))) for name, value in message.pairs)
+    return dataclasses.replace(message, pairs=pairs)
+
+
+def flip(message: Message) -> Message:
+    payload = bytearray(message.payload)
+    payload[-1] ^= 1
+    return dataclasses.replace(message, payload=bytes(payload))
+
+
+def bomb() -> bytes:
+    """A frame of some kilobytes that says it holds a gigabyte of zeros."""
+    return zstandard.ZstdCompressor().compress(bytes(300 << 20))
+
+
+def lying(teller: Teller, n: int) -> list[Message]:
+    """Signed well, but of properties that name another device."""
+    origin = Origin("update", "porch", "honest", n, 0, BASE)
+    letter = written(origin, pack_update(said(n)), teller.identity.signing_key)
+    topic = "gradsense/v1/porch/up/mallory/update"
+    return [dataclasses.replace(one, topic=topic) for one in messages(letter)]
+
+
+def sealed_for_another(teller: Teller, n: int) -> list[Message]:
+    origin = Origin("update", "porch", "mallory", n, 0, BASE)
+    other = teller.identity.own_seal_key.public_key()
+    body = pack_update(said(n))
+    return messages(written(origin, body, teller.identity.signing_key, seal_for=other))
+
+
+Attack = Callable[[Teller, int], list[Message]]
+
+#: Name under which it is refused, and what is said. Nothing of these is answered.
+UNANSWERED: dict[str, Attack] = {
+    "bad-topic": lambda m, n: [Message("gradsense/v1/porch/up/mallory/update/more")],
+    "bad-properties": lambda m, n: [Message("gradsense/v1/porch/up/mallory/update")],
+    "unsupported-schema": lambda m, n: [altered(m.sent(said(n), BASE)[0], **{"gs-schema": "9"})],
+    "wrong-device": lying,
+    "bad-signature": lambda m, n: [altered(m.sent(said(n), BASE)[0], **{"gs-sequence": n + 1})],
+    "bad-chunk": lambda m, n: [
+        dataclasses.replace(one, payload=one.payload[:-1]) for one in m.sent(said(n), BASE)
+    ],
+    "wrong-hash": lambda m, n: [flip(one) for one in m.sent(said(n), BASE)],
+}
+
+#: The same of what is answered, since the device's own key has signed it.
+ANSWERED: dict[str, Attack] = {
+    "too-large": lambda m, n: m.sent(said(n), BASE, raw=bomb()),
+    "bad-body": lambda m, n: m.sent(said(n), BASE, raw=b"no frame at all"),
+    "envelope-mismatch": lambda m, n: m.sent(said(n), BASE, raw=pack_update(said(n + 1))),
+    "cannot-open": sealed_for_another,
+    "unknown-base": lambda m, n: m.sent(said(n), "1" * 64),
+    "unknown-tensor": lambda m, n: m.sent(said(n, delta={"v": tensor(1.0)}), BASE),
+    "wrong-shape": lambda m, n: m.sent(said(n, delta={"w": tensor(1.0)}), BASE),
+    "not-finite": lambda m, n: m.sent(said(n, delta={"w": tensor(np.nan, 0.0)}), BASE),
+    "norm-too-large": lambda m, n: m.sent(said(n, delta={"w": tensor(1e9, 0.0)}), BASE),
+    "bad-sample-count": lambda m, n: m.sent(said(n, samples=-5), BASE),
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_what_is_not_signed_well_is_counted_by_name(
+    process: Process, mallory: Teller, name: str
+) -> None:
+    before = refused(process).get(name, 0)
+    mallory.say(UNANSWERED[name](mallory, 50))
+    eventually(lambda: refused(process).get(name, 0) == before + 1)
+    assert mallory.arrivals.empty()
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(ANSWERED, 100)))
+def test_what_is_signed_well_and_wrong_is_refused_by_name(
+    process: Process, mallory: Teller, number: int, name: str
+) -> None:
+    mallory.say(ANSWERED[name](mallory, number))
+    assert mallory.hear() == Ack(number, name)
+    eventually(lambda: refused(process).get(name) == 1)
+
+
+def test_replayed_and_reordered_updates_count_once(process: Process, honest: Teller) -> None:
+    first, third = (update("honest", sequence=n, delta={"w": tensor(1.0, 2.0)}) for n in (1, 3))
+    publishes = honest.sent(first, BASE)
+    honest.say(publishes)
+    assert honest.hear() == Ack(1)
+    honest.say(publishes)  # recorded on the way and sent again: answered as before
+    assert honest.hear() == Ack(1)
+    honest.tell(third, BASE)
+    second = update("honest", sequence=2, delta={"w": tensor(1.0, 2.0)})
+    honest.say(honest.sent(second, BASE))
+    assert honest.hear() == Ack(2, "replay")
+    other = update("honest", sequence=1, delta={"w": tensor(9.0, 9.0)})
+    honest.say(honest.sent(other, BASE))  # the same number for something else
+    assert honest.hear() == Ack(1)
+    eventually(lambda: refused(process).get("replay") == 2)
+    told = process.told["runs"]["porch"]
+    assert told["devices"]["honest"]["updates"] == 2
+    assert told["duplicates"] == 1
+
+
+def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
+    broker: TlsBroker, process: Process, honest: Teller
+) -> None:
+    heard: list[Arrival] = []
+    greeted = threading.Event()
+    link = Link(
+        broker.device("eve"),
+        subscriptions=["gradsense/v1/porch/device/honest/#", "gradsense/v1/porch/up/#", "#"],
+        on_message=heard.append,
+        on_connect=lambda _: greeted.set(),
+        rng=random.Random(0),
+    )
+    link.start()
+    eventually(greeted.is_set)
+    for message in honest.sent(update("honest", sequence=9), BASE):
+        link.publish(message)
+    eventually(lambda: link.counts.refused)
+    fine = update("honest", sequence=10, delta={"w": tensor(0.5, 0.5)})
+    honest.tell(fine, BASE)
+    eventually(lambda: process.told["runs"]["porch"]["devices"]["honest"]["sequence"] == 10)
+    assert process.told["runs"]["porch"]["devices"]["honest"]["updates"] == 3
+    # The model is for every device; nothing else came through.
+    assert {arrival.message.topic for arrival in heard} == {"gradsense/v1/porch/down/model"}
+    link.stop()
+
+
+def test_nothing_stopped(process: Process, honest: Teller) -> None:
+    """The last word: after all of that an honest update is still taken in."""
+    honest.tell(update("honest", sequence=11, delta={"w": tensor(0.1, 0.1)}), BASE)
+    told = process.told
+    assert told["connected"]
+    assert told["runs"]["porch"]["version"] == 0
+    assert told["counts"].get("stalls", 0) == 0
