@@ -164,7 +164,11 @@ class Light:
         client.max_inflight_messages_set(_INFLIGHT)
         will = self._status(OFFLINE)
         client.will_set(
-            will.topic, will.payload, 1, True, _properties(PacketTypes.WILLMESSAGE, will.pairs)
+            will.topic,
+            will.payload,
+            1,
+            True,
+            packet_properties(PacketTypes.WILLMESSAGE, will.pairs),
         )
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -174,7 +178,7 @@ class Light:
 
     def connect(self) -> None:
         """Open the connection; TCP and TLS are done when this returns, MQTT is not."""
-        properties = _properties(PacketTypes.CONNECT)
+        properties = packet_properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = 0
         properties.ReceiveMaximum = _RECEIVE
         properties.MaximumPacketSize = MAX_PACKET_BYTES
@@ -221,7 +225,7 @@ class Light:
 
     def _publish(self, message: Message) -> None:
         self.unacked += 1
-        properties = _properties(PacketTypes.PUBLISH, message.pairs)
+        properties = packet_properties(PacketTypes.PUBLISH, message.pairs)
         self.client.publish(message.topic, message.payload, 1, message.retain, properties)
 
     # The device -----------------------------------------------------------------------------
@@ -317,7 +321,8 @@ class Light:
         return not self.pocket.letters
 
 
-def _properties(packet: int, pairs: Sequence[tuple[str, str]] = ()) -> Properties:
+def packet_properties(packet: int, pairs: Sequence[tuple[str, str]] = ()) -> Properties:
+    """What a packet says beside its payload."""
     properties = Properties(packet)
     if pairs:
         properties.UserProperty = list(pairs)

@@ -35,6 +35,8 @@ from gradsense.telemetry.synthetic import write_fleet
 
 _BROKER_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 _START_S, _STOP_S = 15.0, 20.0
+#: Synthetic sites that have more than one class between them.
+_LEAST_SITES = 4
 #: One thread a library: there are more processes here than cores.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
@@ -110,7 +112,8 @@ class LocalFleet:
         if captures is None:
             on_step("making synthetic traffic")
             captures = self.out / "captures"
-            write_fleet(captures, sites=self._devices, flows=self._flows, seed=self._seed)
+            sites = max(self._devices, _LEAST_SITES)
+            write_fleet(captures, sites=sites, flows=self._flows, seed=self._seed)
         found = discover(captures)
         if len(found) < self._devices:
             raise InputError(
