@@ -49,8 +49,8 @@ if TYPE_CHECKING:  # it brings torch, which few devices need
 
 #: The bundle that detection runs on, in the state folder.
 DETECTOR = "edge"
-#: Seconds without anything to do, and between looks at logs that gave nothing.
-_IDLE_S, _LOOK_S = 0.2, 1.0
+#: Seconds without anything to do, at most and at least; between looks at logs that gave nothing.
+_IDLE_S, _LEAST_S, _LOOK_S = 0.2, 0.005, 1.0
 #: A model whose chunks stop coming for so long is asked for again.
 _LOST_S = 10.0
 #: Batches that are read in one visit, some four thousand distinct flows and half a GiB.
@@ -144,6 +144,7 @@ class Agent:
         )
         self._batcher = Batcher(settle_s=plan.settle_s)
         self._newer: GlobalModel | None = None
+        self._insists = False  # the last visit was interrupted
         self._refused: list[Ack] = []
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._downlink = Downlink(
@@ -212,15 +213,21 @@ class Agent:
         now = self._timer()
         wake = self._uplink.wake_at(now)
         wait = _IDLE_S if wake is None else min(_IDLE_S, wake - now)
+        if self.link.unacked:
+            wait = _LEAST_S  # the link frees its window without a word
         with suppress(queue.Empty):
-            self._take(self._inbox.get(timeout=max(wait, 0.005)))
+            self._take(self._inbox.get(timeout=max(wait, _LEAST_S)))
 
     # Messages -------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
-        """Between two blocks of training: receive and send; whether training must make way."""
+        """Between two blocks of training: receive and send; whether training must make way.
+
+        A visit after one that was interrupted is not: where models come faster than a slow device
+        can read, it would never speak.
+        """
         self._exchange()
-        return self._newer is not None or self.stop.is_set()
+        return (self._newer is not None and not self._insists) or self.stop.is_set()
 
     def _exchange(self) -> None:
         """Receive what has come and send what may go."""
@@ -289,6 +296,8 @@ class Agent:
         """Read one piece of the site's logs or feedback; False if there was nothing new."""
         now, gathered = self._timer(), None
         if now >= self._next_look:
+            with suppress(Interrupted):
+                self._throttle.between()
             gathered = self._harvest.step()
             if gathered is None:
                 self._next_look = now + _LOOK_S
@@ -309,7 +318,9 @@ class Agent:
             update = self.client.work(self._budget())
         except Interrupted:
             self.counts["interrupted"] += 1
+            self._insists = True
             return True
+        self._insists = False
         self.counts["visits"] += 1
         letter = None if update is None else self._letter(update)
         self.memory.save(self.client.state(), letter=letter)
