@@ -46,7 +46,7 @@ from paho.mqtt.packettypes import PacketTypes
 from crowd import PATIENCE_S, Workers, merged
 from gradsense.cloud.coordination.process import read_status
 from gradsense.cloud.coordination.run import Run
-from gradsense.cloud.enrolment import create, opened
+from gradsense.cloud.enrolment.fleet import create, opened
 from gradsense.engines import identity
 from gradsense.engines.body import model_hash, pack_model
 from gradsense.engines.envelope import messages, written

@@ -17,7 +17,7 @@ from typing import Any
 
 from fleet_lines import Line, Proxy
 from gradsense.cloud.coordination.opening import open_run
-from gradsense.cloud.enrolment import create
+from gradsense.cloud.enrolment.fleet import create
 from gradsense.edge.agent.memory import FILE as MEMORY
 from gradsense.engines.job import RUNS, Job
 from gradsense.experiments.local_fleet import LocalFleet, Site

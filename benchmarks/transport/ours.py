@@ -29,7 +29,7 @@ import numpy as np
 from processes import Watch
 
 from gradsense.cloud.coordination.run import Run
-from gradsense.cloud.enrolment import create, opened
+from gradsense.cloud.enrolment.fleet import create, opened
 from gradsense.engines import identity
 from gradsense.engines.body import ONLINE
 from gradsense.engines.envelope import messages, written

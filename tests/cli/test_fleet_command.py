@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from gradsense.cloud import enrolment
+from gradsense.cloud.enrolment import fleet as enrolment
 from gradsense.engines.job import Job
 
 Command = Callable[..., object]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from deployed import DEPLOY, ROOT, check, documents, option
 
-from gradsense.cloud.broker import mosquitto_conf
 from gradsense.cloud.coordination.metrics import StatusCollector
+from gradsense.cloud.enrolment.broker import mosquitto_conf
 
 HERE = DEPLOY / "compose"
 #: What the operator writes into .env.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from deployed import DEPLOY, ROOT, check, documents, option
 
-from gradsense.cloud.broker import emqx_conf
+from gradsense.cloud.enrolment.broker import emqx_conf
 
 HERE = DEPLOY / "kubernetes"
 FILES = sorted(HERE.glob("*.yaml"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.cloud import enrolment
+from gradsense.cloud.enrolment import fleet as enrolment
 from gradsense.engines.envelope import messages, read, unsealed, written
 from gradsense.engines.identity import Identity, of_coordinator, of_device
 from gradsense.engines.wire import Origin

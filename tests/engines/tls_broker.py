@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge.mosquitto import WAIT_S, Broker
-from gradsense.cloud import enrolment
+from gradsense.cloud.enrolment import fleet as enrolment
 from gradsense.engines import identity
 from gradsense.engines.identity import Identity
 

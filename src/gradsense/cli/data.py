@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
-from gradsense.cli.progress import file_bar
-from gradsense.prompts.templates import get_template
-from gradsense.telemetry.inspect import Inspection, inspect
+
+if TYPE_CHECKING:
+    from gradsense.telemetry.inspect import Inspection
 
 app = typer.Typer(help="Look into Zeek logs.", no_args_is_help=True)
 
@@ -38,6 +38,10 @@ def inspect_command(
     ] = "compact",
 ) -> None:
     """Show what logs hold: rows, time span, captures, classes, drops and duplicates."""
+    from gradsense.cli.progress import file_bar
+    from gradsense.prompts.templates import get_template
+    from gradsense.telemetry.inspect import inspect
+
     render = get_template(template).render
     with file_bar("reading") as on_file:
         found = inspect(path, strict=strict, render=render, on_file=on_file)

@@ -58,6 +58,15 @@ def edge(
     downlink: Annotated[
         float | None, typer.Option(min=1, help="Cap in KiB a second downwards.")
     ] = None,
+    keepalive: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=3600,
+            help="Seconds of silence after which the broker is asked whether it is there. More "
+            "costs less on a metered link, and finds a dead one later.",
+        ),
+    ] = 15,
     settle: Annotated[
         float, typer.Option(min=0, help="Seconds that labelled flows wait for more of them.")
     ] = 60.0,
@@ -94,6 +103,7 @@ def edge(
             settle_s=settle,
             uplink=None if uplink is None else uplink * 1024,
             downlink=None if downlink is None else downlink * 1024,
+            keepalive_s=keepalive,
         )
         lower_priority(limits)
         agent = Agent(plan, rng=random.Random())

@@ -52,7 +52,7 @@ def run(
     devices.
     """
     from gradsense.cloud.coordination.opening import open_run
-    from gradsense.cloud.enrolment import read
+    from gradsense.cloud.enrolment.fleet import read
     from gradsense.models.folder import read_card
 
     read(fleet)
@@ -114,7 +114,7 @@ def make_job(**values: Any) -> Job:
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
     from gradsense.cloud.coordination.process import read_status
-    from gradsense.cloud.enrolment import read
+    from gradsense.cloud.enrolment.fleet import read
 
     read(fleet)
     told = read_status(fleet)
@@ -170,7 +170,7 @@ def model(
 ) -> None:
     """Write the run's newest global model as a model folder, for evaluate and export."""
     from gradsense.cloud.coordination.closing import write_newest
-    from gradsense.cloud.enrolment import read
+    from gradsense.cloud.enrolment.fleet import read
 
     read(fleet)
     with Console(stderr=True).status("writing the model"):

@@ -60,7 +60,7 @@ def _run(
     try:
         import uvicorn
 
-        from gradsense.cloud.serve import create_app
+        from gradsense.cloud.serving.serve import create_app
         from gradsense.detection.detector import Detector
     except ModuleNotFoundError as error:
         raise InputError(

@@ -6,14 +6,10 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import polars as pl
 import typer
 from rich.table import Table
 
 from gradsense.cli.console import results_console
-from gradsense.telemetry.synthetic import write_fleet
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import read_conn
 
 
 def synthesize(
@@ -24,6 +20,8 @@ def synthesize(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Write labelled Zeek logs of an IoT fleet that never existed, one folder a site."""
+    from gradsense.telemetry.synthetic import write_fleet
+
     counts = {
         path.parents[1].name: _classes(path)
         for path in write_fleet(out, sites=sites, flows=flows, seed=seed)
@@ -39,6 +37,11 @@ def synthesize(
 
 def _classes(path: Path) -> dict[str, int]:
     """Flows of each class in one log; benign ones under ``Benign``."""
+    import polars as pl
+
+    from gradsense.telemetry.tally import Tally
+    from gradsense.telemetry.zeek import read_conn
+
     name = pl.when(pl.col("detail") == "-").then(pl.col("label")).otherwise(pl.col("detail"))
     blocks = [frame.select(name.alias("class")) for frame in read_conn(path, tally=Tally())]
     return dict(pl.concat(blocks)["class"].value_counts().iter_rows())

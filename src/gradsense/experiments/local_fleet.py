@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from gradsense.cloud.coordination.opening import open_run
 from gradsense.cloud.coordination.process import read_status
-from gradsense.cloud.enrolment import create, opened
+from gradsense.cloud.enrolment.fleet import create, opened
 from gradsense.edge.journal import FILE as WATCH_JOURNAL
 from gradsense.edge.journal import Journal
 from gradsense.engines.job import RUNS, START, Job

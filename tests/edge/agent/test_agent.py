@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from gradsense.cloud.enrolment import create, opened
+from gradsense.cloud.enrolment.fleet import create, opened
 from gradsense.detection import bundle as bundles
 from gradsense.edge.agent import agent as module
 from gradsense.edge.agent.agent import Agent, Plan

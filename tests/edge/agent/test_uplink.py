@@ -31,7 +31,15 @@ def make(memory: Memory, sequence: int, chunks: int = 1) -> None:
 
 
 def uplink(memory: Memory, rate: Rate | None = None, window: int = 4) -> Uplink:
-    return Uplink(memory, KEY, rate or Rate(None, 1), window=window, rng=random.Random(0))
+    return Uplink(
+        memory,
+        KEY,
+        rate or Rate(None, 1),
+        window=window,
+        patience_s=5.0,
+        most_patience_s=60.0,
+        rng=random.Random(0),
+    )
 
 
 def said(messages: list[Message]) -> list[int | str]:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gradsense.cloud.serve import create_app
+from gradsense.cloud.serving.serve import create_app
 from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
 from gradsense.detection.detector import Verdict
 from gradsense.edge.escalation.escalate import EscalateSettings, Escalator

@@ -24,7 +24,7 @@ from typing import Any
 
 from gradsense.cloud.coordination.ledger import LedgerFull
 from gradsense.cloud.coordination.run import Run
-from gradsense.cloud.registry import Registry
+from gradsense.cloud.enrolment.registry import Registry
 from gradsense.engines import identity
 from gradsense.engines.envelope import Message
 from gradsense.engines.job import RUNS
@@ -156,8 +156,10 @@ class Process:
             for name, run in self._runs.items():
                 self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
         if real >= self._next_status:
-            self._next_status = real + self._status_s
             self._tell()
+            # A status of thousands of devices takes its time; it may have a twentieth of it.
+            took = self._timer() - real
+            self._next_status = real + max(self._status_s, 20 * took)
 
     def _arrived(self) -> None:
         """Fetch up to a batch of arrivals; wait for the first until something else is due."""
@@ -232,7 +234,7 @@ class Process:
         fresh = file.with_name(f".{file.name}.new")
         self.told = self.status()
         try:
-            fresh.write_text(json.dumps(self.told, indent=1), encoding="utf-8")
+            fresh.write_text(json.dumps(self.told), encoding="utf-8")
             os.replace(fresh, file)
         except OSError as error:  # the status is for people; the journal is what counts
             _log.warning("%s: the status cannot be written: %s", file, error)

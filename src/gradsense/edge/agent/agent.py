@@ -75,6 +75,7 @@ class Plan:
         limits: of CPU, memory and temperature.
         settle_s: seconds that labelled flows wait for more before they are a batch.
         uplink, downlink: bytes a second; None for no cap.
+        keepalive_s: silence after which the broker is asked whether it is there.
     """
 
     bundle: Path
@@ -87,6 +88,7 @@ class Plan:
     settle_s: float = 60.0
     uplink: float | None = None
     downlink: float | None = None
+    keepalive_s: int = 15
 
 
 class Agent:
@@ -179,6 +181,7 @@ class Agent:
             on_message=self._inbox.put,
             on_connect=lambda resumed: self._connected.set(),
             will=self._status(OFFLINE),
+            keepalive_s=self.plan.keepalive_s,
             check_dates=False,
             rng=rng,
         )

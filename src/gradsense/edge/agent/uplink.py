@@ -51,8 +51,8 @@ class Uplink:
         rate: Rate,
         *,
         window: int = 8,
-        patience_s: float = 5.0,
-        most_patience_s: float = 60.0,
+        patience_s: float = 15.0,
+        most_patience_s: float = 120.0,
         rng: random.Random,
         spread_s: float = 2.0,
     ) -> None:

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from gradsense.cloud.batching import Batcher, Full
+from gradsense.cloud.serving.batching import Batcher, Full
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.detector import Verdict
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.cloud.registry import MIGRATIONS, Entry, Registry, device_id
+from gradsense.cloud.enrolment.registry import MIGRATIONS, Entry, Registry, device_id
 from gradsense.errors import InputError
 
 KEY, OTHER = bytes(range(32)), bytes(32)

@@ -13,8 +13,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from gradsense.cloud.batching import Batcher, Full
-from gradsense.cloud.serve import create_app
+from gradsense.cloud.serving.batching import Batcher, Full
+from gradsense.cloud.serving.serve import create_app
 from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
 from gradsense.detection.detector import Verdict
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from gradsense.cloud.authority import CA_DAYS, Authority, Issued, signing_pair
+from gradsense.cloud.enrolment.authority import CA_DAYS, Authority, Issued, signing_pair
 from gradsense.errors import InputError
 
 #: OpenSSL looks at the machine's clock, so this is fixed only for what it does not judge.

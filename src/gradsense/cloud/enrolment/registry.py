@@ -30,6 +30,8 @@ MIGRATIONS = [
         expires REAL NOT NULL, signing_key BLOB, revoked REAL);
     CREATE UNIQUE INDEX one_in_force ON certificates (name) WHERE revoked IS NULL;
     """,
+    # The coordinator asks for a name with every message.
+    "CREATE INDEX by_name ON certificates (name);",
 ]
 _COLUMNS = "name, role, serial, issued, expires, signing_key, revoked"
 #: What may stand in a topic, a file name and a certificate's common name (64 at most, RFC 5280).
@@ -193,6 +195,15 @@ class Registry:
         """The newest certificate of every name, by name."""
         newest = "WHERE rowid IN (SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
         return self._entries(newest)
+
+    def shut_out(self) -> list[str]:
+        """The names whose newest certificate is revoked, by name."""
+        # In SQL, since every enrolment asks: with thousands of members rows are dear in Python.
+        rows = self._db.execute(
+            "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
+            "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
+        )
+        return [name for (name,) in rows]
 
     def revocations(self) -> list[tuple[int, float]]:
         """(serial, time) of every revoked certificate, in the order of their issue."""

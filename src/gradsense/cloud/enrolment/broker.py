@@ -54,7 +54,7 @@ persistent_client_expiration 14d
 # One device can neither fill the memory nor the queue of the others.
 max_packet_size {MAX_PACKET_BYTES}
 max_inflight_messages 20
-max_queued_messages 1000
+max_queued_messages 100000
 max_queued_bytes 67108864
 memory_limit 1073741824
 max_keepalive 3600

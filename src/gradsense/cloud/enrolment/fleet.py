@@ -29,10 +29,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel, ValidationError
 
-from gradsense.cloud import broker, bundle
-from gradsense.cloud.authority import Authority, Issued, signing_pair
-from gradsense.cloud.bundle import write_file, write_files
-from gradsense.cloud.registry import Entry, Registry, Role, device_id
+from gradsense.cloud.enrolment import broker, bundle
+from gradsense.cloud.enrolment.authority import Authority, Issued, signing_pair
+from gradsense.cloud.enrolment.bundle import write_file, write_files
+from gradsense.cloud.enrolment.registry import Entry, Registry, Role, device_id
 from gradsense.engines import job
 from gradsense.engines.identity import Address, DeviceFile, FleetFile
 from gradsense.errors import GradsenseError, InputError
@@ -312,7 +312,7 @@ def _broker_files(folder: Path, about: FleetFile, issued: Issued) -> dict[str, b
 
 
 def _access(authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
-    revoked = [entry.name for entry in registry.members() if entry.revoked is not None]
+    revoked = registry.shut_out()
     return {
         "crl.pem": authority.revocations(registry.revocations(), now),
         "acl": broker.mosquitto_acl(revoked).encode(),

@@ -1,0 +1,1 @@
+"""The larger model that unsure gateways may ask, over HTTP."""
