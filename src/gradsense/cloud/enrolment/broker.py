@@ -58,6 +58,8 @@ max_queued_messages 100000
 max_queued_bytes 67108864
 memory_limit 1073741824
 max_keepalive 3600
+# Small packets go at once and do not wait for the acknowledgement of the one before.
+set_tcp_nodelay true
 """
 
 
