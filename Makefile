@@ -30,10 +30,19 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md; with IOT23=folder, ZEEK=folder those on real data
+# With IOT23=folder and ZEEK=folder also those on real data; with FLOWER=python of an environment
+# that has flwr also Flower's.
+bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md
+	@mkdir -p bench
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/simulator.py
+	$(BIN)/python benchmarks/thousand.py
+	$(BIN)/python benchmarks/network.py
+	$(BIN)/python -m pytest -s tests/test_fleet_kills.py --kills 200
+	$(BIN)/python benchmarks/transport/compare.py --output bench/transport.jsonl \
+		$(if $(FLOWER),--flower-python $(FLOWER))
+	$(BIN)/python benchmarks/transport/plot.py bench/transport.jsonl bench/transport.svg
 ifdef IOT23
 	$(BIN)/gradsense compare --data $(IOT23) --rounds 10 --seeds 3 --out bench/table3 --resume \
 		--strategies fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
