@@ -46,6 +46,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axes.plot(sizes, median, "o-", color=colour, label=_NAMES[system], markersize=4)
     axes.set(xscale="log", yscale="log", xlabel="bytes of an update", ylabel="milliseconds")
     axes.set_xticks([100, 650_000, 5_000_000, 50_000_000], ["100 B", "650 kB", "5 MB", "50 MB"])
+    axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.minorticks_off()
     axes.set_title(
         "From a device's decision to speak until the centre has the update", loc="left", fontsize=10

@@ -150,7 +150,7 @@ def run_table(
     columns = list(dict.fromkeys(column for cells in more.values() for column in cells))
     for column in columns:
         table.add_column(column, justify="right")
-    for device, told in run["devices"].items():
+    for device, told in sorted(run["devices"].items()):
         table.add_row(
             device,
             "online" if told["online"] else "offline",
