@@ -26,13 +26,13 @@ def _rows(given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     yield from floor.run(sizes, repeats, folder / "floor")
     yield from ours.run(sizes, repeats, folder / "ours")
     if python is not None:
-        yield from flower_bench.run(sizes, repeats, python, folder / "flower")
+        yield from flower_bench.run(sizes, repeats, python, folder / "flower", disk=given.disk)
     for devices in given.devices:
         yield from floor.memory(sizes, devices, folder / f"floor-{devices}")
         yield from ours.memory(sizes, devices, folder / f"ours-{devices}")
         if python is not None:
             at = folder / f"flower-{devices}"
-            yield from flower_bench.memory(sizes, devices, python, at)
+            yield from flower_bench.memory(sizes, devices, python, at, disk=given.disk)
 
 
 def main() -> None:
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="bytes")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--devices", type=int, nargs="*", default=[5], help="for the memory")
+    parser.add_argument("--disk", action="store_true", help="SuperLink's state in a database file")
     given = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder, given.output.open("w") as out:

@@ -1,29 +1,21 @@
 """Uploads with Flower (SuperLink, SuperNodes, TLS, node authentication) on this machine.
 
-    python -m venv FLOWER && FLOWER/bin/pip install flwr
-    python benchmarks/transport/flower_bench.py --flower-python FLOWER/bin/python --output FILE
-
 A device cannot begin in Flower: the centre asks and the node polls. An upload's time begins where
 the ClientApp, asked and running, begins to make its answer, and ends where the ServerApp holds it;
 the round trip begins where the centre asks. ``flower`` waits with Flower's own
-``send_and_receive`` (it looks every 3 s); ``flower-eager`` looks for the answer every 50 ms. The
-floor (``floor.py``) is measured in the same run.
+``send_and_receive`` (it looks every 3 s); ``flower-eager`` looks for the answer every 50 ms.
+``compare.py`` runs it.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import floor
-from figures import SIZES, show
 from flower_fleet import CENTRE, Fleet, deployed
 from processes import Watch
 
@@ -115,41 +107,3 @@ def _row(
 def _memory(watch: Watch, fleet: Fleet, start: float, end: float) -> tuple[float, float]:
     peaks = {name: watch.peak_mb(name, start, end) for name in fleet.roots}
     return statistics.mean(peaks[name] for name in peaks if name != CENTRE), peaks[CENTRE]
-
-
-def _rows(given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    python, sizes, disk = given.flower_python, given.sizes, given.disk
-    yield from floor.run(sizes, given.repeats, folder / "floor")
-    yield from run(sizes, given.repeats, python, folder / "flower", disk=disk)
-    for devices in given.devices:
-        at = f"memory-{devices}"
-        yield from floor.memory(sizes, devices, folder / f"floor-{at}")
-        yield from memory(sizes, devices, python, folder / f"flower-{at}", disk=disk)
-
-
-def main() -> None:
-    """Write all rows to a file, a JSON object a line, and show them as tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--flower-python", type=Path, required=True, help="of an environment with flwr"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="JSON lines")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="bytes")
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--devices", type=int, nargs="+", default=[1, 5], help="for the memory")
-    parser.add_argument("--disk", action="store_true", help="SuperLink's state in a database file")
-    given = parser.parse_args()
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, given.output.open("w") as out:
-        # Row by row: what was measured stays, should a later deployment fail.
-        for row in _rows(given, Path(folder)):
-            rows.append(row)
-            out.write(f"{json.dumps(row)}\n")
-            out.flush()
-    show(rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -26,22 +26,27 @@ def coordinator(
     Serves all runs of the fleet, also those that are opened while it works. Kill it at any
     instant: it goes on from its journal. gradsense fleet status shows how it stands.
     """
-    from gradsense.cloud.coordination.metrics import serve
+    from prometheus_client import CollectorRegistry
+
+    from gradsense.cloud.coordination.metrics import StatusCollector
     from gradsense.cloud.coordination.process import Process
+    from gradsense.edge.metrics import serve
 
     log_to_stderr(logging.INFO)
     with ExitStack() as stack:
         process = Process(fleet, rng=random.Random())
         if metrics is not None:
-            stack.callback(serve(lambda: process.told, *_address(metrics)))
+            registry = CollectorRegistry()
+            registry.register(StatusCollector(lambda: process.told))
+            stack.callback(serve(registry, _address(metrics)))
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.signal(number, lambda *_: process.stop.set())
             stack.callback(signal.signal, number, before)
         process.run()
 
 
-def _address(text: str) -> tuple[str, int]:
+def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise InputError("is no address", mend="give HOST:PORT", field=f"--metrics {text}")
-    return host.strip("[]"), int(port)
+    return text

@@ -49,26 +49,25 @@ class Metrics:
         self.model_swaps = counter("model_swaps", "New models taken over while running.")
         self.escalated = counter("escalated", "Alerts given to a larger model.", "outcome")
 
-    def serve(self, address: str) -> Callable[[], None]:
-        """Answer HTTP on ``host:port`` from a thread of its own; call the result to stop.
 
-        Raises:
-            InputError: the address is taken or not of this machine.
-        """
-        parts = urlsplit(f"//{address}")
-        try:
-            server, thread = start_http_server(
-                parts.port or 0, parts.hostname or "", registry=self.registry
-            )
-        except OSError as error:
-            raise InputError(
-                f"cannot listen on {address} ({error.strerror or error})",
-                mend="give another address",
-            ) from error
+def serve(registry: CollectorRegistry, address: str) -> Callable[[], None]:
+    """Answer HTTP on ``host:port`` from a thread of its own; call the result to stop.
 
-        def close() -> None:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    Raises:
+        InputError: the address is taken or not of this machine.
+    """
+    parts = urlsplit(f"//{address}")
+    try:
+        server, thread = start_http_server(parts.port or 0, parts.hostname or "", registry=registry)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {address} ({error.strerror or error})",
+            mend="give another address",
+        ) from error
 
-        return close
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return close

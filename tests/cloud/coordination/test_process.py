@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from cloud.coordination.live import Teller, eventually, new_run, working
 from engines.tls_broker import TlsBroker
@@ -17,6 +18,7 @@ from federation.toys import tensor, update
 from gradsense.cloud.coordination import metrics
 from gradsense.cloud.coordination.ledger import Ledger, LedgerFull
 from gradsense.cloud.coordination.process import Process, read_status
+from gradsense.edge.metrics import serve
 from gradsense.engines.body import model_hash
 from gradsense.engines.envelope import Message
 from gradsense.engines.job import Job
@@ -106,8 +108,6 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
         cam.tell(said("cam", 1.0), BASE)
         cam.say([Message("gradsense/v1/porch/up/cam/update")])
         eventually(lambda: told(process, "porch").get("refused") == {"bad-properties": 1})
-        close = metrics.serve(lambda: process.told, "127.0.0.1", 0)
-        close()
         samples = {
             (sample.name, *sample.labels.values()): sample.value
             for family in metrics.StatusCollector(lambda: process.told).collect()
@@ -129,7 +129,9 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
 def test_prometheus_can_read_it(broker: TlsBroker) -> None:
     new_run(broker.fleet, job("porch"), START)
     with working(broker.fleet) as process:
-        close = metrics.serve(lambda: process.told, "127.0.0.1", broker.port + 1)
+        registry = CollectorRegistry()
+        registry.register(metrics.StatusCollector(lambda: process.told))
+        close = serve(registry, f"127.0.0.1:{broker.port + 1}")
         try:
             url = f"http://127.0.0.1:{broker.port + 1}/metrics"
             with urllib.request.urlopen(url, timeout=5) as answer:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-
-from gradsense.errors import InputError
 
 #: Metric name to the field of a run's status, and what it says.
 _GAUGES = {
@@ -67,27 +64,3 @@ class StatusCollector(Collector):
             for reason, number in told["refused"].items():
                 refused.add_metric([run, reason], number)
         yield refused
-
-
-def serve(status: Callable[[], Mapping[str, Any]], host: str, port: int) -> Callable[[], None]:
-    """Answer HTTP on ``host:port`` from a thread of its own; call the result to stop.
-
-    Raises:
-        InputError: the address is taken or not of this machine.
-    """
-    registry = CollectorRegistry()
-    registry.register(StatusCollector(status))
-    try:
-        server, thread = start_http_server(port, host, registry=registry)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {host}:{port} ({error.strerror or error})",
-            mend="give another --metrics",
-        ) from error
-
-    def close() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    return close

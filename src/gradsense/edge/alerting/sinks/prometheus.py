@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from gradsense.edge.alerting.alert import Alert
-from gradsense.edge.metrics import Metrics
+from gradsense.edge.metrics import Metrics, serve
 from gradsense.edge.settings import PrometheusSetting
 
 
@@ -24,7 +24,7 @@ class PrometheusSink:
     def __init__(self, setting: PrometheusSetting, metrics: Metrics | None) -> None:
         self.name = setting.name
         self._metrics = metrics or Metrics(CollectorRegistry())
-        self._stop = self._metrics.serve(setting.address)
+        self._stop = serve(self._metrics.registry, setting.address)
 
     def send(self, alerts: Sequence[Alert]) -> None:
         """Count those that are new."""
