@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 
 $(BIN)/gradsense: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,edge]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,edge,fleet]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(BIN)/gradsense
