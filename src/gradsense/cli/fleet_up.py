@@ -114,8 +114,10 @@ def _show(
         while not stop.wait(_TURN_S):
             playing = fleet.play()
             if ended := fleet.ended():
-                name = next(iter(ended))
-                raise GradsenseError(f"{name} ended by itself; see {fleet.out / name}.log")
+                name, code = next(iter(ended.items()))
+                raise GradsenseError(
+                    f"{name} ended by itself ({code}), its last words: {fleet.last_words(name)}"
+                )
             status, now = fleet.status(), time.monotonic()
             state = _state(status)
             if state != last or playing:

@@ -219,6 +219,11 @@ class LocalFleet:
         codes = {name: process.poll() for name, process in self._processes.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
+    def last_words(self, name: str) -> str:
+        """The last line that a process wrote."""
+        lines = (self.out / f"{name}.log").read_text(errors="replace").splitlines()
+        return lines[-1] if lines else "none"
+
     def stop(self) -> None:
         """Stop devices first, then the coordinator, then the broker; wait for each."""
         order = [name for name in self._processes if name not in {"coordinator", "broker"}]
