@@ -32,10 +32,10 @@ from gradsense.edge.agent.uplink import Uplink
 from gradsense.engines import identity
 from gradsense.engines.body import OFFLINE, ONLINE, Ack, model_hash, pack_update
 from gradsense.engines.chunks import Resume
-from gradsense.engines.envelope import Letter, Message, messages, written
+from gradsense.engines.envelope import Letter, Message, messages, sign_of_life, written
 from gradsense.engines.mqtt import MAX_PACKET_BYTES
 from gradsense.engines.rate import Rate
-from gradsense.engines.wire import Origin
+from gradsense.engines.wire import NO_MODEL, Origin, device_filters
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 
@@ -116,7 +116,7 @@ class Pocket:
 
     def __init__(self) -> None:
         self.letters: list[Letter] = []
-        self.holds = (0, "0" * 64)
+        self.holds = NO_MODEL
 
     def head(self) -> Letter | None:
         """The oldest update that was not acknowledged."""
@@ -210,8 +210,7 @@ class Light:
         if reason.is_failure:
             self.seen.counts[f"connect: {reason}"] += 1
             return
-        root = f"gradsense/v1/{self.part.run}"
-        filters = (f"{root}/down/model", f"{root}/down/model/+", f"{root}/device/{self.name}/#")
+        filters = device_filters(self.part.run, self.name)
         client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
 
     def _on_subscribe(self, *_: Any) -> None:
@@ -231,8 +230,8 @@ class Light:
     # The device -----------------------------------------------------------------------------
 
     def _status(self, body: bytes) -> Message:
-        origin = Origin("status", self.part.run, self.name, 0, *self.pocket.holds)
-        return messages(written(origin, body, self.identity.signing_key), retain=True)[0]
+        key = self.identity.signing_key
+        return sign_of_life(self.part.run, self.name, body, self.pocket.holds, key)
 
     def _on_message(self, _client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
         now = time.monotonic()

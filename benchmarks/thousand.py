@@ -28,12 +28,11 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +51,7 @@ from gradsense.engines.body import model_hash, pack_model
 from gradsense.engines.envelope import messages, written
 from gradsense.engines.job import JOB_FILE, RUNS, START, Job
 from gradsense.engines.wire import COORDINATOR, Origin
+from gradsense.experiments.local_broker import free_port
 from gradsense.federation.codec import CODECS
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
@@ -91,16 +91,10 @@ class Ground:
     bundles: list[Path] = field(default_factory=list)
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def prepared(memory: Path, disk: Path, devices: int, queue: int | None) -> tuple[Ground, Row]:
     """Make the fleet and enrol everybody; what that took."""
     ground = Ground(memory / "fleet", disk)
-    create(ground.fleet, None, _free_port(), now=time.time())
+    create(ground.fleet, None, free_port(), now=time.time())
     (disk / RUNS).mkdir()
     (ground.fleet / RUNS).symlink_to(disk / RUNS)
     if queue is not None:
@@ -120,7 +114,7 @@ def prepared(memory: Path, disk: Path, devices: int, queue: int | None) -> tuple
 
 def _enrolling(disk: Path, devices: int = 10) -> float:
     """Seconds to enrol a device where the fleet's folder is on disk."""
-    create(disk / "other", None, _free_port(), now=time.time())
+    create(disk / "other", None, free_port(), now=time.time())
     began = time.perf_counter()
     with opened(disk / "other") as fleet:
         for number in range(devices):

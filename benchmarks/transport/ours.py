@@ -13,8 +13,6 @@ import contextlib
 import json
 import os
 import random
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,10 +30,11 @@ from gradsense.cloud.coordination.run import Run
 from gradsense.cloud.enrolment.fleet import create, opened
 from gradsense.engines import identity
 from gradsense.engines.body import ONLINE
-from gradsense.engines.envelope import messages, written
+from gradsense.engines.envelope import sign_of_life
 from gradsense.engines.job import JOB_FILE, RUNS, START, Job
 from gradsense.engines.mqtt import Link
-from gradsense.engines.wire import Origin
+from gradsense.engines.wire import NO_MODEL
+from gradsense.experiments.local_broker import await_listener, free_port, program
 
 CENTRE, BROKER = "centre", "broker"
 _DEVICE = Path(__file__).parent / "ours_device.py"
@@ -136,7 +135,7 @@ def _memory(watch: Watch, fleet: Fleet, start: float) -> tuple[float, float]:
 @contextlib.contextmanager
 def deployed(folder: Path, size: int, devices: int) -> Iterator[Fleet]:
     """A fleet whose model has ``size`` bytes of float32; gone afterwards."""
-    fleet, port = folder / "fleet", _free_port()
+    fleet, port = folder / "fleet", free_port()
     folder.mkdir(parents=True)
     create(fleet, None, port, now=time.time())
     job = Job(
@@ -153,12 +152,8 @@ def deployed(folder: Path, size: int, devices: int) -> Iterator[Fleet]:
             open_fleet.enroll(name, bundles[-1], now=time.time(), days=1, run=place / START)
     with contextlib.ExitStack() as stack:
         conf = str(fleet / "broker" / "mosquitto.conf")
-        path = os.pathsep.join((os.environ["PATH"], "/usr/sbin"))
-        program = shutil.which("mosquitto", path=path)
-        if program is None:
-            raise SystemExit("mosquitto is not installed; apt-get install mosquitto")
-        broker = stack.enter_context(_process([program, "-c", conf], folder))
-        _await(port)
+        broker = stack.enter_context(_process([program(), "-c", conf], folder))
+        await_listener(port)
         command = [sys.executable, "-m", "gradsense", "coordinator", "--fleet", str(fleet)]
         centre = stack.enter_context(_process(command, folder))
         stack.enter_context(_silent(bundles[-1]))
@@ -205,31 +200,11 @@ def _silent(bundle: Path) -> Iterator[None]:
     )
     link.start()
     greeted.wait(_START_S)
-    origin = Origin("status", "bench", "silent", 0, 0, "0" * 64)
-    link.publish(messages(written(origin, ONLINE, me.signing_key), retain=True)[0])
+    link.publish(sign_of_life("bench", "silent", ONLINE, NO_MODEL, me.signing_key))
     try:
         yield
     finally:
         link.stop()
-
-
-def _await(port: int) -> None:
-    end = time.monotonic() + _START_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -23,10 +23,10 @@ from gradsense.edge.agent.uplink import Uplink
 from gradsense.engines import identity, job
 from gradsense.engines.body import ONLINE, Ack, pack_update
 from gradsense.engines.chunks import Resume
-from gradsense.engines.envelope import messages, written
+from gradsense.engines.envelope import sign_of_life, written
 from gradsense.engines.mqtt import Arrival, Link
 from gradsense.engines.rate import Rate
-from gradsense.engines.wire import Origin
+from gradsense.engines.wire import NO_MODEL, Origin, device_filters
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors, Trained
@@ -67,14 +67,9 @@ class Device:
         self.up = Uplink(self.memory, self.me.signing_key, Rate(None, 1 << 20), rng=rng)
         self.inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self.greeted = threading.Event()
-        base = f"gradsense/v1/{self.job.run}"
         self.link = Link(
             self.me,
-            subscriptions=(
-                f"{base}/down/model",
-                f"{base}/down/model/+",
-                f"{base}/device/{self.me.name}/#",
-            ),
+            subscriptions=device_filters(self.job.run, self.me.name),
             on_message=self.inbox.put,
             on_connect=lambda _: self.greeted.set(),
             rng=rng,
@@ -82,8 +77,8 @@ class Device:
         self.link.start()
         self.greeted.wait()
         self.up.on_connect(time.monotonic())
-        status = Origin("status", self.job.run, self.me.name, 0, 0, "0" * 64)
-        self.link.publish(messages(written(status, ONLINE, self.me.signing_key), retain=True)[0])
+        key = self.me.signing_key
+        self.link.publish(sign_of_life(self.job.run, self.me.name, ONLINE, NO_MODEL, key))
         while self.client.version < 0:
             self.exchange()
 

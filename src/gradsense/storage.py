@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,3 +56,19 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         if db.in_transaction:  # SQLite itself rolls back on some errors
             db.execute("ROLLBACK")
         raise
+
+
+def migrate(db: sqlite3.Connection, migrations: Sequence[str], *, also: str = "") -> None:
+    """Bring a database from the version that it has to the newest, a transaction a step.
+
+    Args:
+        db: of a version that is not beyond ``migrations``; a new file has version 0.
+        migrations: one for each version of the schema, in order.
+        also: statements that belong to every step.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be written.
+    """
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    for number, step in enumerate(migrations[version:], version + 1):
+        db.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version={number}; {also} COMMIT;")

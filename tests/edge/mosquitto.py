@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import shutil
 import socket
 import subprocess
 import threading
@@ -15,24 +14,31 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from gradsense.errors import InputError
+from gradsense.experiments import local_broker
+
 WAIT_S = 15.0
+
+
+def program() -> str:
+    """Mosquitto's; the test skips where there is none."""
+    try:
+        return local_broker.program()
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 class Broker:
     """A Mosquitto without persistence, on a free port of this machine."""
 
     def __init__(self, folder: Path, extra: str = "allow_anonymous true\n") -> None:
-        program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
-        if program is None:
-            pytest.skip("mosquitto is not installed; apt-get install mosquitto")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._command = [program()]
+        self.port = local_broker.free_port()
         config = folder / "mosquitto.conf"
         # Started by root it would change to a user that may not read this folder.
         lines = f"listener {self.port} 127.0.0.1\nuser {getpass.getuser()}\n{extra}"
         config.write_text(lines, encoding="utf-8")
-        self._command = [program, "-c", str(config)]
+        self._command += ["-c", str(config)]
         self.start()
 
     def start(self) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
-import pytest
-
-from edge.mosquitto import WAIT_S, Broker
+from edge.mosquitto import WAIT_S, Broker, program
 from gradsense.cloud.enrolment import fleet as enrolment
 from gradsense.engines import identity
 from gradsense.engines.identity import Identity
+from gradsense.experiments.local_broker import free_port
 
 
 class TlsBroker(Broker):
@@ -24,15 +21,11 @@ class TlsBroker(Broker):
     """
 
     def __init__(self, folder: Path, *, age_s: float = 10.0) -> None:
-        program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
-        if program is None:
-            pytest.skip("mosquitto is not installed; apt-get install mosquitto")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._command = [program()]
+        self.port = free_port()
         self.fleet, self._bundles = folder / "fleet", folder / "bundles"
         enrolment.create(self.fleet, None, self.port, now=time.time() - age_s)
-        self._command = [program, "-c", str(self.fleet / "broker" / "mosquitto.conf")]
+        self._command += ["-c", str(self.fleet / "broker" / "mosquitto.conf")]
         self.start()
 
     @property

@@ -87,6 +87,19 @@ def messages(
     return found
 
 
+def sign_of_life(
+    run: str, device: str, body: bytes, held: tuple[int, str], key: Ed25519PrivateKey
+) -> Message:
+    """A device's status, to be retained.
+
+    Args:
+        body: ``body.ONLINE`` or ``body.OFFLINE``.
+        held: version and hash of the model that it holds, or ``NO_MODEL``.
+    """
+    origin = Origin("status", run, device, 0, *held)
+    return messages(written(origin, body, key), retain=True)[0]
+
+
 @dataclass(frozen=True)
 class Read:
     """A message whose sender is known.

@@ -20,6 +20,8 @@ SCHEMA = "1"
 #: The sender's name in a model, which is for everybody; no device may have it.
 COORDINATOR = "coordinator"
 PROPERTY_PREFIX = "gs-"
+#: What a device says that it holds before its first model: version and hash.
+NO_MODEL = (0, "0" * 64)
 
 Kind = Literal["update", "model", "ask", "resume", "ack", "status"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -111,6 +113,12 @@ class Topic:
         if self.kind in _TO_ONE:
             return f"{base}/device/{self.device}/{self.kind}"
         return f"{base}/down/model/{self.index}" if self.index else f"{base}/down/model"
+
+
+def device_filters(run: str, device: str) -> tuple[str, ...]:
+    """What a device subscribes to: the model's chunks, and what is for itself."""
+    base = f"gradsense/v1/{run}"
+    return f"{base}/down/model", f"{base}/down/model/+", f"{base}/device/{device}/#"
 
 
 def parse_topic(text: str) -> Topic:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,11 +28,11 @@ from gradsense.edge.journal import FILE as WATCH_JOURNAL
 from gradsense.edge.journal import Journal
 from gradsense.engines.job import RUNS, START, Job
 from gradsense.errors import GradsenseError, InputError
+from gradsense.experiments.local_broker import await_listener, free_port, program
 from gradsense.telemetry.dataset import discover, load
 from gradsense.telemetry.synthetic import write_fleet
 
-_BROKER_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
-_START_S, _STOP_S = 15.0, 20.0
+_STOP_S = 20.0
 #: Synthetic sites that have more than one class between them.
 _LEAST_SITES = 4
 #: One thread a library: there are more processes here than cores.
@@ -83,14 +81,11 @@ class LocalFleet:
         job: Callable[[tuple[str, ...]], Job],
         seed: int = 0,
     ) -> None:
-        program = shutil.which("mosquitto", path=_BROKER_PATH)
-        if program is None:
-            raise InputError("Mosquitto is not installed", mend="apt-get install mosquitto")
+        self._program = program()
         if out.exists() and any(out.iterdir()):
             raise InputError("is not empty", mend="give a new folder as --out", file=out)
         self.out, self._devices, self._captures = out, devices, captures
         self._flows, self._play_s, self._job, self._seed = flows, play_s, job, seed
-        self._program = program
         self.fleet = out / "fleet"
         self.sites: list[Site] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -124,7 +119,7 @@ class LocalFleet:
         job = self._job(load(captures, cap=50, seed=self._seed).classes)
         self.run = job.run
         on_step("making certificates")
-        create(self.fleet, None, _free_port(), now=time.time())
+        create(self.fleet, None, free_port(), now=time.time())
         open_run(self.fleet, job, on_step=on_step)
         for number, capture in enumerate(found[: self._devices], 1):
             site = Site(
@@ -171,17 +166,13 @@ class LocalFleet:
         """
         self._spawn("broker", [self._program, "-c", str(self.fleet / "broker" / "mosquitto.conf")])
         port = json.loads((self.fleet / "fleet.json").read_bytes())["broker"]["port"]
-        end = time.monotonic() + _START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > end or self._processes["broker"].poll() is not None:
-                    raise GradsenseError(
-                        f"the broker did not start; see {self.out / 'broker.log'}"
-                    ) from None
-                time.sleep(0.05)
+        broker = self._processes["broker"]
+        try:
+            await_listener(port, lambda: broker.poll() is not None)
+        except GradsenseError as error:
+            raise GradsenseError(
+                f"the broker did not start; see {self.out / 'broker.log'}"
+            ) from error
 
     def start_coordinator(self) -> None:
         """Start the coordinator."""
@@ -273,10 +264,3 @@ class LocalFleet:
             return journal.counters()
         finally:
             journal.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -15,10 +15,10 @@ from engines.tls_broker import TlsBroker
 from gradsense.cloud.coordination.process import Process
 from gradsense.cloud.coordination.run import Run
 from gradsense.engines.body import ONLINE, Ack, pack_update
-from gradsense.engines.envelope import Message, messages, read, written
+from gradsense.engines.envelope import Message, messages, read, sign_of_life, written
 from gradsense.engines.job import JOB_FILE, RUNS, START, Job
 from gradsense.engines.mqtt import Arrival, Link
-from gradsense.engines.wire import Origin
+from gradsense.engines.wire import NO_MODEL, Origin
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Tensors
 
@@ -80,8 +80,7 @@ class Teller:
         )
         self.link.start()
         assert greeted.wait(WAIT_S)
-        origin = Origin("status", run, name, 0, 0, "0" * 64)
-        self.say(messages(written(origin, ONLINE, self.identity.signing_key), retain=True))
+        self.say([sign_of_life(run, name, ONLINE, NO_MODEL, self.identity.signing_key)])
 
     def say(self, publishes: list[Message]) -> None:
         for message in publishes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import socket
 import ssl
 import threading
 import time
@@ -17,10 +15,11 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from edge.mosquitto import WAIT_S, Broker
+from edge.mosquitto import WAIT_S, Broker, program
 from gradsense.cloud.enrolment import fleet as enrolment
 from gradsense.cloud.enrolment.broker import emqx_acl, emqx_conf, mosquitto_acl, mosquitto_conf
 from gradsense.engines.wire import Kind, Topic
+from gradsense.experiments.local_broker import free_port
 
 RUN = "gradsense/v1/run1"
 DAY = 86_400.0
@@ -30,11 +29,8 @@ class Mosquitto(Broker):
     """A Mosquitto with the configuration of a fleet folder and nothing else."""
 
     def __init__(self, fleet: Path) -> None:
-        program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
-        if program is None:
-            pytest.skip("mosquitto is not installed; apt-get install mosquitto")
         self.port = enrolment.read(fleet).broker.port
-        self._command = [program, "-c", str(fleet / "broker" / "mosquitto.conf")]
+        self._command = [program(), "-c", str(fleet / "broker" / "mosquitto.conf")]
         self.start()
 
     def reload(self) -> None:
@@ -146,9 +142,7 @@ class Site:
 def build(folder: Path) -> Site:
     """The fleet is 40 days old, so that the certificate of the device ``old`` has ended."""
     now = time.time()  # OpenSSL looks at the machine's clock
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     fleet = folder / "fleet"
     enrolment.create(fleet, None, port, now=now - 40 * DAY)
     with enrolment.opened(fleet) as opened:

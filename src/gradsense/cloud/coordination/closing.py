@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import numpy as np
 
 from gradsense.cloud.coordination import models
-from gradsense.cloud.coordination.ledger import FILE
+from gradsense.cloud.coordination.ledger import newest_snapshot
 from gradsense.cloud.coordination.opening import trainable
 from gradsense.engines import job
 from gradsense.errors import InputError
@@ -41,7 +40,7 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
             file=place,
         )
     about = job.read(place / job.START)
-    version, file, sha256 = _newest(place / FILE)
+    version, file, sha256 = newest_snapshot(place)
     groups = models.load(place / models.FOLDER / file, sha256)
     classifier = trainable(about, place / job.MODEL)
     classifier.load(weights_of(groups["model"]))
@@ -49,18 +48,6 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
     score = _score(about, groups["server"].get(MOMENTS))
     folder.save(classifier, out, score=score, extra=told)
     return version
-
-
-def _newest(journal: Path) -> tuple[int, str, str]:
-    """Version, file and SHA-256 of the newest snapshot, without the coordinator's lock."""
-    db = sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=10)
-    try:
-        row: tuple[int, str, str] = db.execute(
-            "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
-        ).fetchone()
-    finally:
-        db.close()
-    return row
 
 
 def _score(about: job.Job, moments: np.ndarray | None) -> SketchedInfluence | None:

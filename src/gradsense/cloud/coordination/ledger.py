@@ -20,7 +20,7 @@ from typing import Any
 
 from gradsense.cloud.coordination.rows import Batch, Device, Event, Issued, Piece, Verdict
 from gradsense.errors import GradsenseError, InputError
-from gradsense.storage import transaction
+from gradsense.storage import migrate, transaction
 
 FILE = "journal.sqlite3"
 #: Snapshots that keep their file, beside that of version 0.
@@ -128,11 +128,7 @@ class Ledger:
         self._db.execute("PRAGMA synchronous=FULL")
         # What a batch of large bodies leaves on disk; it is cut back to this.
         self._db.execute("PRAGMA journal_size_limit=67108864")
-        for number in range(version, len(MIGRATIONS)):
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; "
-                f"PRAGMA application_id={_APPLICATION}; COMMIT;"
-            )
+        migrate(self._db, MIGRATIONS, also=f"PRAGMA application_id={_APPLICATION};")
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
@@ -283,3 +279,15 @@ class Ledger:
         """Bytes on disk, with what SQLite keeps beside the file."""
         names = (self.file, self.file.with_name(f"{FILE}-wal"))
         return sum(file.stat().st_size for file in names if file.exists())
+
+
+def newest_snapshot(folder: Path) -> tuple[int, str, str]:
+    """Version, file and SHA-256 of a run's newest snapshot, without the coordinator's lock."""
+    db = sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True, timeout=10)
+    try:
+        row: tuple[int, str, str] = db.execute(
+            "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+    finally:
+        db.close()
+    return row

@@ -33,7 +33,7 @@ from gradsense.engines.body import Ack, expand, model_hash, open_status
 from gradsense.engines.envelope import Message, Read
 from gradsense.engines.identity import Identity
 from gradsense.engines.job import Job
-from gradsense.engines.wire import BadTopic, Limits, Origin, parse_topic
+from gradsense.engines.wire import BadTopic, Limits, Origin, Properties, parse_topic
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
 from gradsense.federation.message import decode
 from gradsense.federation.update import Update
@@ -187,16 +187,7 @@ class Memory:
             self.machine.coordinator.refused[refusal.reason] += 1
             self._refuse(step, device, read, refusal)
             return
-        event = self._event(
-            step,
-            "update",
-            device.name,
-            sequence=properties.origin.sequence,
-            body_sha256=properties.body_sha256,
-            size=properties.body_size,
-            samples=update.samples,
-            body=body,
-        )
+        event = self._about(step, "update", properties, samples=update.samples, body=body)
         try:
             self._move(step, event, update)
         except UpdateRefused as refusal:
@@ -228,16 +219,7 @@ class Memory:
         properties, reason = read.properties, refusal.reason
         if read.chunk is not None:
             self.intake.forget(device.name, read.chunk.message)
-        event = self._event(
-            step,
-            "refused",
-            device.name,
-            sequence=properties.origin.sequence,
-            body_sha256=properties.body_sha256,
-            size=properties.body_size,
-            refusal=reason,
-        )
-        self._move(step, event)
+        self._move(step, self._about(step, "refused", properties, refusal=reason))
         self._count(step, device.name, REFUSED + reason)
         self._decide(step, device, read, reason)
 
@@ -273,6 +255,18 @@ class Memory:
     def _event(self, step: Step, kind: Kind, device: str = "", **about: Any) -> Event:
         number = self.last_event + len(step.batch.events) + 1
         return Event(number, step.batch.now, kind, device, **about)
+
+    def _about(self, step: Step, kind: Kind, properties: Properties, **more: Any) -> Event:
+        """An event that decides what becomes of an update."""
+        return self._event(
+            step,
+            kind,
+            properties.origin.device,
+            sequence=properties.origin.sequence,
+            body_sha256=properties.body_sha256,
+            size=properties.body_size,
+            **more,
+        )
 
     def _join(self, step: Step, device: str) -> None:
         self._move(step, self._event(step, "join", device))

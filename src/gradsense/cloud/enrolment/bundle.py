@@ -32,7 +32,9 @@ def run_start(fleet: Path, name: str | None) -> Path | None:
     Raises:
         InputError: there is no such run, or several and no name is given.
     """
-    names = sorted(file.parent.parent.name for file in fleet.glob(f"runs/*/start/{job.JOB_FILE}"))
+    names = sorted(
+        file.parent.parent.name for file in fleet.glob(f"{job.RUNS}/*/{job.START}/{job.JOB_FILE}")
+    )
     if name is None:
         if len(names) > 1:
             raise InputError(
@@ -47,7 +49,7 @@ def run_start(fleet: Path, name: str | None) -> Path | None:
             mend="gradsense fleet run NAME makes one",
             field=f"--run {name[:80]!r}",
         )
-    return None if name is None else fleet / "runs" / name / "start"
+    return None if name is None else fleet / job.RUNS / name / job.START
 
 
 def prepare(out: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradsense.errors import GradsenseError, InputError
-from gradsense.storage import transaction
+from gradsense.storage import migrate, transaction
 
 Role = Literal["device", "coordinator", "broker"]
 State = Literal["active", "revoked", "expired"]
@@ -115,10 +115,7 @@ class Registry:
                 mend="use the gradsense that wrote it",
                 file=self.file,
             )
-        for number in range(version, len(MIGRATIONS)):
-            self._db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;"
-            )
+        migrate(self._db, MIGRATIONS)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""

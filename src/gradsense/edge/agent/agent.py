@@ -34,10 +34,10 @@ from gradsense.edge.agent.uplink import Uplink
 from gradsense.engines import identity, job
 from gradsense.engines.body import OFFLINE, ONLINE, Ack, pack_update
 from gradsense.engines.chunks import Resume
-from gradsense.engines.envelope import Letter, Message, messages, written
+from gradsense.engines.envelope import Letter, Message, sign_of_life, written
 from gradsense.engines.mqtt import Arrival, Link
 from gradsense.engines.rate import Rate
-from gradsense.engines.wire import Origin
+from gradsense.engines.wire import Origin, device_filters
 from gradsense.errors import Replay
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel, Update
@@ -113,7 +113,7 @@ class Agent:
         start = plan.bundle / job.RUN
         self._job, self._start = job.read(start), start
         strategy = self._job.rules
-        self._manifest, template = bundles.read(start / job.EDGE)
+        manifest, template = bundles.read(start / job.EDGE)
         self.memory = Memory(plan.state)
         self.memory.claim(self._job.run, self._identity.name)
         self._throttle = Throttle(plan.limits, wanted=self._wanted)
@@ -136,7 +136,7 @@ class Agent:
             self._invited = kept.invites(name)
         self._harvest = Harvest(
             template,
-            self._manifest.labels,
+            manifest.labels,
             logs=plan.logs,
             rules=plan.rules,
             journal_folder=plan.journal,
@@ -169,15 +169,9 @@ class Agent:
         self._next_look = self._next_resubscribe = 0.0
 
     def _new_link(self, rng: random.Random) -> Link:
-        run, name = self._job.run, self._identity.name
-        down = f"gradsense/v1/{run}"
         return Link(
             self._identity,
-            subscriptions=(
-                f"{down}/down/model",
-                f"{down}/down/model/+",
-                f"{down}/device/{name}/#",
-            ),
+            subscriptions=device_filters(self._job.run, self._identity.name),
             on_message=self._inbox.put,
             on_connect=lambda resumed: self._connected.set(),
             will=self._status(OFFLINE),
@@ -274,10 +268,8 @@ class Agent:
         self.link.done(arrival)
 
     def _status(self, body: bytes) -> Message:
-        version, digest = self.memory.held()
-        origin = Origin("status", self._job.run, self._identity.name, 0, version, digest)
-        letter = written(origin, body, self._identity.signing_key)
-        return messages(letter, retain=True)[0]
+        run, me = self._job.run, self._identity
+        return sign_of_life(run, me.name, body, self.memory.held(), me.signing_key)
 
     def _take_back(self) -> None:
         """What was refused was not told after all."""

@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from gradsense.engines import checkpoint
 from gradsense.engines.body import model_hash
 from gradsense.engines.envelope import Letter
-from gradsense.engines.wire import Properties
+from gradsense.engines.wire import NO_MODEL, Properties
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
-from gradsense.storage import transaction
+from gradsense.storage import migrate, transaction
 
 if TYPE_CHECKING:  # they bring readers of logs and graphs, which this file does without
     from gradsense.edge.agent.labels import Gathered
@@ -41,8 +41,6 @@ FILE = "agent.sqlite3"
 _LOCK = "agent.lock"
 #: Bytes of unacknowledged updates from which on the outbox is full.
 OUTBOX_BYTES = 256 << 20
-#: What a device says that it holds before its first model: version and hash.
-NO_MODEL = (0, "0" * 64)
 
 #: One for each version of the schema, in order; each brings the file from one to the next.
 MIGRATIONS = [
@@ -128,10 +126,7 @@ class Memory:
                 mend="use the gradsense that wrote it, or give another --state",
                 file=self.file,
             )
-        for number in range(version, len(MIGRATIONS)):
-            db.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;"
-            )
+        migrate(db, MIGRATIONS)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
