@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.sources.stream import LogStream
+from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector
-from gradsense.edge.gateway import Plan, open_watch
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.stream import LogStream
-from gradsense.telemetry.tally import Tally
+from gradsense.gateway.assembly import Plan, open_watch
 
 LOG = Path("CTU-IoT-Malware-Capture-34-1", "bro", "conn.log.labeled")
 #: So many flows are timed one by one, after the first few.
@@ -89,8 +89,8 @@ def eager(log: Path, model: Path) -> Row:
     """The Hugging Face model itself, every flow through it in batches of 256."""
     import torch  # noqa: PLC0415
 
+    from gradsense.data.sources.zeek import read_conn  # noqa: PLC0415
     from gradsense.models import folder  # noqa: PLC0415
-    from gradsense.telemetry.zeek import read_conn  # noqa: PLC0415
 
     torch.set_num_threads(THREADS)
     classifier = folder.load(model)
@@ -180,11 +180,11 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
     """Trains where no model is given; writes both bundles, the forest's flows; scores bundles."""
     import polars as pl  # noqa: PLC0415
 
+    from gradsense.data.datasets.labels import class_numbers  # noqa: PLC0415
+    from gradsense.data.sources.header import zeek_name  # noqa: PLC0415
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.experiments.run import train  # noqa: PLC0415
     from gradsense.learning.metrics import score  # noqa: PLC0415
-    from gradsense.telemetry.header import zeek_name  # noqa: PLC0415
-    from gradsense.telemetry.labels import class_numbers  # noqa: PLC0415
     from shared import Progress, bench_of  # noqa: PLC0415
 
     say = Progress()

@@ -35,12 +35,12 @@ import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
+from gradsense.data.datasets.labels import BENIGN, MALICIOUS
 from gradsense.detection.detector import Detector
-from gradsense.edge.alerting.alert import Example
-from gradsense.edge.alerting.alerts import Alarm, Grouper, LogClock
-from gradsense.edge.settings import Settings
+from gradsense.gateway.alerting.alert import Example
+from gradsense.gateway.alerting.grouping import Alarm, Grouper, LogClock
+from gradsense.gateway.settings import Settings
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
-from gradsense.telemetry.labels import BENIGN, MALICIOUS
 from heldout_methods import (
     NETWORKS,
     Forest,

@@ -13,24 +13,24 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.labels import BENIGN, binary, class_numbers
+from gradsense.data.flows import CONTEXT_SCHEMA
+from gradsense.data.networks import Networks
+from gradsense.data.sources.zeek import read_conn
+from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import Threshold
 from gradsense.detection.calibrate import Traffic, calibrate, log_odds
 from gradsense.detection.detector import Detector
-from gradsense.edge.adapt.baseline import Baseline, Habits
-from gradsense.edge.alerting.alerts import LogClock
-from gradsense.edge.judge import Judge
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _TREES, _codes, _features
 from gradsense.experiments.run import train
 from gradsense.experiments.rundir import MODEL
+from gradsense.gateway.adapt.baseline import Baseline, Habits
+from gradsense.gateway.alerting.grouping import LogClock
+from gradsense.gateway.judge import Judge
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.flows import CONTEXT_SCHEMA
-from gradsense.telemetry.labels import BENIGN, binary, class_numbers
-from gradsense.telemetry.networks import Networks
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import read_conn
 
 #: As a gateway that was told nothing knows them.
 NETWORKS = Networks()

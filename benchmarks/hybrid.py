@@ -35,15 +35,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.config import RunSettings, settings
+from gradsense.data.datasets.labels import class_numbers
 from gradsense.detection.detector import Detector, Verdict
-from gradsense.edge.escalation.escalate import EscalateSettings, Escalator
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import Corpus, load_corpus
 from gradsense.experiments.references import run_reference
 from gradsense.experiments.run import train
 from gradsense.experiments.rundir import MODEL
+from gradsense.gateway.escalation.escalate import EscalateSettings, Escalator
 from gradsense.learning import metrics
-from gradsense.telemetry.labels import class_numbers
 from shared import Progress, table
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.least_squares import LeastSquares
 from gradsense.learning.learner import Tensors
-from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT, solve
-from gradsense.telemetry.labels import BENIGN
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, solve
 from shared import Progress, bench_of, features, finished, parser, spread, table, train_sets, upload
 
 

@@ -26,12 +26,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from gradsense.data.datasets.labels import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples
 from gradsense.federation.least_squares import LeastSquares
-from gradsense.learning.moments import solve
-from gradsense.telemetry.labels import BENIGN, BINARY_CLASSES, MALICIOUS
+from gradsense.learning.statistics import solve
 from shared import Progress, bench_of, features, parser, spread, table, train_sets, upload
 
 Verdicts = NDArray[np.bool_]

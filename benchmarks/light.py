@@ -26,18 +26,18 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.edge.agent.downlink import Downlink, Repeated
-from gradsense.edge.agent.memory import Memory
-from gradsense.edge.agent.uplink import Uplink
-from gradsense.engines import identity
-from gradsense.engines.body import OFFLINE, ONLINE, Ack, model_hash, pack_update
-from gradsense.engines.chunks import Resume
-from gradsense.engines.envelope import Letter, Message, messages, sign_of_life, written
-from gradsense.engines.mqtt import MAX_PACKET_BYTES
-from gradsense.engines.rate import Rate
-from gradsense.engines.wire import NO_MODEL, Origin, device_filters
+from gradsense.agent.downlink import Downlink, Repeated
+from gradsense.agent.store import Memory
+from gradsense.agent.uplink import Uplink
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
+from gradsense.transport import identity
+from gradsense.transport.chunks import Resume
+from gradsense.transport.connection import MAX_PACKET_BYTES
+from gradsense.transport.messages import Letter, Message, messages, sign_of_life, written
+from gradsense.transport.pacing import Rate
+from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
+from gradsense.transport.protocol import NO_MODEL, Origin, device_filters
 
 #: When a device speaks: once for each model, again as soon as it is acknowledged, or after a
 #: random pause and once for each model. ``bare`` devices verify nothing and speak once a model.

@@ -36,11 +36,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fleet_lines import Cables, Line, why_no_cables
-from fleet_rig import Audit, Presence, Rig, query
-from gradsense.edge.agent.memory import FILE as MEMORY
+from gradsense.agent.store import FILE as MEMORY
+from tests.support.fleet_lines import Cables, Line, why_no_cables
+from tests.support.fleet_rig import Audit, Presence, Rig, query
 
 DEVICES = 3
 #: A log grows by so many flows every so many seconds.

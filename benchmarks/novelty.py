@@ -35,14 +35,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
+from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.flows import CONTEXT_SCHEMA
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _codes, _features
 from gradsense.learning.novelty import influence, leverage, perplexity, token_surprise
 from gradsense.learning.pretraining import pretrain
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.flows import CONTEXT_SCHEMA
-from gradsense.telemetry.labels import BENIGN
 from shared import Progress, bench_of, features, parser, spread, table, train_sets, upload
 
 FEWEST = 20

@@ -26,8 +26,8 @@ import pandas as pd
 import polars as pl
 from zat.log_to_dataframe import LogToDataFrame
 
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import WORKERS, read_conn
+from gradsense.data.sources.zeek import WORKERS, read_conn
+from gradsense.data.tally import Tally
 
 ROUNDS = 5
 DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))

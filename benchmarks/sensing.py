@@ -43,7 +43,7 @@ from gradsense.federation.least_squares import LeastSquares
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.trigger import Gradient, Performance, Sensed, State, Unexplained
 from gradsense.learning.learner import Tensors
-from gradsense.learning.moments import MOMENTS, relative_gradients, solve
+from gradsense.learning.statistics import MOMENTS, relative_gradients, solve
 from gradsense.learning.trainer import Examples, Trainer
 
 Vector = NDArray[np.float64]

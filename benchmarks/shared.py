@@ -20,7 +20,7 @@ from gradsense.experiments.corpus import by_client, load_corpus
 from gradsense.experiments.run import FederatedRun
 from gradsense.federation.codec import CODECS
 from gradsense.federation.strategies import get_strategy
-from gradsense.learning.moments import MOMENTS
+from gradsense.learning.statistics import MOMENTS
 from gradsense.learning.trainer import Examples
 
 

@@ -43,19 +43,19 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
 from crowd import PATIENCE_S, Workers, merged
-from gradsense.cloud.coordination.process import read_status
-from gradsense.cloud.coordination.run import Run
-from gradsense.cloud.enrolment.fleet import create, opened
-from gradsense.engines import identity
-from gradsense.engines.body import model_hash, pack_model
-from gradsense.engines.envelope import messages, written
-from gradsense.engines.job import JOB_FILE, RUNS, START, Job
-from gradsense.engines.wire import COORDINATOR, Origin
-from gradsense.experiments.local_broker import free_port
+from gradsense.coordinator.run import Run
+from gradsense.coordinator.service import read_status
 from gradsense.federation.codec import CODECS
 from gradsense.federation.update import GlobalModel
+from gradsense.fleet.enrolment import create, opened
+from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
-from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, factorise
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, factorise
+from gradsense.localfleet.local_broker import free_port
+from gradsense.transport import identity
+from gradsense.transport.messages import messages, written
+from gradsense.transport.payloads import model_hash, pack_model
+from gradsense.transport.protocol import COORDINATOR, Origin
 from light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
 from thousand_figures import (
     SAMPLE_S,
@@ -71,7 +71,7 @@ from thousand_figures import (
 )
 
 if TYPE_CHECKING:  # it brings torch, which the crowd's processes would import as well
-    from gradsense.experiments.local_fleet import LocalFleet
+    from gradsense.localfleet.local_fleet import LocalFleet
 
 PARTS = ("floor", "round", "ceaseless", "paced", "large")
 LABELS = ("benign", "scan", "flood", "control")
@@ -259,7 +259,7 @@ def play(ground: Ground, scene: Scene, workers: int) -> Row:
 
 
 def _local(ground: Ground) -> LocalFleet:
-    from gradsense.experiments.local_fleet import LocalFleet  # noqa: PLC0415
+    from gradsense.localfleet.local_fleet import LocalFleet  # noqa: PLC0415
 
     out = Path(tempfile.mkdtemp(dir=ground.disk))
     local = LocalFleet(out, 0, job=lambda labels: Job(run="none", labels=labels))

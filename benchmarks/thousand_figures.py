@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crowd import adopted_by
-from gradsense.cloud.coordination.ledger import FILE as JOURNAL
-from gradsense.engines.job import Job
+from gradsense.coordinator.journal import FILE as JOURNAL
+from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from light import Part, Seen
 

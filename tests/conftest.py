@@ -37,11 +37,11 @@ def edge_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that knows the synthetic fleet: it rings for attacks and has a novelty score."""
     # Not at the top: most tests need neither torch nor the seconds that it takes to import.
     from gradsense.config import settings
+    from gradsense.data.synthetic.traffic import write_fleet
     from gradsense.detection.export import export
     from gradsense.experiments.bench import set_up
     from gradsense.experiments.corpus import load_corpus
     from gradsense.experiments.run import train
-    from gradsense.telemetry.synthetic import write_fleet
 
     root = tmp_path_factory.mktemp("edge")
     write_fleet(root / "captures", sites=4, flows=400, seed=0)
@@ -54,7 +54,7 @@ def edge_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def edge_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unlabelled synthetic log of a network that ``edge_bundle`` never saw."""
-    from gradsense.telemetry.synthetic import write_sample
+    from gradsense.data.synthetic.traffic import write_sample
 
     path = tmp_path_factory.mktemp("edge-log") / "conn.log"
     write_sample(path, flows=600, seed=1)

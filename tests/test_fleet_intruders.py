@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import zstandard
 
-from cloud.coordination.live import Teller, eventually, new_run, working
-from engines.tls_broker import TlsBroker
-from federation.toys import tensor, update
-from gradsense.cloud.coordination.process import Process
-from gradsense.engines.body import Ack, model_hash, pack_update
-from gradsense.engines.envelope import Message, messages, written
-from gradsense.engines.job import Job
-from gradsense.engines.mqtt import Arrival, Link
-from gradsense.engines.wire import Origin
+from gradsense.coordinator.service import Process
 from gradsense.federation.update import Update
+from gradsense.fleet.jobs import Job
+from gradsense.transport.connection import Arrival, Link
+from gradsense.transport.messages import Message, messages, written
+from gradsense.transport.payloads import Ack, model_hash, pack_update
+from gradsense.transport.protocol import Origin
+from tests.support.live_coordinator import Teller, eventually, new_run, working
+from tests.support.tls_broker import TlsBroker
+from tests.support.toys import tensor, update
 
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.cloud.coordination.closing import write_newest
-from gradsense.engines.job import RUNS, Job
+from gradsense.coordinator.closing import write_newest
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.experiments.evaluate import evaluate
-from gradsense.experiments.local_fleet import LocalFleet, Site
-from gradsense.telemetry.synthetic import write_fleet
+from gradsense.fleet.jobs import RUNS, Job
+from gradsense.localfleet.local_fleet import LocalFleet, Site
 
 #: A run of up to so many kills is small and synthetic; a larger one reads real captures.
 FEW = 20

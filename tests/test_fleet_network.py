@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from fleet_lines import Cables, Line, Proxy, why_no_cables
-from fleet_rig import Rig
 from gradsense.errors import InputError
+from tests.support.fleet_lines import Cables, Line, Proxy, why_no_cables
+from tests.support.fleet_rig import Rig
 
 #: Flows of a feed, and the longest that anything may take on a busy machine.
 FLOWS, WAIT_S = 40, 90.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.storage import replacing, transaction
+from gradsense.storage.folders import replacing, transaction
 
 
 def names(folder: Path) -> list[str]:

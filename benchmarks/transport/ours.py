@@ -26,15 +26,15 @@ from typing import Any
 import numpy as np
 from processes import Watch
 
-from gradsense.cloud.coordination.run import Run
-from gradsense.cloud.enrolment.fleet import create, opened
-from gradsense.engines import identity
-from gradsense.engines.body import ONLINE
-from gradsense.engines.envelope import sign_of_life
-from gradsense.engines.job import JOB_FILE, RUNS, START, Job
-from gradsense.engines.mqtt import Link
-from gradsense.engines.wire import NO_MODEL
-from gradsense.experiments.local_broker import await_listener, free_port, program
+from gradsense.coordinator.run import Run
+from gradsense.fleet.enrolment import create, opened
+from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
+from gradsense.localfleet.local_broker import await_listener, free_port, program
+from gradsense.transport import identity
+from gradsense.transport.connection import Link
+from gradsense.transport.messages import sign_of_life
+from gradsense.transport.payloads import ONLINE
+from gradsense.transport.protocol import NO_MODEL
 
 CENTRE, BROKER = "centre", "broker"
 _DEVICE = Path(__file__).parent / "ours_device.py"

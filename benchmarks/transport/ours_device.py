@@ -17,19 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsense.edge.agent.downlink import Downlink
-from gradsense.edge.agent.memory import Memory
-from gradsense.edge.agent.uplink import Uplink
-from gradsense.engines import identity, job
-from gradsense.engines.body import ONLINE, Ack, pack_update
-from gradsense.engines.chunks import Resume
-from gradsense.engines.envelope import sign_of_life, written
-from gradsense.engines.mqtt import Arrival, Link
-from gradsense.engines.rate import Rate
-from gradsense.engines.wire import NO_MODEL, Origin, device_filters
+from gradsense.agent.downlink import Downlink
+from gradsense.agent.store import Memory
+from gradsense.agent.uplink import Uplink
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
+from gradsense.fleet import jobs
 from gradsense.learning.learner import Tensors, Trained
+from gradsense.transport import identity
+from gradsense.transport.chunks import Resume
+from gradsense.transport.connection import Arrival, Link
+from gradsense.transport.messages import sign_of_life, written
+from gradsense.transport.pacing import Rate
+from gradsense.transport.payloads import ONLINE, Ack, pack_update
+from gradsense.transport.protocol import NO_MODEL, Origin, device_filters
 
 
 class Noise:
@@ -58,7 +59,7 @@ class Device:
     """The agent's exchange with the coordinator, and uploads on command."""
 
     def __init__(self, bundle: Path, state: Path) -> None:
-        self.me, self.job = identity.of_device(bundle), job.read(bundle / job.RUN)
+        self.me, self.job = identity.of_device(bundle), jobs.read(bundle / jobs.RUN)
         self.memory = Memory(state)
         self.learner = Noise(len(self.me.name))
         self.client = Client(self.me.name, self.learner, self.job.rules)

@@ -16,9 +16,9 @@ import torch
 from transformers import OPTConfig, OPTForCausalLM
 
 from gradsense.cli import main
+from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.models.tokenizer import build_tokenizer
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.synthetic import write_fleet, write_sample
 
 #: One short run of the smallest model: three sites, four rounds.
 RUN = ("--strategy", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from gradsense.engines.job import Job
-from gradsense.experiments.local_fleet import LocalFleet
-from gradsense.telemetry.synthetic import write_fleet
+from gradsense.data.synthetic.traffic import write_fleet
+from gradsense.fleet.jobs import Job
+from gradsense.localfleet.local_fleet import LocalFleet
 
 Command = Callable[..., Any]
 RUN = [sys.executable, "-m", "gradsense"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from gradsense.cloud.enrolment import fleet as enrolment
-from gradsense.engines.job import Job
+from gradsense.fleet import enrolment
+from gradsense.fleet.jobs import Job
 
 Command = Callable[..., object]
 BUNDLE = {"device.json", "ca.pem", "cert.pem", "key.pem", "signing-key.pem", "seal-key.pem"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from edge.mosquitto import Broker, Listener
+from tests.support.mosquitto import Broker, Listener
 
 Command = Callable[..., Any]
 RUN = [sys.executable, "-c", "from gradsense.cli import main; main()"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml  # a dependency of transformers
-from deployed import DEPLOY, ROOT, check, commands, known, unit, values
 
-from gradsense.edge.settings import PrometheusSetting, read
+from gradsense.gateway.settings import PrometheusSetting, read
+from tests.support.deployed import DEPLOY, ROOT, check, commands, known, unit, values
 
 GATEWAY = DEPLOY / "zeek-gateway"
 UNITS = sorted(DEPLOY.glob("*.service"))

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import DEPLOY, ROOT, check, documents, option
 
-from gradsense.cloud.coordination.metrics import StatusCollector
-from gradsense.cloud.enrolment.broker import mosquitto_conf
+from gradsense.coordinator.exporter import StatusCollector
+from gradsense.fleet.broker_files import mosquitto_conf
+from tests.support.deployed import DEPLOY, ROOT, check, documents, option
 
 HERE = DEPLOY / "compose"
 #: What the operator writes into .env.

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from deployed import DEPLOY, ROOT, option, unit, values
+
+from tests.support.deployed import DEPLOY, ROOT, option, unit, values
 
 UNITS = sorted(DEPLOY.glob("*.service"))
 EDGE, COORDINATOR = DEPLOY / "gradsense-edge.service", DEPLOY / "gradsense-coordinator.service"

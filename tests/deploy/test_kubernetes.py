@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import DEPLOY, ROOT, check, documents, option
 
-from gradsense.cloud.enrolment.broker import emqx_conf
+from gradsense.fleet.broker_files import emqx_conf
+from tests.support.deployed import DEPLOY, ROOT, check, documents, option
 
 HERE = DEPLOY / "kubernetes"
 FILES = sorted(HERE.glob("*.yaml"))

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gradsense.data.sources.zeek import read_conn
+from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
 from gradsense.detection.calibrate import MARGIN, Traffic, calibrate, log_odds, read
 from gradsense.detection.detector import Detector
 from gradsense.errors import InputError
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import read_conn
 
 TEMPLATE = get_template("context")
 

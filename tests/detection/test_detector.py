@@ -12,13 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.sources.zeek import read_conn
+from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.detector import Detector, Verdict
 from gradsense.detection.reasons import Reason
 from gradsense.errors import InputError
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import read_conn
 
 
 @pytest.fixture(scope="module")

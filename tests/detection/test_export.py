@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import gradsense
+from gradsense.data.synthetic.traffic import write_sample
 from gradsense.detection import bundle
 from gradsense.detection import verify as verifying
 from gradsense.detection.detector import Detector
@@ -25,7 +26,6 @@ from gradsense.learning.answers import answers
 from gradsense.models import folder
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.synthetic import write_sample
 
 LABELS = ("Benign", "DDoS", "Scan")
 

@@ -18,7 +18,7 @@ from gradsense.detection.export import export
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import open_bundle
 from gradsense.errors import InputError
-from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 
 
 def some_head(bundle_path: Path, *, features: int = 1520, seed: int = 0) -> Head:

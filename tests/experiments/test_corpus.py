@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gradsense.config import settings
+from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import Corpus, by_client, examples, load_corpus
 from gradsense.experiments.preflight import check
-from gradsense.telemetry.labels import class_numbers
-from gradsense.telemetry.synthetic import write_fleet
 
 
 @pytest.fixture(scope="module")

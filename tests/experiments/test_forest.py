@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.experiments.forest import forest, predict
-from gradsense.telemetry.flows import FLOW_SCHEMA
 
 CLASSES = ("Benign", "Scan")
 

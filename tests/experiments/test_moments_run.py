@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gradsense.config import settings
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, set_up
@@ -17,8 +18,7 @@ from gradsense.experiments.corpus import load_corpus
 from gradsense.experiments.preflight import check
 from gradsense.experiments.run import FederatedRun, flow_cost
 from gradsense.learning.learner import Tensors
-from gradsense.learning.moments import solve
-from gradsense.telemetry.synthetic import write_fleet
+from gradsense.learning.statistics import solve
 
 #: Nothing rounded, nothing left out, nobody silent.
 EXACT = "gsfs:codec=none:tolerance=0:floor=0"

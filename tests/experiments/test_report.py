@@ -11,7 +11,7 @@ from gradsense.experiments import plots
 from gradsense.experiments.findings import findings
 from gradsense.experiments.report import class_heat, site_heat, write_report
 from gradsense.experiments.results import Row
-from report_rows import federated, reference, scores
+from tests.support.report_rows import federated, reference, scores
 
 NASTY = '<script>alert("1")</script>'
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gradsense.errors import InputError
 from gradsense.experiments.results import Point, load, save, write_text
-from report_rows import federated, reference
+from tests.support.report_rows import federated, reference
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:

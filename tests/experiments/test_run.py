@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from gradsense.config import RunSettings, settings
-from gradsense.engines import checkpoint
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results, rundir
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.compare import plan
 from gradsense.experiments.corpus import load_corpus
 from gradsense.experiments.run import FederatedRun, Progress, flow_cost, train
-from gradsense.telemetry.synthetic import write_fleet
+from gradsense.storage import checkpoint
 
 
 @pytest.fixture(scope="module")

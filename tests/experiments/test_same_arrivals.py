@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cloud.coordination.live import Teller, eventually, new_run, working
-from engines.tls_broker import TlsBroker
-from gradsense.cloud.coordination.run import Run
-from gradsense.engines.body import model_hash
-from gradsense.engines.devices import Device
-from gradsense.engines.job import Job
-from gradsense.engines.meter import Cost
-from gradsense.engines.simulator import Simulator
+from gradsense.coordinator.run import Run
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel, Update
+from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Observed, Tensors, Trained
-from gradsense.learning.moments import factorise
+from gradsense.learning.statistics import factorise
+from gradsense.simulation.cost import Cost
+from gradsense.simulation.devices import Device
+from gradsense.simulation.simulator import Simulator
+from gradsense.transport.payloads import model_hash
+from tests.support.live_coordinator import Teller, eventually, new_run, working
+from tests.support.tls_broker import TlsBroker
 
 NAMES = ("attic", "barn", "cellar", "dock")
 CLASSES, FEATURES = 3, 6

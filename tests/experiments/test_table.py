@@ -22,7 +22,7 @@ from gradsense.experiments.table import (
     title,
     written,
 )
-from report_rows import federated, reference
+from tests.support.report_rows import federated, reference
 
 
 def printed(rows: list[Row], width: int) -> str:

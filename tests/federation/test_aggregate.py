@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from federation.toys import entry, tensor, update
 from gradsense.federation.aggregate import (
     FrequencyMean,
     ServerOptimizer,
@@ -14,6 +13,7 @@ from gradsense.federation.aggregate import (
     weighted_sum,
 )
 from gradsense.federation.pool import Entry
+from tests.support.toys import entry, tensor, update
 
 
 def test_eq2_fedavg_weights_by_samples() -> None:

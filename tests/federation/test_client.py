@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.toys import ToyLearner, tensor
 from gradsense.federation.client import Client
 from gradsense.federation.codec import CODECS
 from gradsense.federation.message import decode, encode
@@ -20,7 +19,8 @@ from gradsense.federation.strategies import STRATEGIES, Strategy, get_strategy
 from gradsense.federation.trigger import EveryVisit, Gradient, Silence
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Observed, Tensors, Trained
-from gradsense.learning.moments import MOMENTS
+from gradsense.learning.statistics import MOMENTS
+from tests.support.toys import ToyLearner, tensor
 
 FEDAVG = STRATEGIES["fedavg"]
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.toys import tensor, update
 from gradsense import errors
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.pool import Quorum
 from gradsense.federation.strategies import STRATEGIES, get_strategy
+from tests.support.toys import tensor, update
 
 #: Two classes over one feature: moments of width 1 + 1 + 2.
 HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 0.0)}

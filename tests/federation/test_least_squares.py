@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.toys import update
 from gradsense.federation.codec import CODECS
 from gradsense.federation.least_squares import LeastSquares
 from gradsense.federation.pool import Entry
 from gradsense.learning.learner import Array, ServerState, Tensors
-from gradsense.learning.moments import MOMENTS, factorise, solve
+from gradsense.learning.statistics import MOMENTS, factorise, solve
+from tests.support.toys import update
 
 CLASSES, FEATURES, WIDTH = 3, 4, 8
 START: dict[str, Array] = {

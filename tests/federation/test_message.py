@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from federation.toys import tensor, update
 from gradsense.errors import InputError
 from gradsense.federation.message import decode, encode
+from tests.support.toys import tensor, update
 
 TENSORS = st.dictionaries(
     st.text("abc.", min_size=1, max_size=8),

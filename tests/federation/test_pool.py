@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from federation.toys import entry
 from gradsense.federation.pool import AllInvited, Count, Quorum
+from tests.support.toys import entry
 
 
 def test_all_invited_waits_for_the_last() -> None:

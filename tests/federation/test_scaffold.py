@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from federation.toys import ToyLearner, tensor
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.scaffold import controls_of, rejoin, weights_of, with_controls
 from gradsense.federation.strategies import STRATEGIES
 from gradsense.learning.learner import Tensors, Trained
+from tests.support.toys import ToyLearner, tensor
 
 SCAFFOLD = STRATEGIES["scaffold"]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import Ridge
 
-from gradsense.learning.moments import factorise, relative_gradients, solve
+from gradsense.learning.statistics import factorise, relative_gradients, solve
 
 CLASSES = 3
 

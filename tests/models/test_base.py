@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 import torch
 
+from gradsense.data.datasets.captures import load
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.experiments.pretrain import make_base, pretraining_texts, wilder
 from gradsense.learning.pretraining import pretrain
-from gradsense.models import base
+from gradsense.models import pretrained
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.dataset import load
-from gradsense.telemetry.synthetic import write_fleet
 
 LABELS = ("Benign", "DDoS")
 
 
 def test_the_default_model_starts_from_the_base() -> None:
     template = get_template("context")
-    assert base.has_base("nano", template)
-    assert base.base_path("nano", template).stat().st_size < 3_000_000
+    assert pretrained.has_base("nano", template)
+    assert pretrained.base_path("nano", template).stat().st_size < 3_000_000
     warm = build("nano", template=template, labels=LABELS, seed=0).tensors()
     other = build("nano", template=template, labels=LABELS, seed=1).tensors()
     cold = build("nano", template=template, labels=LABELS, seed=0, pretrained=False).tensors()
@@ -37,15 +37,15 @@ def test_the_default_model_starts_from_the_base() -> None:
 
 def test_sizes_without_a_base_start_at_random() -> None:
     template = get_template("plain")
-    assert not base.has_base("nano", template)
+    assert not pretrained.has_base("nano", template)
     build("nano", template=template, labels=LABELS, seed=0)
 
 
 def test_a_base_survives_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = get_template("compact")
-    monkeypatch.setattr(base, "_FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
     one = build("nano", template=template, labels=LABELS, seed=3, pretrained=False)
-    base.save_base(one.model.model.decoder, template, base.base_path("nano", template))
+    pretrained.save_base(one.model.model.decoder, template, pretrained.base_path("nano", template))
     two = build("nano", template=template, labels=LABELS, seed=4)
     for name, value in one.tensors().items():
         if not name.startswith("score"):
@@ -56,10 +56,10 @@ def test_a_base_of_another_vocabulary_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = get_template("compact")
-    monkeypatch.setattr(base, "_FOLDER", tmp_path)
+    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
     one = build("nano", template=template, labels=LABELS, seed=3, pretrained=False)
-    base.save_base(one.model.model.decoder, template, base.base_path("nano", template))
-    monkeypatch.setattr(base, "fingerprint", lambda words: "other")
+    pretrained.save_base(one.model.model.decoder, template, pretrained.base_path("nano", template))
+    monkeypatch.setattr(pretrained, "fingerprint", lambda words: "other")
     with pytest.raises(ValueError, match="gradsense pretrain --model nano --template compact"):
         build("nano", template=template, labels=LABELS, seed=4)
 

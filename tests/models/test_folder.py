@@ -17,7 +17,7 @@ from gradsense.errors import InputError
 from gradsense.models import folder
 from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.readout import Kind
+from gradsense.models.heads.readout import Kind
 from gradsense.prompts.templates import get_template
 
 LABELS = ("Benign", "DDoS", "Scan")

@@ -17,8 +17,8 @@ from gradsense.errors import GradsenseError
 from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.graph import reads_words, write_graph
-from gradsense.models.novelty import SketchedInfluence
-from gradsense.models.readout import Kind
+from gradsense.models.heads.influence import SketchedInfluence
+from gradsense.models.heads.readout import Kind
 from gradsense.prompts.templates import get_template
 
 FAMILIES = ("opt", "bert", "gpt2", "gpt_neox", "roberta", "deberta-v2", "t5")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradsense.models.build import build
-from gradsense.models.last_token import applies_to, last_token_logits
+from gradsense.models.heads.last_token import applies_to, last_token_logits
 
 LABELS = ("Benign", "DDoS", "Scan")
 

@@ -16,7 +16,7 @@ from torch import nn
 from gradsense.errors import InputError
 from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.readout import Kind, Readout, feasible, state_width
+from gradsense.models.heads.readout import Kind, Readout, feasible, state_width
 from gradsense.prompts.templates import get_template
 
 LABELS = ("Benign", "DDoS", "Scan")
@@ -139,7 +139,7 @@ def test_kind_follows_length_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state_width(base) == 2
     assert feasible("tokens", base, 3) == "tokens"
     assert feasible("tokens", base, None) == "pooled"
-    monkeypatch.setattr("gradsense.models.readout.MAX_FEATURES", 6)
+    monkeypatch.setattr("gradsense.models.heads.readout.MAX_FEATURES", 6)
     assert (feasible("tokens", base, 3), feasible("tokens", base, 4)) == ("tokens", "pooled")
     assert feasible("last", base, 3) == "last"
     assert feasible("pooled", base, 3) == "pooled"

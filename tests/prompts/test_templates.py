@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.errors import InputError
 from gradsense.models.tokenizer import build_tokenizer
 from gradsense.prompts.templates import TEMPLATES, Template, get_template
-from gradsense.telemetry.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 
 SCHEMA = FLOW_SCHEMA | CONTEXT_SCHEMA
 every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)

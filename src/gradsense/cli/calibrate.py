@@ -40,13 +40,13 @@ def calibrate(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
 ) -> None:
     """Choose the alarm threshold from benign traffic of the network to be watched."""
+    from gradsense.data.networks import Networks
     from gradsense.detection import bundle
     from gradsense.detection.calibrate import calibrate as run
     from gradsense.detection.calibrate import read
     from gradsense.detection.detector import Detector
-    from gradsense.edge.settings import Settings
-    from gradsense.edge.settings import read as read_settings
-    from gradsense.telemetry.networks import Networks
+    from gradsense.gateway.settings import Settings
+    from gradsense.gateway.settings import read as read_settings
 
     networks = Networks((Settings() if config is None else read_settings(config)).networks)
     detector = Detector.load(model, threads=threads, cache=0)

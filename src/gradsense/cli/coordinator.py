@@ -28,9 +28,9 @@ def coordinator(
     """
     from prometheus_client import CollectorRegistry
 
-    from gradsense.cloud.coordination.metrics import StatusCollector
-    from gradsense.cloud.coordination.process import Process
-    from gradsense.edge.metrics import serve
+    from gradsense.coordinator.exporter import StatusCollector
+    from gradsense.coordinator.service import Process
+    from gradsense.gateway.instruments import serve
 
     log_to_stderr(logging.INFO)
     with ExitStack() as stack:

@@ -13,7 +13,7 @@ from rich.table import Table
 from gradsense.cli.console import results_console
 
 if TYPE_CHECKING:
-    from gradsense.telemetry.inspect import Inspection
+    from gradsense.data.datasets.inspect import Inspection
 
 app = typer.Typer(help="Look into Zeek logs.", no_args_is_help=True)
 
@@ -39,8 +39,8 @@ def inspect_command(
 ) -> None:
     """Show what logs hold: rows, time span, captures, classes, drops and duplicates."""
     from gradsense.cli.progress import file_bar
+    from gradsense.data.datasets.inspect import inspect
     from gradsense.prompts.templates import get_template
-    from gradsense.telemetry.inspect import inspect
 
     render = get_template(template).render
     with file_bar("reading") as on_file:

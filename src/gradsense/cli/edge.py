@@ -79,13 +79,13 @@ def edge(
     """
     place = state or state_folder()
     if agent_of or not detect:
-        from gradsense.edge.agent.agent import Agent, Plan
-        from gradsense.edge.agent.limits import Limits, lower_priority
-        from gradsense.edge.agent.rules import read as read_rules
-        from gradsense.edge.agent.supervisor import die_with_parent
-        from gradsense.edge.settings import Settings
-        from gradsense.edge.settings import read as read_settings
-        from gradsense.telemetry.networks import Networks
+        from gradsense.agent.agent import Agent, Plan
+        from gradsense.agent.label_rules import read as read_rules
+        from gradsense.agent.limits import Limits, lower_priority
+        from gradsense.agent.supervisor import die_with_parent
+        from gradsense.data.networks import Networks
+        from gradsense.gateway.settings import Settings
+        from gradsense.gateway.settings import read as read_settings
 
         log_to_stderr(logging.INFO)
         if agent_of:
@@ -116,11 +116,11 @@ def edge(
 
 def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) -> None:
     """Watch in this process, and keep the agent going in another."""
-    from gradsense.edge.agent.labels import find_logs
-    from gradsense.edge.agent.start import first_detector
-    from gradsense.edge.agent.supervisor import Supervisor
-    from gradsense.edge.gateway import Plan, open_watch
-    from gradsense.edge.settings import Settings, read
+    from gradsense.agent.labelling import find_logs
+    from gradsense.agent.start import first_detector
+    from gradsense.agent.supervisor import Supervisor
+    from gradsense.gateway.assembly import Plan, open_watch
+    from gradsense.gateway.settings import Settings, read
 
     log_to_stderr()
     settings = Settings() if config is None else read(config)

@@ -16,7 +16,7 @@ from gradsense.cli.watch import state_folder
 from gradsense.errors import InputError
 
 if TYPE_CHECKING:
-    from gradsense.edge.alerting.alert import Alert
+    from gradsense.gateway.alerting.alert import Alert
 
 
 def feedback(
@@ -38,7 +38,7 @@ def feedback(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say what an alert really was: false alarms fall silent at once, and all of it trains."""
-    from gradsense.edge.journal import Journal
+    from gradsense.gateway.store import Journal
 
     folder = state or state_folder()
     if not (folder / "watch.sqlite3").is_file():

@@ -15,7 +15,7 @@ from gradsense.cli.console import results_console
 from gradsense.errors import InputError
 
 if TYPE_CHECKING:
-    from gradsense.cloud.enrolment.registry import Entry
+    from gradsense.fleet.registry import Entry
 
 app = typer.Typer(
     help="Certificates and access: make a fleet, let devices in, shut them out.",
@@ -63,8 +63,8 @@ def init(
 
     Nothing is started. With --broker the rules for the broker that runs there are shown.
     """
-    from gradsense.cloud.enrolment.broker import emqx_acl, mosquitto_acl
-    from gradsense.cloud.enrolment.fleet import create
+    from gradsense.fleet.broker_files import emqx_acl, mosquitto_acl
+    from gradsense.fleet.enrolment import create
 
     about = create(fleet, broker, port, now=time.time())
     rules = {"mosquitto": mosquitto_acl(), "emqx": emqx_acl()} if broker is not None else {}
@@ -90,9 +90,9 @@ def enroll(
     as_json: AsJson = False,
 ) -> None:
     """Let a device in: keys, the broker's address and the run's start as a bundle for it alone."""
-    from gradsense.cloud.enrolment.bundle import run_start
-    from gradsense.cloud.enrolment.fleet import opened
-    from gradsense.cloud.enrolment.registry import device_id
+    from gradsense.fleet.device_bundle import run_start
+    from gradsense.fleet.enrolment import opened
+    from gradsense.fleet.registry import device_id
 
     place, now = out or Path(f"{device_id(device)}.zip"), time.time()
     with opened(fleet) as found:
@@ -105,7 +105,7 @@ def enroll(
 @app.command(epilog="Example: gradsense fleet revoke porch-cam")
 def revoke(device: Device, fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """Shut a device out; its updates are refused from now on."""
-    from gradsense.cloud.enrolment.fleet import opened
+    from gradsense.fleet.enrolment import opened
 
     now = time.time()
     with opened(fleet) as found:
@@ -127,9 +127,9 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """New keys and a new certificate for a device or a part of the fleet; the old is revoked."""
-    from gradsense.cloud.enrolment.bundle import run_start
-    from gradsense.cloud.enrolment.fleet import opened
-    from gradsense.cloud.enrolment.registry import device_id
+    from gradsense.fleet.device_bundle import run_start
+    from gradsense.fleet.enrolment import opened
+    from gradsense.fleet.registry import device_id
 
     if bool(device) + broker + coordinator != 1:
         raise InputError("one thing is rotated", mend="give an ID, --broker or --coordinator")
@@ -148,7 +148,7 @@ def rotate(
 @app.command("list", epilog="Example: gradsense fleet list --json")
 def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """Every member with its certificate: its state, how long it is valid, its signing key."""
-    from gradsense.cloud.enrolment import fleet as enrolment
+    from gradsense.fleet import enrolment
 
     now, entries = time.time(), enrolment.members(fleet)
     if as_json:

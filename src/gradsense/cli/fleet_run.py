@@ -14,8 +14,8 @@ from rich.table import Table
 
 from gradsense.cli.console import results_console
 from gradsense.cli.fleet import AsJson, FleetFolder
-from gradsense.engines.job import Job
 from gradsense.errors import InputError
+from gradsense.fleet.jobs import Job
 
 
 def run(
@@ -51,8 +51,8 @@ def run(
     A coordinator that works takes it up within seconds. fleet enroll --run NAME gives it to
     devices.
     """
-    from gradsense.cloud.coordination.opening import open_run
-    from gradsense.cloud.enrolment.fleet import read
+    from gradsense.coordinator.opening import open_run
+    from gradsense.fleet.enrolment import read
     from gradsense.models.folder import read_card
 
     read(fleet)
@@ -113,8 +113,8 @@ def make_job(**values: Any) -> Job:
 
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
-    from gradsense.cloud.coordination.process import read_status
-    from gradsense.cloud.enrolment.fleet import read
+    from gradsense.coordinator.service import read_status
+    from gradsense.fleet.enrolment import read
 
     read(fleet)
     told = read_status(fleet)
@@ -169,8 +169,8 @@ def model(
     fleet: FleetFolder = Path("fleet"),
 ) -> None:
     """Write the run's newest global model as a model folder, for evaluate and export."""
-    from gradsense.cloud.coordination.closing import write_newest
-    from gradsense.cloud.enrolment.fleet import read
+    from gradsense.coordinator.closing import write_newest
+    from gradsense.fleet.enrolment import read
 
     read(fleet)
     with Console(stderr=True).status("writing the model"):

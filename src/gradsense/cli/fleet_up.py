@@ -21,7 +21,7 @@ from gradsense.errors import GradsenseError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from gradsense.experiments.local_fleet import LocalFleet
+    from gradsense.localfleet.local_fleet import LocalFleet
 
 _TURN_S = 0.5
 #: Nothing new for so long after all was played: everybody has told what there was.
@@ -51,7 +51,7 @@ def up(
 
     Every process is the one of a real deployment. Needs Mosquitto.
     """
-    from gradsense.experiments.local_fleet import LocalFleet
+    from gradsense.localfleet.local_fleet import LocalFleet
 
     console = Console()
     with ExitStack() as stack:

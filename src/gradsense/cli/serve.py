@@ -26,11 +26,11 @@ def serve(
 
     Without TLS and a token it listens on this machine only.
     """
-    from gradsense.edge.escalation.secret import read_secret
+    from gradsense.gateway.escalation.secret import read_secret
 
     if (cert is None) != (key is None):
         raise InputError("a certificate needs its key", mend="give both --cert and --key")
-    from gradsense.telemetry.networks import is_loopback
+    from gradsense.data.networks import is_loopback
 
     if not is_loopback(host) and (cert is None or token_file is None):
         raise InputError(
@@ -60,8 +60,8 @@ def _run(
     try:
         import uvicorn
 
-        from gradsense.cloud.serving.serve import create_app
         from gradsense.detection.detector import Detector
+        from gradsense.serving.server import create_app
     except ModuleNotFoundError as error:
         raise InputError(
             f"serving needs the library {error.name}", mend="pip install 'gradsense[serve]'"

@@ -20,7 +20,7 @@ def synthesize(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Write labelled Zeek logs of an IoT fleet that never existed, one folder a site."""
-    from gradsense.telemetry.synthetic import write_fleet
+    from gradsense.data.synthetic.traffic import write_fleet
 
     counts = {
         path.parents[1].name: _classes(path)
@@ -39,8 +39,8 @@ def _classes(path: Path) -> dict[str, int]:
     """Flows of each class in one log; benign ones under ``Benign``."""
     import polars as pl
 
-    from gradsense.telemetry.tally import Tally
-    from gradsense.telemetry.zeek import read_conn
+    from gradsense.data.sources.zeek import read_conn
+    from gradsense.data.tally import Tally
 
     name = pl.when(pl.col("detail") == "-").then(pl.col("label")).otherwise(pl.col("detail"))
     blocks = [frame.select(name.alias("class")) for frame in read_conn(path, tally=Tally())]

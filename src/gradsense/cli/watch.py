@@ -19,8 +19,8 @@ from rich.logging import RichHandler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradsense.edge.alerting.alert import Alert
-    from gradsense.edge.watch import Watch
+    from gradsense.gateway.alerting.alert import Alert
+    from gradsense.gateway.watch import Watch
 
 
 class Output(StrEnum):
@@ -86,8 +86,8 @@ def watch(
     ] = 32_768,
 ) -> None:
     """Follow logs, judge every flow once, and tell of what is wrong."""
-    from gradsense.edge.gateway import Plan, open_watch
-    from gradsense.edge.settings import Settings, read
+    from gradsense.gateway.assembly import Plan, open_watch
+    from gradsense.gateway.settings import Settings, read
 
     log_to_stderr()
     with ExitStack() as stack:
@@ -147,8 +147,8 @@ class Terminal:
 
 
 def _stdout(output: Output) -> dict[str, Any]:
-    from gradsense.edge.alerting.sinks.file import FileSink
-    from gradsense.edge.settings import FileSetting
+    from gradsense.gateway.alerting.sinks.file import FileSink
+    from gradsense.gateway.settings import FileSetting
 
     if output is Output.NONE:
         return {}

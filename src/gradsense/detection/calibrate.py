@@ -18,19 +18,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.labels import BENIGN, binary
+from gradsense.data.flows import FLOW_SCHEMA
+from gradsense.data.networks import Networks
+from gradsense.data.sources.blocks import read_blocks
+from gradsense.data.sources.stream import LogStream
+from gradsense.data.tally import Tally
 from gradsense.detection.bundle import Manifest, Threshold
 from gradsense.detection.detector import Detector, Picks
 from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
-from gradsense.telemetry.blocks import read_blocks
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.flows import FLOW_SCHEMA
-from gradsense.telemetry.labels import BENIGN, binary
-from gradsense.telemetry.networks import Networks
-from gradsense.telemetry.stream import LogStream
-from gradsense.telemetry.tally import Tally
 
 #: The newest flows of the logs that are looked at; they take about 40 MB.
 MOST = 1_000_000

@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.cache import Cache
 from gradsense.detection.encode import Encoder, Inputs
 from gradsense.detection.reasons import Reason
 from gradsense.detection.session import Session, open_bundle
 from gradsense.prompts.templates import Template
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.labels import BENIGN
 
 #: Verdicts remembered unless told otherwise; a full cache of these takes about 12 MB.
 CACHE_SIZE = 32_768

@@ -15,6 +15,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import gradsense
+from gradsense.data.datasets.labels import BENIGN, class_numbers
 from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, Manifest, Threshold
 from gradsense.detection.detector import Detector
@@ -27,7 +28,6 @@ from gradsense.models import card as cards
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.graph import opset_of, quiet, reads_words, write_graph
-from gradsense.telemetry.labels import BENIGN, class_numbers
 
 #: Where the thresholds of a model folder come from, in words.
 _FROM_TRAINING = "validation flows of training"

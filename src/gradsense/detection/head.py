@@ -23,7 +23,7 @@ from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, HEAD_FILE, TOKENIZER_FILE, Manifest
 from gradsense.errors import InputError
 from gradsense.learning.learner import Array, Tensors
-from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 
 #: 4,096 features of 1,000 classes, and room for names.
 _MAX_BYTES = 20 << 20

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.captures import Capture, discover, splitmix64
+from gradsense.data.datasets.labels import MALICIOUS, View, with_view
+from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.synthetic.traffic import write_fleet
+from gradsense.data.tally import Tally
 from gradsense.errors import InputError
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.dataset import Capture, discover, splitmix64
-from gradsense.telemetry.labels import MALICIOUS, View, with_view
-from gradsense.telemetry.synthetic import write_fleet
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import is_synthetic, read_conn
 
 #: Of each class of each capture, unlabelled flows being one; as many as training takes.
 MOST = 1000

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsense.data.datasets.labels import class_numbers
 from gradsense.detection.detector import Detector, Picks
 from gradsense.detection.sample import Sample
 from gradsense.errors import GradsenseError
 from gradsense.learning.answers import Answers, answers
 from gradsense.learning.metrics import score
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.novelty import SketchedInfluence
-from gradsense.telemetry.labels import class_numbers
+from gradsense.models.heads.influence import SketchedInfluence
 
 #: Macro-F1 that an int8 graph may lose, 0..1.
 MAY_LOSE = 0.005

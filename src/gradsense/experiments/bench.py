@@ -11,6 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gradsense.config import RunSettings
+from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments import results
 from gradsense.experiments.corpus import Corpus, by_client, examples
 from gradsense.federation.strategies import STRATEGIES, get_strategy
@@ -20,7 +21,6 @@ from gradsense.learning.learner import Tensors
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.labels import BENIGN
 
 
 @dataclass

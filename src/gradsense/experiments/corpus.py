@@ -12,16 +12,16 @@ import polars as pl
 import torch
 
 from gradsense.config import RunSettings
+from gradsense.data.datasets.captures import Dataset, load
+from gradsense.data.datasets.contradictions import contradictions, resolve
+from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.datasets.partition import partition
+from gradsense.data.datasets.split import Split, split
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.learning.trainer import Examples
 from gradsense.models.classifier import TextClassifier
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.contradictions import contradictions, resolve
-from gradsense.telemetry.dataset import Dataset, load
-from gradsense.telemetry.labels import class_numbers
-from gradsense.telemetry.partition import partition
-from gradsense.telemetry.split import Split, split
-from gradsense.telemetry.synthetic import write_fleet
 
 OnFile = Callable[[str, int, int], None]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import polars as pl
 
+from gradsense.data.datasets.labels import normalise
+from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.detection.export import export
-from gradsense.edge.alerting.alert import SEVERITIES, Alert
-from gradsense.edge.gateway import Plan, open_watch
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
-from gradsense.telemetry.labels import normalise
-from gradsense.telemetry.synthetic import write_fleet, write_sample
+from gradsense.gateway.alerting.alert import SEVERITIES, Alert
+from gradsense.gateway.assembly import Plan, open_watch
 
 #: Marks a folder that the demonstration made and may therefore make again.
 _MARK = "gradsense-demo"

@@ -14,15 +14,15 @@ import numpy as np
 import polars as pl
 import torch
 
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.captures import Capture, discover
+from gradsense.data.datasets.labels import MALICIOUS, UNKNOWN, View, with_view
+from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
-from gradsense.telemetry.context import ContextWindow
-from gradsense.telemetry.dataset import Capture, discover
-from gradsense.telemetry.labels import MALICIOUS, UNKNOWN, View, with_view
-from gradsense.telemetry.tally import Tally
-from gradsense.telemetry.zeek import is_synthetic, read_conn
 
 #: Latency is the mean over at most so many flows, after some that only warm the caches.
 _TIMED_FLOWS, _WARM_UP_FLOWS = 200, 10

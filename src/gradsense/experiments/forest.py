@@ -9,9 +9,9 @@ import numpy.typing as npt
 import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
+from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import CONTEXT_SCHEMA
 from gradsense.learning.metrics import Scores, score
-from gradsense.telemetry.flows import CONTEXT_SCHEMA
-from gradsense.telemetry.labels import class_numbers
 
 _TREES = 200
 _CATEGORIES = ("proto", "service", "conn_state", "history")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gradsense.config import RunSettings
-from gradsense.engines.devices import assign
+from gradsense.data.datasets.captures import discover
 from gradsense.errors import InputError
 from gradsense.federation.strategies import get_strategy
 from gradsense.prompts.templates import get_template
-from gradsense.telemetry.dataset import discover
+from gradsense.simulation.devices import assign
 
 
 def check(settings: RunSettings, *, reference: bool = False) -> None:

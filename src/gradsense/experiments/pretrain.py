@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 import torch
 
+from gradsense.data.datasets.captures import load
+from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.learning.pretraining import pretrain
-from gradsense.models.base import save_base
 from gradsense.models.build import SIZES, build
+from gradsense.models.pretrained import save_base
 from gradsense.prompts.templates import Template, get_template
-from gradsense.telemetry.dataset import load
-from gradsense.telemetry.synthetic import write_fleet
 
 #: Fleets of other seeds than any demonstration or test trains and tests on.
 _FLEET_SEEDS = (1001, 1002, 1003)

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsense.engines import checkpoint
-from gradsense.engines.devices import assign
-from gradsense.engines.meter import Cost
-from gradsense.engines.simulator import Faults, Simulator
+from gradsense.data.datasets.labels import class_numbers
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
@@ -24,12 +21,15 @@ from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.answers import answers, measure
 from gradsense.learning.learner import Tensors
-from gradsense.learning.moments import MOMENTS
 from gradsense.learning.novelty import sketch
+from gradsense.learning.statistics import MOMENTS
 from gradsense.models import folder
-from gradsense.models.novelty import SketchedInfluence
-from gradsense.models.readout import Readout
-from gradsense.telemetry.labels import class_numbers
+from gradsense.models.heads.influence import SketchedInfluence
+from gradsense.models.heads.readout import Readout
+from gradsense.simulation.cost import Cost
+from gradsense.simulation.devices import assign
+from gradsense.simulation.simulator import Faults, Simulator
+from gradsense.storage import checkpoint
 
 #: The clients' average is taken over all of them up to this many, else over a seeded sample.
 CLIENT_SAMPLE = 50

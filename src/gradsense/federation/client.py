@@ -13,7 +13,7 @@ from gradsense.federation.strategies import Strategy
 from gradsense.federation.trigger import Sensed
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Learner, Tensors, layer_of
-from gradsense.learning.moments import MOMENTS
+from gradsense.learning.statistics import MOMENTS
 
 
 class Client:

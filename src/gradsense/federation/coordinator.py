@@ -26,7 +26,7 @@ from gradsense.federation.scaffold import with_controls
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
-from gradsense.learning.moments import HEAD_BIAS, MOMENTS
+from gradsense.learning.statistics import HEAD_BIAS, MOMENTS
 
 #: A lossy codec rounds moments, up as well as down: of one flow alone by up to 28 %.
 _ROUNDED = 2.0

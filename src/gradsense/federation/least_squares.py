@@ -12,7 +12,7 @@ import numpy as np
 
 from gradsense.federation.pool import Entry
 from gradsense.learning.learner import Array, ServerState, Tensors
-from gradsense.learning.moments import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, solve
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, solve
 
 
 @dataclass(frozen=True)

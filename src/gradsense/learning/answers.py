@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradsense.learning.calibration import calibrate, novelty_threshold, reference, softmax
 from gradsense.models.card import Measured
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.novelty import SketchedInfluence
+from gradsense.models.heads.influence import SketchedInfluence
 
 _BATCH = 512
 

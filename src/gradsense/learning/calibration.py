@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradsense.data.datasets.labels import BENIGN
 from gradsense.learning.alarms import threshold_for
 from gradsense.models.card import Calibration, Reference, Threshold
 from gradsense.prompts.templates import Template
-from gradsense.telemetry.labels import BENIGN
 
 Floats = NDArray[np.floating[Any]]
 

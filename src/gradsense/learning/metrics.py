@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from gradsense.telemetry.labels import BENIGN
+from gradsense.data.datasets.labels import BENIGN
 
 
 @dataclass(frozen=True)

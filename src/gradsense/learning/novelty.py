@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers.models.opt.modeling_opt import OPTDecoder
 
-from gradsense.learning.moments import penalised_gram, solve
+from gradsense.learning.statistics import penalised_gram, solve
 from gradsense.models.classifier import Encoded, TextClassifier
-from gradsense.models.novelty import LEAST_RESIDUAL, SketchedInfluence
-from gradsense.models.readout import Readout
+from gradsense.models.heads.influence import LEAST_RESIDUAL, SketchedInfluence
+from gradsense.models.heads.readout import Readout
 
 _BATCH = 512
 #: Rows of a sketch. With 128 the AUROC on held-out classes is within 0.003 of the exact score's.

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from gradsense.learning.corrections import Control, Correction, Proximal
 from gradsense.learning.learner import Observed, Tensors, Trained, layer_of
-from gradsense.learning.moments import observed
+from gradsense.learning.statistics import observed
 from gradsense.models.classifier import Encoded, TextClassifier
 
 #: Prompts whose features are computed at once, between two calls of ``between``.

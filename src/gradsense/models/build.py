@@ -24,9 +24,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from gradsense.errors import InputError
-from gradsense.models.base import has_base, load_base
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.readout import Kind, Readout, feasible
+from gradsense.models.heads.readout import Kind, Readout, feasible
+from gradsense.models.pretrained import has_base, load_base
 from gradsense.models.tokenizer import BOS, EOS, PAD, SPECIALS, build_tokenizer
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from gradsense.models.last_token import applies_to, last_token_logits
-from gradsense.models.readout import Readout
+from gradsense.models.heads.last_token import applies_to, last_token_logits
+from gradsense.models.heads.readout import Readout
 
 if TYPE_CHECKING:
     from gradsense.prompts.templates import Template

@@ -27,10 +27,10 @@ from gradsense.errors import GradsenseError, InputError
 from gradsense.models.build import base_of, quiet_transformers
 from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.novelty import SketchedInfluence
-from gradsense.models.readout import Readout
+from gradsense.models.heads.influence import SketchedInfluence
+from gradsense.models.heads.readout import Readout
 from gradsense.prompts.templates import Template, get_template
-from gradsense.storage import replacing
+from gradsense.storage.folders import replacing
 
 CARD_FILE = "gradsense.json"
 HEAD_FILE = "head.safetensors"

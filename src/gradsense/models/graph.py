@@ -25,9 +25,9 @@ from torch import nn
 
 from gradsense.errors import GradsenseError
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.last_token import applies_to, last_token_logits
-from gradsense.models.novelty import SketchedInfluence
-from gradsense.models.readout import Readout
+from gradsense.models.heads.influence import SketchedInfluence
+from gradsense.models.heads.last_token import applies_to, last_token_logits
+from gradsense.models.heads.readout import Readout
 
 #: The name of the head's bias, as of every parameter: its place in ``Graph``.
 _HEAD_BIAS = "model.score.bias"

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from gradsense.data.flows import CONTEXT_SCHEMA
 from gradsense.errors import InputError
 from gradsense.prompts import fields
 from gradsense.prompts.fields import Field, Row
-from gradsense.telemetry.flows import CONTEXT_SCHEMA
 
 
 @dataclass(frozen=True)

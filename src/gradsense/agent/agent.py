@@ -1,0 +1,379 @@
+"""The training agent: reads the site's labelled flows, senses, speaks, adopts what comes.
+
+One thread does it all. Training is interrupted between two blocks: to rest within the limits, to
+send and to receive. A newer model ends a slice at once; what the slice had done is lost, and the
+flows are read again from the model that came.
+
+Everything that must survive is in ``Memory`` before anybody is told of it, so whatever goes wrong,
+a full disk too, the agent may simply end: started again it goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsense.agent.downlink import Downlink, Repeated
+from gradsense.agent.handover import hand_over, hand_over_weights, handed_over
+from gradsense.agent.label_rules import Rules
+from gradsense.agent.labelling import Batcher, Harvest
+from gradsense.agent.limits import Interrupted, Limits, Throttle
+from gradsense.agent.reader import Reader
+from gradsense.agent.store import Memory
+from gradsense.agent.uplink import Uplink
+from gradsense.data.networks import Networks
+from gradsense.detection import bundle as bundles
+from gradsense.errors import Replay
+from gradsense.federation.client import Client
+from gradsense.federation.update import GlobalModel, Update
+from gradsense.fleet import jobs
+from gradsense.learning.learner import Learner
+from gradsense.transport import identity
+from gradsense.transport.chunks import Resume
+from gradsense.transport.connection import Arrival, Link
+from gradsense.transport.messages import Letter, Message, sign_of_life, written
+from gradsense.transport.pacing import Rate
+from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, pack_update
+from gradsense.transport.protocol import Origin, device_filters
+
+if TYPE_CHECKING:  # it brings torch, which few devices need
+    from gradsense.agent.weight_learners import WeightLearners
+
+#: The bundle that detection runs on, in the state folder.
+DETECTOR = "edge"
+#: Seconds without anything to do, at most and at least; between looks at logs that gave nothing.
+_IDLE_S, _LEAST_S, _LOOK_S = 0.2, 0.005, 1.0
+#: A model whose chunks stop coming for so long is asked for again.
+_LOST_S = 10.0
+#: Batches that are read in one visit, some four thousand distinct flows and half a GiB.
+_MOST_BATCHES = 8
+#: Publishes on the way to the broker, and a cap's burst in bytes: four chunks.
+_WINDOW, _BURST = 8, 1 << 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an agent works with.
+
+    Args:
+        bundle: of ``fleet enroll``: device/ and run/.
+        logs: files or folders to learn from.
+        state: folder for what must survive.
+        rules: labels by rule.
+        journal: state folder of the watch, for the operator's feedback.
+        networks: the operator's own.
+        limits: of CPU, memory and temperature.
+        settle_s: seconds that labelled flows wait for more before they are a batch.
+        uplink, downlink: bytes a second; None for no cap.
+        keepalive_s: silence after which the broker is asked whether it is there.
+    """
+
+    bundle: Path
+    logs: Sequence[Path]
+    state: Path
+    rules: Rules | None = None
+    journal: Path | None = None
+    networks: Networks = field(default_factory=Networks)
+    limits: Limits = field(default_factory=Limits)
+    settle_s: float = 60.0
+    uplink: float | None = None
+    downlink: float | None = None
+    keepalive_s: int = 15
+
+
+class Agent:
+    """One device's part in one run.
+
+    Args:
+        plan: see there.
+        rng: spreads reconnections.
+        timer: seconds that never fall; wall clocks are never looked at.
+
+    Raises:
+        InputError: bundle, rules, logs or state cannot be used.
+    """
+
+    def __init__(
+        self, plan: Plan, *, rng: random.Random, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.plan, self._timer = plan, timer
+        self.stop = threading.Event()
+        self.counts: Counter[str] = Counter()
+        self._identity = identity.of_device(plan.bundle)
+        start = plan.bundle / jobs.RUN
+        self._job, self._start = jobs.read(start), start
+        strategy = self._job.rules
+        manifest, template = bundles.read(start / jobs.EDGE)
+        self.memory = Memory(plan.state)
+        self.memory.claim(self._job.run, self._identity.name)
+        self._throttle = Throttle(plan.limits, wanted=self._wanted)
+        self._weights: WeightLearners | None = None
+        name, between = self._identity.name, self._throttle.between
+        learner: Learner
+        if strategy.payload == "moments":
+            learner = Reader(start / jobs.EDGE, self.memory, between=between)
+        else:
+            from gradsense.agent.weight_learners import WeightLearners  # noqa: PLC0415
+
+            self._weights = WeightLearners(self._job, start / jobs.MODEL, between)
+            learner = self._weights.of(self.memory, name)
+        self.client = Client(name, learner, strategy, visit_epochs=self._job.epochs)
+        saved, kept = self.memory.client(), self.memory.model()
+        if saved is not None:
+            self.client.restore(*saved)
+        self._invited = True
+        if kept is not None:
+            self._invited = kept.invites(name)
+        self._harvest = Harvest(
+            template,
+            manifest.labels,
+            logs=plan.logs,
+            rules=plan.rules,
+            journal_folder=plan.journal,
+            networks=plan.networks,
+            places=self.memory.places(),
+            taken=self.memory.taken(),
+        )
+        self._batcher = Batcher(settle_s=plan.settle_s)
+        self._newer: GlobalModel | None = None
+        self._insists = False  # the last visit was interrupted
+        self._refused: list[Ack] = []
+        self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._downlink = Downlink(
+            self._job.run,
+            name,
+            self._identity.coordinator_key,
+            seal_key=self._identity.own_seal_key,
+            held=kept,
+        )
+        self._uplink = Uplink(
+            self.memory,
+            self._identity.signing_key,
+            Rate(plan.uplink, _BURST),
+            window=_WINDOW,
+            rng=rng,
+        )
+        self._down_rate = Rate(plan.downlink, _BURST)
+        self._connected = threading.Event()
+        self.link = self._new_link(rng)
+        self._next_look = self._next_resubscribe = 0.0
+
+    def _new_link(self, rng: random.Random) -> Link:
+        return Link(
+            self._identity,
+            subscriptions=device_filters(self._job.run, self._identity.name),
+            on_message=self._inbox.put,
+            on_connect=lambda resumed: self._connected.set(),
+            will=self._status(OFFLINE),
+            keepalive_s=self.plan.keepalive_s,
+            check_dates=False,
+            rng=rng,
+        )
+
+    # The loop -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until ``stop`` is set."""
+        self._mend_detector()
+        self.link.start()
+        try:
+            while not self.stop.is_set():
+                if not self.step():
+                    self._rest()
+        finally:
+            self.link.stop(goodbye=[self._status(OFFLINE)])
+            self.memory.close()
+
+    def step(self) -> bool:
+        """One turn; False if there was nothing to do."""
+        self._exchange()
+        if self._refused:
+            self._take_back()
+        if self._newer is not None:
+            self._adopt(self._newer)
+            return True
+        gathered = self._gather()
+        return self._work() or gathered
+
+    def _rest(self) -> None:
+        """Wait for a message, or until something is due."""
+        now = self._timer()
+        wake = self._uplink.wake_at(now)
+        wait = _IDLE_S if wake is None else min(_IDLE_S, wake - now)
+        if self.link.unacked:
+            wait = _LEAST_S  # the link frees its window without a word
+        with suppress(queue.Empty):
+            self._take(self._inbox.get(timeout=max(wait, _LEAST_S)))
+
+    # Messages -------------------------------------------------------------------------------
+
+    def _wanted(self) -> bool:
+        """Between two blocks of training: receive and send; whether training must make way.
+
+        A visit after one that was interrupted is not: where models come faster than a slow device
+        can read, it would never speak.
+        """
+        self._exchange()
+        return (self._newer is not None and not self._insists) or self.stop.is_set()
+
+    def _exchange(self) -> None:
+        """Receive what has come and send what may go."""
+        now = self._timer()
+        if self._connected.is_set():
+            self._connected.clear()
+            self.link.publish(self._status(ONLINE))
+            self._uplink.on_connect(now)
+        with suppress(queue.Empty):
+            while True:
+                self._take(self._inbox.get_nowait())
+        due = self._uplink.due(now, connected=self.link.connected, unacked=self.link.unacked)
+        for message in due:
+            if not self.link.publish(message):
+                self._uplink.on_disconnect()
+                break
+        waits = self._downlink.waits_since
+        if waits is not None and now > max(waits + _LOST_S, self._next_resubscribe):
+            self._next_resubscribe = now + _LOST_S
+            self.link.resubscribe()
+
+    def _take(self, arrival: Arrival) -> None:
+        size = len(arrival.message.payload)
+        # The broker sends no more than a few chunks ahead of our acknowledgements.
+        if wait := self._down_rate.wait_s(min(size, _BURST), self._timer()):
+            self.stop.wait(wait)
+        now = self._timer()
+        self._down_rate.take(min(size, _BURST), now)
+        match self._downlink.take(arrival.message, now):
+            case GlobalModel() as model:
+                self._newer = model
+                self._uplink.on_heard(now)
+            case Repeated():
+                self._uplink.on_heard(now)
+            case Ack() as ack if ack.refusal:
+                self._refused.append(ack)  # it changes the client, which may be at work
+            case Ack() as ack:
+                self._uplink.on_ack(ack)
+            case Resume() as resume:
+                self._uplink.on_resume(resume, now)
+        self.link.done(arrival)
+
+    def _status(self, body: bytes) -> Message:
+        run, me = self._job.run, self._identity
+        return sign_of_life(run, me.name, body, self.memory.held(), me.signing_key)
+
+    def _take_back(self) -> None:
+        """What was refused was not told after all."""
+        for ack in filter(self._uplink.expects, self._refused):
+            _log.warning("update %d was refused: %s", ack.sequence, ack.refusal)
+            if ack.refusal == Replay.reason:
+                _log.error(
+                    "the coordinator has heard later updates of this device: its state was lost or "
+                    "copied, and it would tell the same flows twice; enrol it under a new id"
+                )
+            else:
+                self.client.refused(ack.sequence)
+            self._uplink.on_ack(ack, client=self.client.state())
+        self._refused.clear()
+
+    # Learning -------------------------------------------------------------------------------
+
+    def _gather(self) -> bool:
+        """Read one piece of the site's logs or feedback; False if there was nothing new."""
+        now, gathered = self._timer(), None
+        if now >= self._next_look:
+            with suppress(Interrupted):
+                self._throttle.between()
+            gathered = self._harvest.step()
+            if gathered is None:
+                self._next_look = now + _LOOK_S
+            else:
+                self._batcher.add(gathered, now)
+        batch = self._batcher.take(now)
+        if batch is not None:
+            self.memory.append(batch)
+            if len(batch) and self._weights is not None:
+                self.client.learner = self._weights.of(self.memory, self.client.name)
+        return gathered is not None or batch is not None
+
+    def _work(self) -> bool:
+        """One visit, if the client has something to do (eq 1), and its update into the outbox."""
+        if not self._may_work():
+            return False
+        try:
+            update = self.client.work(self._budget())
+        except Interrupted:
+            self.counts["interrupted"] += 1
+            self._insists = True
+            return True
+        self._insists = False
+        self.counts["visits"] += 1
+        letter = None if update is None else self._letter(update)
+        self.memory.save(self.client.state(), letter=letter)
+        if update is not None:
+            self.counts["updates"] += 1
+            _log.info("update %d: %s, %d flows", update.sequence, update.reason, update.samples)
+        return True
+
+    def _may_work(self) -> bool:
+        client = self.client
+        if client.version < 0 or not self._invited or self.memory.full:
+            return False
+        if len(self.memory) == 0:
+            return False
+        if client.strategy.wait and client.spoke_on >= client.version:
+            return False  # rests until the next model
+        return client.plan(self._budget())[0] > 0
+
+    def _budget(self) -> int:
+        """Steps of one visit at most: what moments are taken of is in memory at once."""
+        return _MOST_BATCHES if self._weights is None else self.client.visit_steps
+
+    def _letter(self, update: Update) -> Letter:
+        _, digest = self.memory.held()
+        origin = Origin(
+            "update", self._job.run, update.client, update.sequence, update.base_version, digest
+        )
+        seal_for = self._identity.peer_seal_key if self._job.sealed else None
+        body = pack_update(update)
+        return written(origin, body, self._identity.signing_key, seal_for=seal_for)
+
+    def _adopt(self, model: GlobalModel) -> None:
+        """Take a new global model, tell of it, and hand it to the detector."""
+        self._newer = None
+        self.client.adopt(model)
+        self.memory.save(self.client.state(), model=model)
+        self._invited = model.invites(self.client.name)
+        self.link.publish(self._status(ONLINE))
+        self.counts["adopted"] += 1
+        _log.info("model %d", model.version)
+        self._hand_over(model)
+
+    def _hand_over(self, model: GlobalModel) -> None:
+        """Give the detector a model, unless nobody has learnt anything yet."""
+        if model.version == 0:
+            return
+        out, run = self.plan.state / DETECTOR, self._job.run
+        if self._weights is None:
+            hand_over(self._start / jobs.EDGE, out, model, batches=self.memory, run=run)
+        else:
+            hand_over_weights(self._start / jobs.MODEL, out, model, batches=self.memory, run=run)
+        self.counts["handed_over"] += 1
+
+    def _mend_detector(self) -> None:
+        """Where the process was killed between adopting a model and handing it over."""
+        held = self.memory.model()
+        if held is not None and not handed_over(
+            self.plan.state / DETECTOR, held, run=self._job.run
+        ):
+            self._hand_over(held)

@@ -1,0 +1,250 @@
+"""From a new global model to the bundle that this device's detector takes over.
+
+A new head means other probabilities, so the thresholds of the head before say nothing any more.
+Where this site has labelled flows enough, they are found anew, by the graph that will judge;
+where it has not, those that the run began with stay, and the manifest says which it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsense.agent.reader import Batches, Rows
+from gradsense.data.datasets.labels import BENIGN
+from gradsense.detection import bundle
+from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, Manifest, Threshold
+from gradsense.detection.calibrate import MARGIN, log_odds
+from gradsense.detection.detector import BATCH
+from gradsense.detection.head import Head, with_head
+from gradsense.detection.session import Opened, open_bundle
+from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.scaffold import weights_of
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.alarms import FALSE_ALARM_SHARE
+from gradsense.learning.calibration import COLDEST, HOTTEST, softmax
+from gradsense.models.card import Reference
+from gradsense.prompts.templates import Template
+from gradsense.transport.payloads import model_hash
+
+#: Benign flows from where a share of them that may ring is more than none, and as many flows of
+#: attacks until a temperature is fitted: benign ones alone would have it go to zero.
+ENOUGH = round(1 / FALSE_ALARM_SHARE)
+#: Rows of the newest batches that are looked at, a fifth of a second's work.
+_MOST_ROWS = 2048
+#: Halvings of the range of temperatures: its end is 1e-9 wide.
+_HALVINGS = 32
+
+_HERE, _START = "labelled flows of this site", "the run's start"
+
+Floats = NDArray[np.float64]
+
+
+def hand_over(
+    start: Path, out: Path, model: GlobalModel, *, batches: Batches, run: str
+) -> Manifest:
+    """Write the bundle of a global model that is a head, all of it or nothing.
+
+    Args:
+        start: the bundle that the run began with; its graph is taken.
+        out: where the detector reads; replaced at one stroke.
+        model: ``score.weight`` and ``score.bias``.
+        batches: the site's labelled flows; class numbers are places in the bundle's labels.
+        run: the run's name, for the manifest's provenance.
+
+    Raises:
+        InputError: ``start`` is damaged, or ``out`` holds something that is no bundle.
+        GradsenseError: the model is no head of that graph, or the disk is full.
+    """
+    manifest, _ = bundle.read(start)
+    try:
+        head = Head.of(model.tensors, len(manifest.labels))
+    except ValueError as error:
+        raise GradsenseError(f"model {model.version} is no head of this run: {error}") from error
+    found = calibrated(open_bundle(start, threads=1, head=head), batches)
+    provenance = _provenance(manifest, model, run, site=bool(found))
+    return with_head(start, out, head, found | {"provenance": provenance})
+
+
+def hand_over_weights(
+    start: Path, out: Path, model: GlobalModel, *, batches: Batches, run: str
+) -> Manifest:
+    """Write the bundle of a global model whose weights were trained; needs torch.
+
+    The novelty score of the start is about features that are no more, and is left out.
+
+    Args:
+        start: the model folder that the run began with.
+        out, batches, run: as for ``hand_over``.
+        model: every tensor that is trained.
+
+    Raises:
+        InputError: ``start`` is damaged, or ``out`` holds something that is no bundle.
+        GradsenseError: the model does not fit, cannot be exported, or the disk is full.
+    """
+    from gradsense.detection.export import export  # noqa: PLC0415
+    from gradsense.models import folder  # noqa: PLC0415
+    from gradsense.models.card import Measured  # noqa: PLC0415
+
+    card, classifier = folder.read_card(start), folder.load(start)
+    try:
+        classifier.load(weights_of(model.tensors))
+    except ValueError as error:
+        raise GradsenseError(f"model {model.version} is not of this run: {error}") from error
+    kept = Measured(calibration=card.calibration, reference=card.reference)
+    with tempfile.TemporaryDirectory(prefix="gradsense-") as scratch:
+        trained, draft = Path(scratch, "model"), Path(scratch, "edge")
+        folder.save(classifier, trained, measured=kept)
+        manifest = export(trained, draft).manifest
+        found = calibrated(open_bundle(draft, threads=1), batches)
+        provenance = _provenance(manifest, model, run, site=bool(found))
+        files = {name: draft / name for name in (GRAPH_FILE, TOKENIZER_FILE)}
+        update = found | {"provenance": provenance}
+        return bundle.write(out, manifest.model_copy(update=update), files)
+
+
+def handed_over(out: Path, model: GlobalModel, *, run: str) -> bool:
+    """Whether the bundle at ``out`` is whole and this model's.
+
+    An agent that is killed after it adopted a model finds so at its next start what is left to do.
+    """
+    try:
+        manifest, _ = bundle.read(out)
+    except InputError:
+        return False
+    told = manifest.provenance.get("fleet")
+    wanted = {"run": run, "version": model.version, "model_sha256": model_hash(model.tensors)}
+    return isinstance(told, dict) and wanted.items() <= told.items()
+
+
+def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
+    """The manifest fields that labelled flows give: ``alarm, temperature, reference``.
+
+    At most ``FALSE_ALARM_SHARE`` of the benign flows ring, as ``detection.calibrate`` has it: by
+    an order statistic of log-odds, never below even odds. Without ``ENOUGH`` flows of attacks the
+    temperature stays. Novelty stays: how unlike training a flow is does not depend on this site.
+
+    Args:
+        opened: the bundle with the head in question.
+        batches: the newest are looked at.
+
+    Returns:
+        nothing where there are fewer than ``ENOUGH`` benign flows.
+    """
+    labels = opened.manifest.labels
+    rows = _newest(batches)
+    if rows is None or BENIGN not in labels:
+        return {}
+    picks, truth, weights = rows
+    benign = labels.index(BENIGN)
+    quiet = truth == benign
+    flows = int(weights[quiet].sum())
+    if flows < ENOUGH:
+        return {}
+    logits = _logits(opened, picks)
+    temperature = opened.manifest.temperature
+    if weights[~quiet].sum() >= ENOUGH:
+        temperature = fitted_temperature(logits, truth, weights)
+    odds = log_odds(logits / temperature, benign)[quiet]
+    at = max(0.0, exceeded_by(odds, weights[quiet], FALSE_ALARM_SHARE) + MARGIN)
+    alarm = Threshold(
+        value=float(1 / (1 + np.exp(-at))),
+        share=float(weights[quiet][odds > at].sum() / flows),
+        flows=flows,
+        source=_HERE,
+    )
+    sure = softmax(logits, temperature).max(axis=1)
+    reference = _reference(picks, weights, sure, opened.template)
+    return {"alarm": alarm, "temperature": temperature, "reference": reference}
+
+
+def exceeded_by(scores: Floats, weights: NDArray[np.int64], share: float) -> float:
+    """The lowest of the scores [n ≥ 1] that at most ``share`` of the flows exceed.
+
+    Args:
+        weights: flows that have each score, [n].
+    """
+    order = np.argsort(-scores, kind="stable")
+    upto = np.cumsum(weights[order])
+    return float(scores[order][np.searchsorted(upto, int(share * upto[-1]), side="right")])
+
+
+def fitted_temperature(
+    logits: Floats, truth: NDArray[np.int64], weights: NDArray[np.int64]
+) -> float:
+    """``learning.calibration.temperature_for`` with weights, and without scipy.
+
+    With β = 1/T the NLL is convex, and its slope is the mean of E[z] - z_truth over the softmax
+    of β z: it rises with β, and the NLL is least where it is zero.
+
+    Args:
+        logits: z, [n, k], n ≥ 1.
+        truth, weights: class number and flows of each row, [n].
+    """
+    ahead = logits - logits[np.arange(len(logits)), truth][:, None]
+    low, high = np.log(COLDEST), np.log(HOTTEST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        slope = (softmax(ahead, float(np.exp(middle))) * ahead).sum(axis=1) @ weights
+        # Where the NLL still falls with β, the temperature should be lower.
+        low, high = (low, middle) if slope < 0 else (middle, high)
+    return float(np.exp((low + high) / 2))
+
+
+def _newest(batches: Batches) -> Rows | None:
+    """Rows of the last batches, in no order that matters; None where there are none."""
+    found: list[Rows] = []
+    rows = 0
+    for number in reversed(range(len(batches))):
+        if found and rows + len(batches[number][1]) > _MOST_ROWS:
+            break
+        found.append(batches[number])
+        rows += len(found[-1][1])
+    if not rows:
+        return None
+    picks, truth, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return picks[:_MOST_ROWS], truth[:_MOST_ROWS], weights[:_MOST_ROWS]
+
+
+def _logits(opened: Opened, picks: NDArray[np.uint16]) -> Floats:
+    """By the graph that will judge, each distinct prompt once, [n, classes]."""
+    distinct, places = np.unique(picks, axis=0, return_inverse=True)
+    parts = []
+    for start in range(0, len(distinct), BATCH):
+        inputs = opened.encoder.picks(distinct[start : start + BATCH])
+        parts += opened.session.run(["logits"], inputs)
+    return np.concatenate(parts).astype(np.float64)[places.reshape(-1)]
+
+
+def _reference(
+    picks: NDArray[np.uint16], weights: NDArray[np.int64], sure: Floats, template: Template
+) -> Reference:
+    """``learning.calibration.reference`` of rows that stand for many flows each."""
+    flows = int(weights.sum())
+    fields = {
+        field.name: tuple(
+            (np.bincount(column, weights=weights, minlength=len(field.phrases)) / flows).tolist()
+        )
+        for field, column in zip(template.fields, picks.T, strict=True)
+    }
+    histogram, _ = np.histogram(sure, bins=10, range=(0.0, 1.0), weights=weights)
+    return Reference(flows=flows, fields=fields, confidence=tuple((histogram / flows).tolist()))
+
+
+def _provenance(manifest: Manifest, model: GlobalModel, run: str, *, site: bool) -> dict[str, Any]:
+    """Which model of the fleet it is. What was measured of the start is told as the start's."""
+    begun = manifest.provenance
+    return {
+        "gradsense": begun.get("gradsense"),
+        "fleet": {
+            "run": run,
+            "version": model.version,
+            "model_sha256": model_hash(model.tensors),
+            "thresholds": _HERE if site else _START,
+        },
+        "start": begun,
+    }

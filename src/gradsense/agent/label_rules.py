@@ -1,0 +1,232 @@
+"""A rules file: what an operator knows of the own network, as labels of flows (docs/rules.md)."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache, reduce
+from operator import and_, or_
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import polars as pl
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    ValidationError,
+)
+
+from gradsense.data.networks import Network
+from gradsense.errors import InputError
+
+#: A rules file is small; a larger one is something else.
+_MAX_BYTES, _MAX_RULES = 1 << 20, 1000
+#: What stands for a value that the log leaves unset, as in Zeek.
+_UNSET = "-"
+_MEND = "docs/rules.md has all keys"
+_REMEMBERED = 65_536
+_LAST_PORT = 65_535
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?")
+
+
+class Span(NamedTuple):
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _words(value: Any) -> Any:
+    for one in _listed(value):
+        if not isinstance(one, str) or not one.strip():
+            raise ValueError('it is no text, such as "tcp", or a list of such')
+    return [one.strip().lower() for one in _listed(value)]
+
+
+def _networks(value: Any) -> Any:
+    if not all(isinstance(one, str) for one in _listed(value)):
+        raise ValueError('it is no address or network, such as "192.168.1.0/24", or a list of such')
+    return _listed(value)
+
+
+def _spans(value: Any) -> Any:
+    return [_span(one) for one in _listed(value)]
+
+
+def _span(value: Any) -> Span:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return Span(value, value)
+    match = _SPAN.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not any(match.groups()):
+        raise ValueError(
+            'it is no number from 0, no range such as "1024-65535", "500-" or "-500", '
+            "and no list of such"
+        )
+    low, high = match.groups()
+    span = Span(float(low or 0), float(high or math.inf))
+    if span.low > span.high:
+        raise ValueError(f"the range {value} ends before it begins")
+    return span
+
+
+def _ports(value: tuple[Span, ...] | None) -> tuple[Span, ...] | None:
+    for span in value or ():
+        if span.low > _LAST_PORT or _LAST_PORT < span.high < math.inf:
+            raise ValueError(f"ports end at {_LAST_PORT}")
+    return value
+
+
+Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words), Field(min_length=1)]
+Nets = Annotated[tuple[IPvAnyNetwork, ...] | None, BeforeValidator(_networks), Field(min_length=1)]
+Spans = Annotated[tuple[Span, ...] | None, BeforeValidator(_spans), Field(min_length=1)]
+
+Ports = Annotated[Spans, AfterValidator(_ports)]
+
+
+class Rule(BaseModel):
+    """A label, and what a flow must be like to get it; a condition that is not given always holds.
+
+    The names are those of ``FLOW_SCHEMA``. A flow without a value meets no condition on it, but
+    ``"-"``, which stands for just that where a condition is a word.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str = Field(min_length=1, max_length=64)
+    orig_h: Nets = None
+    resp_h: Nets = None
+    orig_p: Ports = None
+    resp_p: Ports = None
+    proto: Words = None
+    service: Words = None
+    conn_state: Words = None
+    duration: Spans = None
+    missed_bytes: Spans = None
+    orig_bytes: Spans = None
+    resp_bytes: Spans = None
+    orig_pkts: Spans = None
+    resp_pkts: Spans = None
+    orig_ip_bytes: Spans = None
+    resp_ip_bytes: Spans = None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: tuple[Rule, ...] = Field(min_length=1, max_length=_MAX_RULES)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules in order: the first that matches labels the flow."""
+
+    rules: tuple[Rule, ...]
+
+    def labels(self, flows: pl.DataFrame) -> pl.Series:
+        """The label of each flow, null where no rule matches.
+
+        Args:
+            flows: with the FLOW_SCHEMA columns.
+        """
+        addresses = {
+            end: flows[end].unique().drop_nulls().to_list()
+            for end in ("orig_h", "resp_h")
+            if any(getattr(rule, end) is not None for rule in self.rules)
+        }
+        matches = [
+            pl.when(_matches(rule, addresses)).then(pl.lit(rule.label)) for rule in self.rules
+        ]
+        return flows.select(pl.coalesce(matches).alias("label")).to_series()
+
+
+def read(path: Path | str) -> Rules:
+    """The rules of a file.
+
+    Raises:
+        InputError: the file cannot be read, is no TOML, or a rule has an unknown or wrong key.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise InputError("the file is larger than 1 MiB", mend=_MEND, file=path)
+        return Rules(_File.model_validate(tomllib.loads(text.decode())).rule)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})", mend="check the path", file=path
+        ) from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise InputError(_what(fault), mend=_MEND, file=path, field=_place(fault["loc"])) from error
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise InputError(f"is no TOML: {error}", mend="mend that line", file=path) from error
+
+
+def _what(fault: Any) -> str:
+    if fault["type"] == "extra_forbidden":
+        return "unknown key"
+    if fault["type"] == "missing":
+        return "is missing"
+    return str(fault["msg"]).removeprefix("Value error, ")
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """``rule 2: resp_p`` for ``("rule", 1, "resp_p", ...)``."""
+    match loc:
+        case ("rule", int(index), str(key), *_):
+            return f"rule {index + 1}: {key}"
+        case ("rule", int(index)):
+            return f"rule {index + 1}"
+    return str(loc[0])
+
+
+def _matches(rule: Rule, addresses: dict[str, list[str]]) -> pl.Expr:
+    """Whether a flow meets all conditions; never null."""
+    met = [
+        _meets(name, condition, addresses)
+        for name, condition in rule
+        if name != "label" and condition is not None
+    ]
+    return reduce(and_, met, pl.lit(value=True)).fill_null(value=False)
+
+
+def _meets(name: str, condition: tuple[Any, ...], addresses: dict[str, list[str]]) -> pl.Expr:
+    column = pl.col(name)
+    if name in addresses:
+        # Polars knows no networks. A log has few addresses, even where a scan has many.
+        inside = [one for one in addresses[name] if _within(one, condition)]
+        return column.is_in(inside)
+    if isinstance(condition[0], Span):
+        return reduce(or_, (column.is_between(*span) for span in condition))
+    words = column.str.to_lowercase().fill_null(_UNSET)
+    if name == "service":  # several at once read "ssl,http"
+        return reduce(or_, (words.str.split(",").list.contains(word) for word in condition))
+    return words.is_in(condition)
+
+
+def _within(address: str, networks: Sequence[Network]) -> bool:
+    one = _parsed(address)
+    return one is not None and any(one in network for network in networks)
+
+
+@lru_cache(_REMEMBERED)
+def _parsed(address: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(address)
+    except ValueError:
+        return None

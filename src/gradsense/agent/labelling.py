@@ -1,0 +1,362 @@
+"""Labelled flows of the device's own site, gathered for training, each of them once.
+
+They come from the logs, where the log itself or a rule says what a flow is, and from operators'
+words on alerts. What was read and what it came to are one value, stored in one transaction: a
+process killed at any instant reads nothing twice and leaves nothing out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from gradsense.agent.label_rules import Rules
+from gradsense.data.datasets.captures import discover
+from gradsense.data.datasets.labels import MALICIOUS, View, with_view
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows
+from gradsense.data.networks import Networks
+from gradsense.data.sources.live import Source
+from gradsense.data.tally import Tally
+from gradsense.errors import InputError
+from gradsense.gateway.store import FILE, Journal
+from gradsense.prompts.templates import Template
+
+#: Bytes of one log read at once, about a thousand flows.
+CHUNK_BYTES = 1 << 17
+#: Distinct rows of a batch, unless told otherwise. A batch goes beyond it by what its last step
+#: brought: a step is never split, as its place in the log is not.
+MOST_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What some steps of gathering came to.
+
+    Args:
+        picks: phrases of each distinct (prompt, label), uint16 [n, fields].
+        labels: its class number, int64 [n].
+        weights: the flows that read so, int64 [n]. Rows are sorted, so neither the order of the
+            flows nor the cuts between steps change anything.
+        places: log to where it is read up to, JSON values.
+        taken: the operators' words taken so far; opaque.
+        counts: what is added to the counters, in flows unless said: ``flows`` read,
+            ``labelled:log|rules|feedback``, ``unlabelled``, ``unknown-class:NAME``,
+            ``other-template``, ``dropped:REASON`` (lines), ``words`` and ``corrected`` (words).
+    """
+
+    picks: NDArray[np.uint16]
+    labels: NDArray[np.int64]
+    weights: NDArray[np.int64]
+    places: Mapping[str, Any]
+    taken: bytes
+    counts: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def then(self, later: Gathered) -> Gathered:
+        """This and what was gathered after it."""
+        rows = (np.concatenate(pair) for pair in zip(self._rows(), later._rows(), strict=True))
+        return Gathered(
+            *_distinct(*rows),
+            places={**self.places, **later.places},
+            taken=later.taken,
+            counts=self.counts + later.counts,
+        )
+
+    def _rows(self) -> tuple[NDArray[Any], ...]:
+        return self.picks, self.labels, self.weights
+
+
+class Batcher:
+    """Makes batches of what is gathered: large where there is much, soon where there is little.
+
+    A batch carries the places of all that is in it. They are to be stored with it and not before.
+
+    Args:
+        most_rows: so many distinct rows are enough.
+        settle_s: so many seconds after its first flow a batch is given out however small.
+    """
+
+    def __init__(self, *, most_rows: int = MOST_ROWS, settle_s: float = 60.0) -> None:
+        self.most_rows, self.settle_s = most_rows, settle_s
+        self._held: Gathered | None = None
+        self._since = 0.0
+
+    def add(self, gathered: Gathered, now: float) -> None:
+        """Take in a step. ``now``: seconds of any origin that never fall."""
+        if self._held is None:
+            self._held, self._since = gathered, now
+        else:
+            self._held = self._held.then(gathered)
+
+    def take(self, now: float, *, final: bool = False) -> Gathered | None:
+        """What is held if it is due, or in any case with ``final``; it may be without rows.
+
+        It is then no longer held: if it cannot be stored, it is for the caller to try again.
+        """
+        held = self._held
+        if held is None:
+            return None
+        due = len(held) >= self.most_rows or now >= self._since + self.settle_s
+        if not (due or final):
+            return None
+        self._held = None
+        return held
+
+
+class Harvest:
+    """Reads what is new, a chunk of a log or some words at a step, and labels it.
+
+    Every source has its turn, so a log that is far behind holds up neither another log nor an
+    operator's word. A flow that its log labels has that label; else the first rule that matches
+    decides; else it is not trained on.
+
+    Args:
+        template: of the model; prompts are what it makes of flows.
+        labels: the classes that the model knows, in its order.
+        logs: files, or folders as ``telemetry.dataset.discover`` reads them; see ``find_logs``.
+        rules: None labels no flow.
+        journal_folder: of the watch at this site; None or not there yet: nobody gives feedback.
+        networks: the operator's own, as the watch has them.
+        places, taken: from the last batch that was stored.
+        most_rows: no further word of feedback is taken at a step that has so many rows.
+
+    Raises:
+        InputError: a place or ``taken`` is damaged.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        labels: tuple[str, ...],
+        *,
+        logs: Sequence[Path],
+        rules: Rules | None = None,
+        journal_folder: Path | None = None,
+        networks: Networks | None = None,
+        places: Mapping[str, Any] | None = None,
+        taken: bytes = b"",
+        most_rows: int = MOST_ROWS,
+    ) -> None:
+        self._template, self._rules = template, rules
+        self._networks = networks or Networks()
+        self._classes = {name: number for number, name in enumerate(labels)}
+        self._view: View = "binary" if MALICIOUS in labels else "classes"
+        known = places or {}
+        self.sources = [Source(log, known.get(str(log))) for log in find_logs(logs)]
+        self._feedback = _Feedback(template, self._classes, journal_folder, taken, most_rows)
+        self._turn = 0
+
+    def step(self, *, final: bool = False) -> Gathered | None:
+        """The next of what is new, maybe without rows; None where nothing is new now.
+
+        Args:
+            final: the end of a log is its end, even in the middle of a line.
+        """
+        for _ in range(len(self.sources) + 1):
+            turn = self._turn
+            self._turn = (turn + 1) % (len(self.sources) + 1)
+            if turn == len(self.sources):
+                gathered = self._words()
+            else:
+                gathered = self._chunk(self.sources[turn], final)
+            if gathered is not None:
+                return gathered
+        return None
+
+    def _words(self) -> Gathered | None:
+        news = self._feedback.news()
+        if news is None:
+            return None
+        rows, counts = news
+        return Gathered(*_distinct(*rows), {}, self._feedback.taken, counts)
+
+    def _chunk(self, source: Source, final: bool) -> Gathered | None:
+        tally = Tally()
+        flows = source.read(CHUNK_BYTES, tally, final=final)
+        if flows is None:
+            return None
+        place = source.place()
+        places = {} if place is None else {str(source.log): place}
+        picks, numbers, counts = self._labelled(_frame(flows))
+        counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
+        rows = _distinct(picks, numbers, np.ones(len(numbers), np.int64))
+        return Gathered(*rows, places, self._feedback.taken, counts)
+
+    def _labelled(
+        self, flows: pl.DataFrame
+    ) -> tuple[NDArray[np.uint16], NDArray[np.int64], Counter[str]]:
+        """Picks and class numbers of the flows that have a class which the model knows."""
+        own = with_view(flows, self._view)["class"]
+        label = own
+        if self._rules is not None:
+            label = pl.select(pl.coalesce(own, self._rules.labels(flows))).to_series()
+        number = label.replace_strict(self._classes, default=None, return_dtype=pl.Int64)
+        known = number.is_not_null()
+        counts = Counter(
+            {
+                "flows": flows.height,
+                "unlabelled": label.null_count(),
+                "labelled:log": int((known & own.is_not_null()).sum()),
+                "labelled:rules": int((known & own.is_null()).sum()),
+            }
+        )
+        for name, times in Counter(label.filter(~known).drop_nulls().to_list()).items():
+            counts[f"unknown-class:{name}"] = times
+        chosen = self._networks.disguise(flows.filter(known))
+        assert isinstance(chosen, pl.DataFrame)
+        return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
+
+
+def find_logs(paths: Sequence[Path]) -> list[Path]:
+    """The logs at these paths, each once: a file itself, there or not yet; a folder's captures.
+
+    A folder in which there is none yet will get its ``conn.log``. Rotated files are no logs of
+    their own: whoever follows a log finds them.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        logs = [path]
+        if path.is_dir():
+            try:
+                logs = [capture.path for capture in discover(path)]
+            except InputError:
+                logs = [path / "conn.log"]
+        found.update(dict.fromkeys(logs))
+    return list(found)
+
+
+class _Word(NamedTuple):
+    """An operator's last word on an alert, and whether flows were ever taken for one."""
+
+    label: str
+    trained: bool
+
+
+_TAKEN = TypeAdapter(dict[str, _Word])
+
+
+class _Feedback:
+    """Operators' words that were not taken yet.
+
+    A word is taken once, with the prompts that its alert has by then. One that changes afterwards
+    is counted only: what was sent cannot be unsent.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        classes: Mapping[str, int],
+        folder: Path | None,
+        taken: bytes,
+        most_rows: int,
+    ) -> None:
+        self.taken = taken
+        self._classes, self._folder, self._most_rows = classes, folder, most_rows
+        self._sizes = np.array([len(field.phrases) for field in template.fields])
+        self._journal: Journal | None = None
+        try:
+            self._known = _TAKEN.validate_json(taken) if taken else {}
+        except ValidationError as error:
+            raise InputError(
+                "what is remembered of the feedback is damaged",
+                mend="begin with a fresh state of the agent",
+            ) from error
+
+    def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:
+        """Picks, labels and weights of the next words, and counts; None where nobody spoke."""
+        journal = self._opened()
+        if journal is None:
+            return None
+        words = {
+            word.alert: word.label
+            for word in journal.feedback()
+            if word.alert not in self._known or self._known[word.alert].label != word.label
+        }
+        if not words:
+            return None
+        prompts: dict[str, list[tuple[bytes, int]]] = {alert: [] for alert in words}
+        for word, prompt, flows in journal.examples():
+            if word.alert in prompts:
+                prompts[word.alert].append((prompt, flows))
+        rows: list[tuple[NDArray[np.uint16], int, int]] = []
+        counts: Counter[str] = Counter()
+        for alert, label in words.items():
+            if len(rows) >= self._most_rows:
+                break
+            before = self._known.get(alert)
+            if before is not None and before.trained:
+                counts["corrected"] += 1
+                self._known[alert] = _Word(label, trained=True)
+                continue
+            mine = self._rows(label, prompts[alert], counts)
+            counts["words"] += 1
+            rows += mine
+            self._known[alert] = _Word(label, trained=bool(mine))
+        self.taken = _TAKEN.dump_json(self._known)
+        return self._arrays(rows), counts
+
+    def _opened(self) -> Journal | None:
+        """The watch's journal, which it makes itself."""
+        if self._journal is None and self._folder is not None and (self._folder / FILE).is_file():
+            self._journal = Journal(self._folder, exclusive=False)
+        return self._journal
+
+    def _rows(
+        self, label: str, prompts: Sequence[tuple[bytes, int]], counts: Counter[str]
+    ) -> list[tuple[NDArray[np.uint16], int, int]]:
+        """A word's rows: none if the model does not know its class, or not its prompts."""
+        rows = []
+        for prompt, flows in prompts:
+            picks = self._picks(prompt)
+            if label not in self._classes:
+                counts[f"unknown-class:{label}"] += flows
+            elif picks is None:
+                counts["other-template"] += flows
+            else:
+                counts["labelled:feedback"] += flows
+                rows.append((picks, self._classes[label], flows))
+        return rows
+
+    def _picks(self, prompt: bytes) -> NDArray[np.uint16] | None:
+        """The phrases of a prompt, or None where the template has no such."""
+        if len(prompt) != 2 * len(self._sizes):
+            return None
+        picks = np.frombuffer(prompt, np.uint16)
+        return picks if (picks < self._sizes).all() else None
+
+    def _arrays(
+        self, rows: Sequence[tuple[NDArray[np.uint16], int, int]]
+    ) -> tuple[NDArray[Any], ...]:
+        picks = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
+        numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
+        return picks, numbers[:, 0], numbers[:, 1]
+
+
+def _frame(flows: Flows) -> pl.DataFrame:
+    """Training is in no hurry, so few flows go the way of many."""
+    if isinstance(flows, pl.DataFrame):
+        return flows
+    return pl.DataFrame(flows, schema={**FLOW_SCHEMA, **CONTEXT_SCHEMA}, orient="row")
+
+
+def _distinct(
+    picks: NDArray[np.uint16], labels: NDArray[np.int64], weights: NDArray[np.int64]
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
+    """Each distinct (prompt, label) once, sorted, with the sum of its weights."""
+    if not len(labels):
+        return picks, labels, weights
+    table = np.column_stack([picks.astype(np.int64), labels])
+    rows, place = np.unique(table, axis=0, return_inverse=True)
+    sums = np.zeros(len(rows), np.int64)
+    np.add.at(sums, place.reshape(-1), weights)
+    return rows[:, :-1].astype(np.uint16), rows[:, -1], sums

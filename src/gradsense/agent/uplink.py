@@ -1,0 +1,246 @@
+"""The sender: brings the updates of the outbox to the coordinator, one at a time and in order.
+
+A state machine without socket or clock. Whoever holds the connection calls ``due`` whenever
+something happened (connected, heard, PUBACK, a new update) or ``wake_at`` came, and publishes what
+it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a broker's
+word counts for nothing but the window.
+
+An update of one chunk that is not answered is published again. Of one of several chunks the device
+asks what is missing, and sends that. Both after a patience that doubles; anything new from the
+coordinator makes it try at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gradsense.agent.store import ClientState, Memory
+from gradsense.transport.chunks import Ask, Resume, message_id
+from gradsense.transport.messages import Letter, Message, messages, written
+from gradsense.transport.pacing import Rate
+from gradsense.transport.payloads import Ack
+from gradsense.transport.protocol import Origin
+from gradsense.transport.signing import sign
+
+
+class Uplink:
+    """Sends what waits in a ``Memory``.
+
+    Args:
+        memory: the outbox, and which model the device holds.
+        key: the device's; updates are signed with it again, as they may wait for longer than the
+            key lived that they were made under.
+        rate: what the link may carry; its burst is more than a chunk.
+        window: publishes that the broker has not confirmed yet, at most.
+        patience_s, most_patience_s: seconds without an answer until the first repeat, and the most
+            that they double to.
+        rng: spreads what a fleet does on the same occasion over ``spread_s`` seconds.
+
+    Attributes:
+        counts: what was done and what was put aside: ``chunks``, ``asks``, ``repeats``,
+            ``old-acks``, ``other-resumes``.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        key: Ed25519PrivateKey,
+        rate: Rate,
+        *,
+        window: int = 8,
+        patience_s: float = 15.0,
+        most_patience_s: float = 120.0,
+        rng: random.Random,
+        spread_s: float = 2.0,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._memory, self._key, self._rate = memory, key, rate
+        self._window = window
+        self._least_s, self._most_s = patience_s, most_patience_s
+        self._patience_s = patience_s
+        self._rng, self._spread_s = rng, spread_s
+        self._letter = self._oldest()
+        # What an earlier process left may have been sent in part.
+        self._begun = self._letter is not None
+        self._chunks: deque[int] = deque()  # still to be published
+        self._ask = False  # a question is to be published
+        self._asked = False  # its answer is awaited
+        self._again_at: float | None = None  # when the update is tried again, all being sent
+        self._blocked = True  # until on_connect
+        self._start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether every update was acknowledged."""
+        return self._head() is None
+
+    def _oldest(self) -> Letter | None:
+        letter = self._memory.head()
+        return letter and Letter(sign(letter.properties, self._key), letter.body)
+
+    def _head(self) -> Letter | None:
+        if self._letter is None:
+            self._letter = self._oldest()
+            self._begun = False
+            self._start()
+        return self._letter
+
+    def _start(self) -> None:
+        """What is to be done for the update at the head, whatever was done before."""
+        self._chunks.clear()
+        self._ask = self._asked = False
+        self._again_at = None
+        if self._letter is None:
+            return
+        count = self._letter.properties.chunk_count
+        if self._begun and count > 1:
+            self._ask = True
+        else:
+            self._chunks.extend(range(count))
+
+    # What happened --------------------------------------------------------------------------
+
+    def on_connect(self, now: float) -> None:
+        """The link is there. What was under way on the one before may be lost."""
+        self._blocked = False
+        self._patience_s = self._least_s
+        self._start()
+
+    def on_disconnect(self) -> None:
+        """The link is gone."""
+        self._blocked = True
+
+    def on_heard(self, now: float) -> None:
+        """The coordinator has said something new, so it is worth trying soon.
+
+        Not at once: an acknowledgement is mostly on its way with the news, and a whole fleet hears
+        of a model at one moment.
+        """
+        self._patience_s = self._least_s
+        if self._again_at is not None:
+            soon = now + self._rng.uniform(0.5, 1.0) * self._spread_s
+            self._again_at = min(self._again_at, soon)
+
+    def on_resume(self, resume: Resume, now: float) -> None:
+        """The answer to an ask. One that nobody waits for is counted and put aside."""
+        head = self._head()
+        said = (resume.message, resume.count)
+        if (
+            head is None
+            or not self._asked
+            or said != (message_id(head.properties), head.properties.chunk_count)
+        ):
+            self.counts["other-resumes"] += 1
+            return
+        self._ask = self._asked = False
+        if resume.missing:
+            self._patience_s = self._least_s
+            self._chunks = deque(resume.missing)
+            self._again_at = None
+        else:  # all there, but not durable yet
+            self._again_at = now + self._patience_s
+
+    def expects(self, ack: Ack) -> bool:
+        """Whether an acknowledgement is of the update at the head; any other is an old one."""
+        head = self._head()
+        return head is not None and ack.sequence == head.properties.origin.sequence
+
+    def on_ack(self, ack: Ack, *, client: ClientState | None = None) -> bool:
+        """The update is durable, or was refused for good: the next one may go.
+
+        Args:
+            client: its state after it has heard so, if that changes it; kept in one transaction.
+
+        Returns:
+            whether it was expected; an old one is counted and put aside.
+
+        Raises:
+            MemoryFull: it could not be noted; the update is tried again.
+        """
+        if not self.expects(ack):
+            self.counts["old-acks"] += 1
+            return False
+        self._memory.acknowledged(ack.sequence, ack.refusal, client=client)
+        self._letter = None
+        self._patience_s = self._least_s
+        return True
+
+    # What to do -----------------------------------------------------------------------------
+
+    def due(self, now: float, *, connected: bool, unacked: int) -> list[Message]:
+        """What to publish now, with QoS 1.
+
+        Args:
+            now: seconds, never falling.
+            unacked: publishes that the broker has not confirmed yet.
+        """
+        head = self._head()
+        self._blocked = not connected
+        if head is None or not connected:
+            return []
+        if self._again_at is not None and now >= self._again_at:
+            self._repeat(head, now, unacked)
+        found: list[Message] = []
+        while (message := self._next(head)) is not None:
+            if unacked + len(found) >= self._window:
+                self._blocked = True
+                break
+            if not self._rate.take(_size(message), now):
+                break
+            self._sent(now)
+            found.append(message)
+        return found
+
+    def _repeat(self, head: Letter, now: float, unacked: int) -> None:
+        if unacked:  # what was sent is still on its way: the coordinator owes no answer yet
+            self._again_at = now + self._patience_s
+            return
+        self.counts["repeats"] += 1
+        self._patience_s = min(2 * self._patience_s, self._most_s)
+        self._again_at = None
+        if head.properties.chunk_count > 1:
+            self._ask = True
+        else:
+            self._chunks.append(0)
+
+    def _next(self, head: Letter) -> Message | None:
+        if self._ask:
+            return self._question(head)
+        return messages(head, [self._chunks[0]])[0] if self._chunks else None
+
+    def _question(self, head: Letter) -> Message:
+        origin = head.properties.origin
+        version, digest = self._memory.held()
+        ask = Ask(message_id(head.properties), head.properties.chunk_count)
+        place = Origin("ask", origin.run, origin.device, origin.sequence, version, digest)
+        return messages(written(place, ask.pack(), self._key))[0]
+
+    def _sent(self, now: float) -> None:
+        """What ``_next`` gave is on its way."""
+        if self._ask:
+            self._ask, self._asked = False, True
+            self.counts["asks"] += 1
+        else:
+            self._chunks.popleft()
+            self._begun = True
+            self.counts["chunks"] += 1
+        if not self._chunks:
+            self._again_at = now + self._patience_s
+
+    def wake_at(self, now: float) -> float | None:
+        """When ``due`` will have something; None: not before something happens."""
+        head = self._head()
+        if head is None or self._blocked:
+            return None
+        message = self._next(head)
+        if message is not None:
+            return now + self._rate.wait_s(_size(message), now)
+        return None if self._again_at is None else max(now, self._again_at)
+
+
+def _size(message: Message) -> int:
+    """Bytes of its payload and properties, which is nearly all of the packet."""
+    return len(message.payload) + sum(len(name) + len(value) for name, value in message.pairs)

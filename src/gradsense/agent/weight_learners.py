@@ -1,0 +1,80 @@
+"""The learner for strategies that train weights: the one place where a device needs torch."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradsense.agent.reader import Batches
+from gradsense.fleet.jobs import Job
+from gradsense.learning.trainer import Examples, LocalLearner, Trainer
+from gradsense.models import folder
+from gradsense.models.classifier import TextClassifier
+
+#: Every so-manieth distinct prompt is kept for validation, which two triggers ask for (eq 7).
+_VALIDATION = 10
+
+
+class WeightLearners:
+    """Makes a ``LocalLearner`` of the flows that a site has by now.
+
+    Args:
+        job: learning rate, batch size, seed.
+        model: the model folder that the run began with.
+        between: called between steps; may raise to interrupt.
+        threads: of torch.
+    """
+
+    def __init__(
+        self, job: Job, model: Path, between: Callable[[], None], *, threads: int = 1
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.classifier: TextClassifier = folder.load(model)
+        self._trainer = Trainer(
+            self.classifier,
+            optimizer=job.optimizer,
+            lr=job.lr,
+            batch_size=job.batch_size,
+            seed=job.seed,
+            between=between,
+        )
+
+    def of(self, batches: Batches, device: str) -> LocalLearner:
+        """A learner of all batches, of no flow while there are none.
+
+        Which prompts are kept for validation depends on the prompt alone, so it stays the same as
+        the site's flows grow. The order of batches is the device's own, by its name.
+        """
+        stream = zlib.crc32(device.encode())
+        rows = [batches[number] for number in range(len(batches))]
+        if not rows:
+            none = torch.zeros(0, dtype=torch.int64)
+            nothing = Examples(self.classifier.encode([]), none, none)
+            return LocalLearner(self._trainer, nothing, nothing, stream)
+        picks = np.concatenate([picks for picks, _, _ in rows])
+        labels = np.concatenate([labels for _, labels, _ in rows])
+        weights = np.concatenate([weights for _, _, weights in rows])
+        held = np.fromiter(
+            (zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in picks), bool, len(picks)
+        )
+        if held.all():
+            held[:] = False
+        train = self._examples(picks[~held], labels[~held], weights[~held])
+        validation = train
+        if held.any():
+            validation = self._examples(picks[held], labels[held], weights[held])
+        return LocalLearner(self._trainer, train, validation, stream)
+
+    def _examples(self, picks: Any, labels: Any, weights: Any) -> Examples:
+        distinct, index = np.unique(picks, axis=0, return_inverse=True)
+        flows = np.repeat(np.arange(len(picks)), weights)
+        return Examples(
+            self.classifier.encode(self.classifier.template.texts(distinct)),
+            torch.from_numpy(index.reshape(-1)[flows].astype(np.int64)),
+            torch.from_numpy(labels[flows].astype(np.int64)),
+        )

@@ -1,1 +1,0 @@
-"""The cloud side: today the larger model that unsure gateways may ask."""

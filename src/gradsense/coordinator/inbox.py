@@ -1,0 +1,196 @@
+"""From a message that came to an update that may be pooled: verified, assembled, opened.
+
+The order is that of docs/protocol.md, so that nothing is parsed before it is verified. A body's
+size is looked at before its first chunk is kept, and its hash by the assembler, so that
+``wire.check_body`` would only hash it a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from itertools import groupby
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from gradsense.coordinator.records import Batch, Piece, Upload
+from gradsense.federation.update import Update
+from gradsense.transport import messages
+from gradsense.transport.chunks import Ask, Chunk, Resume
+from gradsense.transport.messages import Message, Read
+from gradsense.transport.payloads import BadBody, Mismatch, open_update
+from gradsense.transport.protocol import BadTopic, Limits, Properties, TooLarge, Topic, WrongHash
+from gradsense.transport.reassembly import Assembler, DeviceQuota, Quota
+from gradsense.transport.signing import CannotOpen
+
+#: (device, seconds since 1970) to its public signing key, 32 bytes; None: refuse it.
+KeyOf = Callable[[str, float], bytes | None]
+
+_UP = ("update", "ask", "status")
+#: What sending the same message again cannot mend. Other refusals leave the message open: a body
+#: of the wrong hash too, since chunks are not signed one by one and anybody on the way may have
+#: spoilt one.
+FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody, Mismatch)
+
+
+class Intake:
+    """Verifies, assembles and opens what devices send to one run.
+
+    Args:
+        run: whose topics these are.
+        key_of: the registry's answer.
+        seal_key: opens sealed updates.
+        pieces: of uploads that were not whole when the journal was closed, grouped by upload.
+        quota: of uploads that wait for their missing chunks.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        *,
+        key_of: KeyOf,
+        seal_key: X25519PrivateKey | None,
+        pieces: Iterable[Piece],
+        quota: Quota,
+        limits: Limits,
+    ) -> None:
+        self.run, self.limits = run, limits
+        self._key_of, self._seal_key = key_of, seal_key
+        self._assembler = _restored(pieces, quota)
+        self._kept: set[Upload] = self._waiting()  # uploads with pieces in the journal
+        # Since the last flush: what came, and what of the journal's is needed no longer.
+        self._fresh: dict[Upload, list[Piece]] = {}
+        self._gone: set[Upload] = set()
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for missing chunks, with their overhead."""
+        return self._assembler.held
+
+    def _waiting(self) -> set[Upload]:
+        values, _ = self._assembler.state()
+        return {(own["device"], bytes.fromhex(own["message"])) for own in values["transfers"]}
+
+    # Steps ----------------------------------------------------------------------------------
+
+    def read(self, message: Message, wall: float) -> Read:
+        """Verify who sent a message.
+
+        Raises:
+            UpdateRefused: one of its named kinds.
+        """
+
+        def key(topic: Topic) -> Ed25519PublicKey | None:
+            if topic.run != self.run or topic.kind not in _UP:
+                raise BadTopic(f"topic {topic} is not one that devices of '{self.run}' publish")
+            raw = self._key_of(topic.device, wall)
+            return None if raw is None else _public_key(raw)
+
+        return messages.read(message, key, self.limits)
+
+    def assemble(self, device: str, chunk: Chunk, now: float) -> bytes | None:
+        """Keep a chunk; the whole body if this was the last that was missing.
+
+        Raises:
+            UpdateRefused: of ``FINAL``, or for now.
+        """
+        upload = device, chunk.message
+        before = self._assembler.counts.total()
+        try:
+            progress = self._assembler.add(device, chunk, now)
+        except WrongHash:
+            self._drop(upload)
+            raise
+        finally:
+            if self._assembler.counts.total() != before:
+                self._drop_given_up()
+        if progress.missing:
+            piece = Piece(
+                *(device, chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest, now),
+                chunk.piece,
+            )
+            self._fresh.setdefault(upload, []).append(piece)
+        else:
+            self._drop(upload)
+        return progress.body
+
+    def open(self, body: bytes, properties: Properties) -> tuple[Update, bytes]:
+        """The update in a whole body, and the body in the clear.
+
+        Raises:
+            UpdateRefused: of ``FINAL``.
+        """
+        clear = messages.unsealed(body, properties, self._seal_key)
+        return open_update(clear, properties, self.limits), clear
+
+    def resume(self, device: str, body: bytes) -> Resume:
+        """What is missing of the message that a device asks about.
+
+        Raises:
+            BadResume: it asks nothing.
+        """
+        return self._assembler.resume(device, Ask.parse(body))
+
+    # Room -----------------------------------------------------------------------------------
+
+    def forget(self, device: str, message: bytes) -> None:
+        """Drop what came of a message that is decided."""
+        self._assembler.forget(device, message)
+        self._drop((device, message))
+
+    def expire(self, now: float) -> None:
+        """Give up uploads that got nothing for too long."""
+        if self._assembler.expire(now):
+            self._drop_given_up()
+
+    def _drop(self, upload: Upload) -> None:
+        self._fresh.pop(upload, None)
+        if upload in self._kept:
+            self._kept.remove(upload)
+            self._gone.add(upload)
+
+    def _drop_given_up(self) -> None:
+        for upload in (self._kept | self._fresh.keys()) - self._waiting():
+            self._drop(upload)
+
+    def flush(self, batch: Batch) -> dict[str, int]:
+        """Put into ``batch`` what changed since the last call.
+
+        Returns:
+            uploads given up since then, by reason.
+        """
+        for pieces in self._fresh.values():
+            batch.pieces += pieces
+        batch.gone |= self._gone
+        self._kept |= self._fresh.keys()
+        self._fresh, self._gone = {}, set()
+        given_up = {reason: n for reason, n in self._assembler.counts.items() if n}
+        self._assembler.counts.clear()
+        return given_up
+
+
+@lru_cache(maxsize=16_384)
+def _public_key(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def _restored(pieces: Iterable[Piece], quota: Quota) -> Assembler:
+    transfers = []
+    data: list[bytes] = []
+    for (device, message), own in groupby(pieces, key=lambda piece: (piece.device, piece.message)):
+        group = list(own)
+        transfers.append(
+            {
+                "device": device,
+                "message": message.hex(),
+                "count": group[0].count,
+                "total": group[0].total,
+                "digest": group[0].digest.hex(),
+                "touched_s": max(piece.at for piece in group),
+                "indices": [piece.place for piece in group],
+            }
+        )
+        data += [piece.piece for piece in group]
+    values = {"transfers": transfers, "finished": [], "counts": {}}
+    return Assembler.restored(values, data, quota)

@@ -1,0 +1,124 @@
+"""Opens a run: the model that everybody starts from, and what devices get of it.
+
+    FLEET/runs/NAME/start/      what devices get: job.json, edge/, and model/ if they train weights
+    FLEET/runs/NAME/model/      the model folder that the run began with
+    FLEET/runs/NAME/...         the coordinator's journal and models
+
+This is the one part of coordination that needs torch, and only the operator's machine runs it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gradsense.coordinator.run import Run
+from gradsense.detection.export import export
+from gradsense.errors import GradsenseError, InputError
+from gradsense.fleet.jobs import EDGE, JOB_FILE, MODEL, RUNS, START, Job
+from gradsense.models import folder
+from gradsense.models.build import build
+from gradsense.models.classifier import TextClassifier
+from gradsense.models.heads.readout import Readout
+from gradsense.prompts.templates import get_template
+from gradsense.storage.folders import replacing
+
+
+def open_run(
+    fleet: Path,
+    job: Job,
+    *,
+    model: Path | None = None,
+    size: str = "nano",
+    template: str = "context",
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Path:
+    """Make the folder of a run, whole or not at all.
+
+    Args:
+        fleet: the fleet's folder.
+        job: its labels are the model's.
+        model: a model folder to start from; None builds a new one.
+        size: of the new one, or a Hugging Face folder or name.
+        template: of the new one.
+        on_step: told what is being done now.
+
+    Returns:
+        the run's folder.
+
+    Raises:
+        InputError: there is such a run, or the model does not fit the strategy.
+        GradsenseError: it cannot be written.
+    """
+    place = fleet / RUNS / job.run
+    if place.exists():
+        raise InputError("is there already", mend="give the run another name", file=place)
+    on_step("building the model")
+    classifier = _fresh(job, size, template) if model is None else _given(job, model)
+    try:
+        with replacing(place) as fresh:
+            fresh.chmod(0o700)
+            Run.create(fresh, job, classifier.tensors())
+            if model is None:
+                folder.save(classifier, fresh / MODEL)
+            else:
+                shutil.copytree(model, fresh / MODEL)
+            on_step("exporting it for devices")
+            export(fresh / MODEL, fresh / START / EDGE, on_step=on_step)
+            if job.rules.payload == "deltas":
+                shutil.copytree(fresh / MODEL, fresh / START / MODEL)
+            (fresh / START / JOB_FILE).write_text(job.text(), encoding="utf-8")
+    except OSError as error:
+        raise GradsenseError(
+            f"{place}: the run cannot be written ({error.strerror or error})"
+        ) from error
+    return place
+
+
+def trainable(job: Job, model: Path) -> TextClassifier:
+    """A model folder, with what the run's strategy trains and nothing else trainable.
+
+    Raises:
+        InputError: the folder is damaged, or has no head that the strategy could train.
+    """
+    loaded, strategy = folder.load(model), job.rules
+    if not strategy.frozen:
+        return loaded
+    if not isinstance(loaded.model, Readout):
+        raise InputError(
+            f"strategy '{job.strategy}' trains a head of gradsense's own, which this model lacks",
+            mend="give a model that gsfs trained, or none; or choose gsfs-tune",
+            file=model,
+        )
+    loaded.model.base.requires_grad_(False)
+    return TextClassifier(
+        loaded.model,
+        loaded.tokenizer,
+        labels=loaded.labels,
+        template=loaded.template,
+        base=loaded.base,
+    )
+
+
+def _given(job: Job, model: Path) -> TextClassifier:
+    classifier = trainable(job, model)
+    if classifier.labels != job.labels:
+        raise InputError(
+            f"the model's labels are {', '.join(classifier.labels)}",
+            mend="leave --labels out, or give a model of these",
+            file=model,
+        )
+    return classifier
+
+
+def _fresh(job: Job, size: str, template: str) -> TextClassifier:
+    strategy = job.rules
+    return build(
+        size,
+        template=get_template(template),
+        labels=job.labels,
+        seed=job.seed,
+        readout=strategy.readout,
+        frozen=strategy.frozen,
+    )

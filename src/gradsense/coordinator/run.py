@@ -1,0 +1,242 @@
+"""One run: messages in, messages out, and a journal in between.
+
+``Run`` holds no socket and no clock; whoever has the connection calls it. Nothing that it returns
+may be sent before the journal has it, and it returns only then.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gradsense.coordinator import snapshots, status
+from gradsense.coordinator.inbox import KeyOf
+from gradsense.coordinator.journal import Ledger, LedgerFull
+from gradsense.coordinator.machine import fresh
+from gradsense.coordinator.records import Batch, Issued
+from gradsense.coordinator.state import Memory, Setting, Step
+from gradsense.fleet.jobs import Job
+from gradsense.learning.learner import Tensors
+from gradsense.transport.identity import Identity
+from gradsense.transport.messages import Letter, Message, messages, written
+from gradsense.transport.payloads import model_hash, pack_model
+from gradsense.transport.protocol import COORDINATOR, Limits, Origin, Topic
+from gradsense.transport.reassembly import Quota
+
+
+class Run:
+    """One run's coordinator, exactly as its journal has it.
+
+    Should a step fail, for want of room or for any other reason, its memory is thrown away and
+    read from the journal again. Nothing of it was acknowledged, so devices send it once more, and
+    the next call works as soon as there is room.
+
+    Args:
+        folder: that ``create`` filled.
+        key_of: (device, seconds since 1970) to its public signing key, 32 bytes; None: refuse it.
+        identity: the coordinator's keys.
+        quota: of uploads that wait for missing chunks.
+        limits: of bodies.
+        timer: seconds, only to tell how long an aggregation took.
+
+    Raises:
+        InputError: no run there, one that another process works on, or a damaged one.
+        LedgerFull: it cannot be opened for now.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        key_of: KeyOf,
+        identity: Identity,
+        quota: Quota | None = None,
+        limits: Limits | None = None,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._files = folder / snapshots.FOLDER
+        self._setting = Setting(key_of, identity, quota or Quota(), limits or Limits(), timer)
+        self._memory: Memory | None = None
+        self._letter: Letter | None = None
+        self._ledger = Ledger(folder)
+        try:
+            self._sweep()
+            self._remember()
+        except BaseException:
+            self._ledger.close()
+            raise
+
+    @classmethod
+    def create(cls, folder: Path, job: Job, tensors: Tensors) -> None:
+        """Make a run's journal and its version 0.
+
+        Args:
+            folder: made if it is not there; may hold other things.
+            tensors: the first global model.
+
+        Raises:
+            InputError: there is a run.
+            LedgerFull: it cannot be written.
+        """
+        ledger = Ledger(folder, make=True)
+        coordinator = fresh(job, tensors)
+        values, groups = coordinator.state()
+        try:
+            (folder / snapshots.FOLDER).mkdir(mode=0o700, exist_ok=True)
+            name, sha256 = snapshots.save(folder / snapshots.FOLDER, 0, groups)
+            digest = model_hash(coordinator.model.tensors)
+            first = Issued(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
+            ledger.begin(job.text(), replace(first, state=json.dumps(values)))
+        except OSError as error:
+            raise LedgerFull(f"{folder}: the run cannot be written: {error}") from error
+        finally:
+            ledger.close()
+
+    def close(self) -> None:
+        """Close the journal. Nothing is lost if this is never called."""
+        self._ledger.close()
+
+    # Steps ----------------------------------------------------------------------------------
+
+    def take(self, arrivals: Sequence[Message], *, now: float, wall: float) -> list[Message]:
+        """Take in a batch with one commit; it is durable when this returns.
+
+        Args:
+            now: the run's time, in seconds.
+            wall: seconds since 1970, for the ends of certificates.
+
+        Returns:
+            what to publish: acknowledgements, answers to questions, a new model.
+
+        Raises:
+            LedgerFull: there is no room; nothing was taken in. Call again later.
+        """
+        with self._step(now) as (memory, step):
+            for message in arrivals:
+                memory.take(step, message, wall)
+        return self._out(step)
+
+    def tick(self, now: float) -> list[Message]:
+        """Close the pool if its deadline has passed; returns and raises as ``take``."""
+        with self._step(now) as (memory, step):
+            memory.tick(step)
+        return self._out(step)
+
+    def _remember(self) -> Memory:
+        if self._memory is None:
+            self._letter = None
+            self._memory = Memory(self._ledger, self._files, self._setting)
+        return self._memory
+
+    @contextmanager
+    def _step(self, now: float) -> Iterator[tuple[Memory, Step]]:
+        """What the block does to memory is in the journal afterwards, or forgotten."""
+        memory, self._memory = self._remember(), None
+        step = Step(Batch(max(now, memory.now)))
+        memory.intake.expire(step.batch.now)
+        yield memory, step
+        self._write(memory, step)
+        self._memory = memory
+
+    def _write(self, memory: Memory, step: Step) -> None:
+        batch = step.batch
+        memory.finish(step)
+        if step.publish:
+            self._letter = self._written(memory)
+            batch.widest = self._letter.properties.chunk_count
+        if step.snapshot is not None:
+            self._save(batch, *step.snapshot, keep=memory.job.keep_updates)
+        if not batch:
+            return
+        self._ledger.commit(batch)
+        memory.written(batch)
+        if batch.models:
+            self._sweep()
+
+    def _save(
+        self, batch: Batch, values: dict[str, Any], groups: snapshots.Groups, *, keep: bool
+    ) -> None:
+        """Write the newest model's snapshot, before the journal names it."""
+        newest = batch.models[-1]
+        try:
+            name, sha256 = snapshots.save(self._files, newest.version, groups)
+        except OSError as error:
+            raise LedgerFull(f"{self._files}: no model can be written: {error}") from error
+        batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=json.dumps(values))
+        if not keep:
+            batch.forget = newest.event
+            batch.events = [
+                replace(event, body=None) if event.id <= newest.event else event
+                for event in batch.events
+            ]
+
+    def _sweep(self) -> None:
+        with suppress(OSError):  # superfluous files do no harm
+            snapshots.sweep(self._files, self._ledger.files())
+
+    # Messages out ---------------------------------------------------------------------------
+
+    def _out(self, step: Step) -> list[Message]:
+        found: list[Message] = []
+        for origin, body in step.answers.values():
+            plain = replace(origin, sealed=False)
+            found += messages(written(plain, body, self._setting.identity.signing_key))
+        return [*found, *self.announce()] if step.publish else found
+
+    def _written(self, memory: Memory) -> Letter:
+        """The newest model, signed."""
+        job, identity, model = memory.job, self._setting.identity, memory.machine.coordinator.model
+        version, digest = model.version, memory.machine.hashes[model.version]
+        return written(
+            Origin("model", job.run, COORDINATOR, version, version, digest),
+            pack_model(model),
+            identity.signing_key,
+            seal_for=identity.peer_seal_key if job.sealed else None,
+        )
+
+    def announce(self) -> list[Message]:
+        """What every device should find at the broker; publish it after every connection.
+
+        Returns:
+            the newest model, retained, behind empty messages that clear the topics of chunks that
+            earlier models had and it has not. Nothing before ``Job.min_devices`` have come.
+        """
+        memory = self._remember()
+        if not memory.machine.started:
+            return []
+        self._letter = self._letter or self._written(memory)
+        surplus = range(self._letter.properties.chunk_count, self._ledger.widest())
+        topics = [str(Topic(memory.job.run, "model", index=index)) for index in surplus]
+        cleared = [Message(topic, retain=True) for topic in topics]
+        return [*cleared, *messages(self._letter, retain=True)]
+
+    # Questions ------------------------------------------------------------------------------
+
+    @property
+    def job(self) -> Job:
+        """What the run is."""
+        return self._remember().job
+
+    @property
+    def now(self) -> float:
+        """The largest time in the journal; the run's clock goes on from there."""
+        return self._remember().now
+
+    @property
+    def newest(self) -> Issued:
+        """The last model issued."""
+        return self._remember().newest
+
+    def deadline(self) -> float | None:
+        """When ``tick`` has something to do, in the run's time; None: not known yet."""
+        return self._remember().machine.coordinator.deadline()
+
+    def status(self) -> status.RunStatus:
+        """How the run stands."""
+        memory = self._remember()
+        return status.of(memory, journal_bytes=self._ledger.size())

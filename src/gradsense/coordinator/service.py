@@ -1,0 +1,249 @@
+"""The coordinator's process: one broker connection, any number of runs, and what is told of them.
+
+One loop in one thread. What has come since the last turn is taken in with one commit for each run;
+only then is it acknowledged, to the broker and to the devices. Should the process be killed in
+between, the broker or the device sends again, and the journal knows what it has.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gradsense.coordinator.journal import LedgerFull
+from gradsense.coordinator.run import Run
+from gradsense.fleet.jobs import RUNS
+from gradsense.fleet.registry import Registry
+from gradsense.transport import identity
+from gradsense.transport.connection import Arrival, Link
+from gradsense.transport.messages import Message
+
+STATUS_FILE = "status.json"
+#: Messages of one commit. More make a device wait longer for its acknowledgement.
+_BATCH = 64
+#: Messages that the broker may have on the way to us without an acknowledgement.
+_RECEIVE = 256
+#: The broker keeps for us what comes while this process is restarted.
+_SESSION_S = 3600
+_SUBSCRIPTIONS = ("gradsense/v1/+/up/#",)
+#: Seconds: between looks at nothing, for new runs, and at a full disk.
+_POLL_S, _LOOK_S, _RETRY_S = 0.25, 5.0, 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class Process:
+    """Coordinates all runs of a fleet until ``stop`` is set.
+
+    Args:
+        fleet: the fleet's folder.
+        rng: spreads reconnections.
+        status_s: seconds between two tellings of the status.
+        timer: seconds that never fall; the runs' own time goes on with them.
+        wall: seconds since 1970, for the ends of certificates.
+
+    Raises:
+        InputError: no fleet, no run, a damaged journal, or another coordinator works there.
+    """
+
+    def __init__(
+        self,
+        fleet: Path,
+        *,
+        rng: random.Random,
+        status_s: float = 1.0,
+        timer: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.fleet, self._timer, self._wall, self._status_s = fleet, timer, wall, status_s
+        self.stop = threading.Event()
+        self.counts: Counter[str] = Counter()
+        #: The status as it was last told; other threads may read it.
+        self.told: Mapping[str, Any] = {}
+        self._identity = identity.of_coordinator(fleet)
+        self._registry = Registry(fleet / "registry.sqlite3")
+        self._runs: dict[str, Run] = {}
+        self._versions: dict[str, int] = {}  # the newest models that were reported
+        self._offsets: dict[str, float] = {}  # run's own time minus the timer's
+        self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._batch: list[Arrival] = []  # what is being taken in
+        self._connected = threading.Event()
+        self.link = Link(
+            self._identity,
+            subscriptions=_SUBSCRIPTIONS,
+            on_message=self._inbox.put,
+            on_connect=lambda resumed: self._connected.set(),
+            session_s=_SESSION_S,
+            receive_maximum=_RECEIVE,
+            rng=rng,
+        )
+        self._next_status = self._next_look = 0.0
+        self._began = timer()
+        self._look_for_runs()
+        self.told = self.status()
+
+    # Runs -----------------------------------------------------------------------------------
+
+    def _look_for_runs(self) -> list[str]:
+        """Open what was made since the last look; their names."""
+        fresh = [
+            folder
+            for folder in sorted((self.fleet / RUNS).glob("*"))
+            if not folder.name.startswith(".") and folder.name not in self._runs
+        ]
+        for folder in fresh:
+            run = Run(folder, key_of=self._registry.signing_key, identity=self._identity)
+            self._runs[folder.name] = run
+            self._offsets[folder.name] = run.now - self._timer()
+        return [folder.name for folder in fresh]
+
+    def _now(self, name: str) -> float:
+        return self._offsets[name] + self._timer()
+
+    # The loop -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until ``stop`` is set."""
+        self.link.start()
+        try:
+            while not self.stop.is_set():
+                self.step()
+        finally:
+            self._tell()
+            self.link.stop()
+            for run in self._runs.values():
+                run.close()
+            self._registry.close()
+
+    def step(self) -> None:
+        """One turn: take in what has come, do what is due, tell."""
+        try:
+            self._arrived()
+            self._take()
+            for name, run in self._runs.items():
+                due = run.deadline()
+                if due is not None and self._now(name) >= due:
+                    self._publish(run.tick(self._now(name)))
+                    self._report(name, run)
+            self._look_after()
+        except LedgerFull as full:
+            # What could not be taken in is still at hand, and nobody was told that it was.
+            self.counts["stalls"] += 1
+            _log.warning("%s; trying again", full)
+            self.stop.wait(_RETRY_S)
+
+    def _look_after(self) -> None:
+        """What is done now and then."""
+        if self._connected.is_set():
+            self._connected.clear()
+            self._announce(self._runs)
+        real = self._timer()
+        if real >= self._next_look:
+            self._next_look = real + _LOOK_S
+            self._announce(self._look_for_runs())
+            for name, run in self._runs.items():
+                self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
+        if real >= self._next_status:
+            self._tell()
+            # A status of thousands of devices takes its time; it may have a twentieth of it.
+            took = self._timer() - real
+            self._next_status = real + max(self._status_s, 20 * took)
+
+    def _arrived(self) -> None:
+        """Fetch up to a batch of arrivals; wait for the first until something else is due."""
+        if self._batch:
+            return
+        waits = {name: run.deadline() for name, run in self._runs.items()}
+        due = [at - self._now(name) for name, at in waits.items() if at is not None]
+        with suppress(queue.Empty):
+            self._batch.append(self._inbox.get(timeout=max(0.0, min([_POLL_S, *due]))))
+            while len(self._batch) < _BATCH:
+                self._batch.append(self._inbox.get_nowait())
+
+    def _take(self) -> None:
+        """Take in the batch, with one commit for each run."""
+        groups: dict[str, list[Arrival]] = {}
+        for arrival in self._batch:
+            groups.setdefault(self._run_of(arrival.message), []).append(arrival)
+        for name, group in groups.items():
+            run = self._runs.get(name)
+            if run is None:
+                self.counts["unknown-run"] += len(group)
+            else:
+                messages = [arrival.message for arrival in group]
+                self._publish(run.take(messages, now=self._now(name), wall=self._wall()))
+                self._report(name, run)
+            for arrival in group:
+                self.link.done(arrival)
+        self._batch = []
+
+    @staticmethod
+    def _run_of(message: Message) -> str:
+        """The run that a topic seems to name; that run says what is wrong with the rest of it."""
+        parts = message.topic.split("/", 3)
+        return parts[2] if len(parts) > 2 else ""
+
+    def _publish(self, messages: Iterable[Message]) -> None:
+        """What cannot be sent now is asked for again, or announced with the next connection."""
+        for message in messages:
+            if not self.link.publish(message):
+                self.counts["unsent"] += 1
+
+    def _announce(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._publish(self._runs[name].announce())
+
+    def _report(self, name: str, run: Run) -> None:
+        """A line for each new model."""
+        newest = run.newest
+        if newest.version != self._versions.get(name):
+            self._versions[name] = newest.version
+            _log.info(
+                "run %s: model %d, of %d updates", name, newest.version, len(newest.contributors)
+            )
+
+    # Status ---------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Everything that is told, as JSON values."""
+        return {
+            "fleet": str(self.fleet),
+            "at": datetime.fromtimestamp(self._wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "stopped": self.stop.is_set(),
+            "connected": self.link.connected,
+            "up_s": round(self._timer() - self._began, 3),
+            "counts": dict(self.counts),
+            "link": asdict(self.link.counts),
+            "runs": {name: run.status().to_json() for name, run in self._runs.items()},
+        }
+
+    def _tell(self) -> None:
+        file = self.fleet / STATUS_FILE
+        fresh = file.with_name(f".{file.name}.new")
+        self.told = self.status()
+        try:
+            fresh.write_text(json.dumps(self.told), encoding="utf-8")
+            os.replace(fresh, file)
+        except OSError as error:  # the status is for people; the journal is what counts
+            _log.warning("%s: the status cannot be written: %s", file, error)
+
+
+def read_status(fleet: Path) -> Mapping[str, Any] | None:
+    """What the coordinator last told of itself; None if it never did."""
+    try:
+        told: Mapping[str, Any] = json.loads((fleet / STATUS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return told

@@ -1,0 +1,1 @@
+"""Labelled captures: found, cleaned, split and dealt out to clients."""

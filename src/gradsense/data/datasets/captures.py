@@ -1,0 +1,245 @@
+"""Labelled captures on disk to one data set: discovery, labels, context and the cap per cell."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from gradsense.data.context import ContextWindow
+from gradsense.data.datasets.labels import UNKNOWN, View, class_order, with_view
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
+from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.tally import Tally
+from gradsense.errors import InputError
+
+#: File names of a capture's log, best first: a labelled log beats an unlabelled one.
+LOG_NAMES = ("conn.log.labeled", "conn.log.labeled.gz", "conn.log", "conn.log.gz")
+
+UNLABELLED = "unlabelled"
+UNKNOWN_LABEL = "unknown label"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One site's log; ``name`` is unique within a data set."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled flows of several captures.
+
+    Args:
+        flows: ``FLOW_SCHEMA``, ``CONTEXT_SCHEMA``, ``capture`` and ``class``; ordered by capture,
+            then line.
+        classes: the classes present, in canonical order.
+        captures: all captures read, also those without a labelled flow.
+        tally: lines read and dropped; flows without a usable label count as dropped.
+        synthetic: whether any log is marked as generated.
+        capped: ``(capture, class)`` to flows seen and flows kept.
+    """
+
+    flows: pl.DataFrame
+    classes: tuple[str, ...]
+    captures: tuple[Capture, ...]
+    tally: Tally
+    synthetic: bool
+    capped: dict[tuple[str, str], tuple[int, int]]
+
+
+def discover(root: Path) -> list[Capture]:
+    """Find the captures at ``root``: a log file, or a folder at any depth above the logs.
+
+    A capture is a folder with one of ``LOG_NAMES`` in it or in its subfolder ``bro``, which is
+    the layout of the public IoT-23. Sorted by name, which is the folder's name, or its path
+    below ``root`` where two folders are called the same.
+
+    Raises:
+        InputError: ``root`` does not exist or holds no capture.
+    """
+    if root.is_file():
+        folder = _capture_folder(root)
+        return [Capture(folder.name if root.parent.name == "bro" else root.name, root)]
+    if not root.is_dir():
+        raise InputError("no such file or folder", mend="check the path", file=root)
+    logs: dict[Path, Path] = {}
+    for place, folders, files in os.walk(root):
+        folders.sort()
+        found = next((name for name in LOG_NAMES if name in files), None)
+        if found is not None:
+            log = Path(place) / found
+            logs.setdefault(_capture_folder(log), log)
+    if not logs:
+        raise InputError(
+            "the folder holds no captures",
+            mend="lay them out as CAPTURE/bro/conn.log.labeled, or name one log file",
+            file=root,
+        )
+    names = [folder.resolve().name for folder in logs]
+    captures = [
+        Capture(name if names.count(name) == 1 else folder.relative_to(root).as_posix(), log)
+        for name, (folder, log) in zip(names, logs.items(), strict=True)
+    ]
+    return sorted(captures, key=lambda capture: capture.name)
+
+
+def load(
+    root: Path,
+    *,
+    cap: int = 1000,
+    seed: int,
+    view: View = "classes",
+    unknown: Literal["error", "drop"] = "error",
+    strict: bool = False,
+    on_file: Callable[[str, int, int], None] | None = None,
+) -> Dataset:
+    """Read all captures at ``root`` in one pass with memory for the kept flows only.
+
+    Context columns see every flow of a log, also those that the cap or a missing label removes.
+
+    Args:
+        cap: at most so many flows per ``(capture, class)``, drawn uniformly; 0 keeps all.
+        seed: of that draw. The result depends on nothing else, block sizes included.
+        view: IoT-23's detailed classes, or Benign against Malicious.
+        unknown: a label that is not known is an error, or is dropped and counted.
+        strict: a malformed line is an error instead of being counted.
+        on_file: told ``(capture name, index from 0, number of captures)`` before each file.
+
+    Raises:
+        InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
+    """
+    if cap < 0:
+        raise InputError(f"cap is {cap}", mend="give 0 for no cap, or more", field="cap")
+    captures = discover(root)
+    tally = Tally()
+    frames: list[pl.DataFrame] = []
+    capped: dict[tuple[str, str], tuple[int, int]] = {}
+    for index, capture in enumerate(captures):
+        if on_file is not None:
+            on_file(capture.name, index, len(captures))
+        reservoir = _Reservoir(cap, seed, capture.name)
+        context = ContextWindow()
+        for flows in read_conn(capture.path, tally=tally, strict=strict):
+            labelled = with_view(context.add(flows), view)
+            reservoir.add(_usable(labelled, capture.path, tally, unknown))
+        frames.append(reservoir.frame().with_columns(capture=pl.lit(capture.name)))
+        for name, seen in reservoir.seen.items():
+            capped[capture.name, name] = (seen, min(seen, cap) if cap else seen)
+    columns = [*FLOW_SCHEMA, *CONTEXT_SCHEMA, "capture", "class"]
+    flows = pl.concat(frames).select(columns)
+    if not flows.height:
+        raise _nothing_left(root, tally)
+    present = set(flows["class"].unique())
+    return Dataset(
+        flows=flows,
+        classes=tuple(name for name in class_order(view) if name in present),
+        captures=tuple(captures),
+        tally=tally,
+        synthetic=any(is_synthetic(capture.path) for capture in captures),
+        capped=capped,
+    )
+
+
+def _capture_folder(log: Path) -> Path:
+    return log.parent.parent if log.parent.name == "bro" else log.parent
+
+
+def _usable(flows: pl.DataFrame, path: Path, tally: Tally, unknown: str) -> pl.DataFrame:
+    """The flows with a known class; the others move in the tally from read to dropped."""
+    bad = flows.filter(pl.col("class").is_null() | (pl.col("class") == UNKNOWN))
+    if not bad.height:
+        return flows
+    for reason, rows in (
+        (UNLABELLED, bad.filter(pl.col("class").is_null())),
+        (UNKNOWN_LABEL, bad.filter(pl.col("class").is_not_null())),
+    ):
+        if not rows.height:
+            continue
+        line, label, detail = rows.row(0, named=True)["line"], rows["label"][0], rows["detail"][0]
+        text = " ".join(part for part in (label, detail) if part)
+        if reason == UNKNOWN_LABEL and unknown == "error":
+            raise InputError(
+                f"the label '{text}' is not known",
+                mend="pass --unknown-labels drop to leave such flows out,"
+                " or use the binary view if the flow is marked Malicious",
+                file=path,
+                line=line,
+                field="label",
+            )
+        tally.read -= rows.height
+        tally.add(reason, path, line, "label", text, rows.height)
+    return flows.filter(pl.col("class").is_not_null() & (pl.col("class") != UNKNOWN))
+
+
+def _nothing_left(root: Path, tally: Tally) -> InputError:
+    if not tally.dropped:
+        return InputError(
+            "the logs hold headers but no flows", mend="give logs with flows", file=root
+        )
+    reason, drop = max(tally.dropped.items(), key=lambda item: item[1].count)
+    return InputError(
+        f"no labelled flow is left; {drop.count} lines dropped for '{reason}', here the first",
+        mend="give labelled logs; `gradsense data inspect` shows what each file holds",
+        file=drop.file,
+        line=drop.line,
+        field=drop.field,
+    )
+
+
+class _Reservoir:
+    """A uniform sample of at most ``cap`` flows per class, whatever blocks the flows come in.
+
+    Every flow draws a priority from ``(seed, capture, line)`` alone; the smallest stay.
+    """
+
+    def __init__(self, cap: int, seed: int, capture: str) -> None:
+        self.cap = cap
+        digest = hashlib.sha256(f"{seed}/{capture}".encode()).digest()
+        self.base = int.from_bytes(digest[:8], "little")
+        self.seen: dict[str, int] = {}
+        self.kept: list[pl.DataFrame] = []
+
+    def add(self, flows: pl.DataFrame) -> None:
+        for name, count in flows["class"].value_counts(sort=True).iter_rows():
+            self.seen[name] = self.seen.get(name, 0) + count
+        lines = flows["line"].to_numpy().astype(np.uint64)
+        fresh = flows.with_columns(pl.Series("priority", splitmix64(lines, self.base)))
+        self.kept.append(self._smallest([fresh]))
+        self.kept = [self._smallest(self.kept)] if self.cap else self.kept
+
+    def frame(self) -> pl.DataFrame:
+        """The kept flows in line order."""
+        if not self.kept:
+            schema: dict[str, type[pl.DataType]] = {
+                **FLOW_SCHEMA,
+                **CONTEXT_SCHEMA,
+                "class": pl.String,
+            }
+            return pl.DataFrame(schema=schema)
+        return pl.concat(self.kept).drop("priority").sort("line")
+
+    def _smallest(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+        together = pl.concat(frames)
+        if not self.cap:
+            return together
+        return together.filter(pl.col("priority").rank("ordinal").over("class") <= self.cap)
+
+
+def splitmix64(
+    values: np.ndarray[tuple[int], np.dtype[np.uint64]], base: int
+) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """Mix ``base + value`` of every row into 64 random-looking bits (Steele et al. 2014)."""
+    golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+    x = values * np.uint64(golden) + np.uint64(base)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(first)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(second)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,143 @@
+"""Training, test and validation parts: at random, or with no text in two parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from gradsense.data.datasets.contradictions import class_rank, majority_class
+from gradsense.errors import InputError
+
+How = Literal["grouped", "random"]
+
+TRAIN, TEST, VALIDATION = 0, 1, 2
+_PARTS = 3
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three frames of the same columns that together hold every row once, in its order."""
+
+    train: pl.DataFrame
+    test: pl.DataFrame
+    validation: pl.DataFrame
+
+
+def split(
+    frame: pl.DataFrame,
+    *,
+    how: How = "grouped",
+    seed: int,
+    fractions: tuple[float, float, float] = (0.7, 0.2, 0.1),
+) -> Split:
+    """Split flows with a ``class`` (and, when grouped, a ``text``) column, class by class.
+
+    ``random`` permutes the rows of a class and cuts them; this is the paper's split, and puts
+    flows that read the same into training and test. ``grouped`` gives every text to one part
+    only. A text goes by its most frequent class. As one text may stand for thousands of flows,
+    texts are placed largest first: each into a part drawn with a chance proportional to the
+    flows that the part still lacks, among the parts that it fits into, else into the part that
+    lacks most. So large texts do not overshoot a small part and small ones fill the gaps.
+
+    Both ways every class with two rows (texts, when grouped) or more is in training and test,
+    and with one is in training.
+
+    Args:
+        fractions: of training, test and validation; they sum to 1.
+
+    Raises:
+        InputError: unknown ``how``, or fractions that are negative, not a sum of 1, or leave
+            training or test without any.
+    """
+    _check_fractions(fractions)
+    rng = np.random.default_rng(seed)
+    shares = np.asarray(fractions)
+    if how == "random":
+        part = _random(frame["class"], shares, rng)
+    elif how == "grouped":
+        part = _grouped(frame, shares, rng)
+    else:
+        raise InputError(
+            f"no split is called '{how}'", mend="choose grouped or random", field="split"
+        )
+    train, test, validation = (frame.filter(pl.Series(part == k)) for k in range(_PARTS))
+    return Split(train, test, validation)
+
+
+def _check_fractions(fractions: tuple[float, float, float]) -> None:
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or min(fractions[:2]) == 0:
+        raise InputError(
+            f"the fractions are {fractions}",
+            mend="give three that sum to 1, those of training and test above 0",
+            field="fractions",
+        )
+
+
+def _random(classes: pl.Series, shares: NDArray[np.float64], rng: np.random.Generator) -> _Ints:
+    part = np.zeros(len(classes), np.int64)
+    for name in sorted(classes.unique()):
+        rows = rng.permutation((classes == name).arg_true().to_numpy())
+        bounds = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
+        placed = np.zeros(len(rows), np.int64)
+        placed[bounds[0] : bounds[1]] = TEST
+        placed[bounds[1] :] = VALIDATION
+        part[rows] = _with_train_and_test(placed, np.ones(len(rows)))
+    return part
+
+
+def _grouped(frame: pl.DataFrame, shares: NDArray[np.float64], rng: np.random.Generator) -> _Ints:
+    sizes = frame.group_by("text").agg(pl.len().alias("flows"))
+    groups = (
+        majority_class(frame)
+        .join(sizes, on="text", how="left", maintain_order="left")
+        .with_columns(rank=class_rank())
+        .sort("rank", "class", "text")
+    )
+    part = np.zeros(groups.height, np.int64)
+    classes = groups["class"]
+    flows = groups["flows"].to_numpy().astype(np.float64)
+    for name in classes.unique(maintain_order=True):
+        rows = rng.permutation((classes == name).arg_true().to_numpy())
+        rows = rows[np.argsort(-flows[rows], kind="stable")]
+        part[rows] = _with_train_and_test(_fill(flows[rows], shares, rng), flows[rows])
+    placed = groups.select("text", pl.Series("part", part))
+    return frame.join(placed, on="text", how="left", maintain_order="left")["part"].to_numpy()
+
+
+def _fill(
+    flows: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator
+) -> _Ints:
+    """A part for each group, given sizes in falling order."""
+    lacking = (shares * flows.sum()).tolist()
+    draws = rng.random(len(flows)).tolist()
+    placed = np.zeros(len(flows), np.int64)
+    for group, (size, draw) in enumerate(zip(flows.tolist(), draws, strict=True)):
+        room = [lack if lack >= size else 0.0 for lack in lacking]
+        target = draw * sum(room)
+        if target > 0:
+            part = TRAIN if target < room[0] else TEST if target < room[0] + room[1] else VALIDATION
+        else:
+            part = max(range(_PARTS), key=lacking.__getitem__)
+        placed[group] = part
+        lacking[part] -= size
+    return placed
+
+
+def _with_train_and_test(placed: _Ints, sizes: NDArray[np.float64]) -> _Ints:
+    """Move single groups so that training, then test, holds one where there are enough."""
+    placed = placed.copy()
+    for part in (TRAIN, TEST)[: len(placed)]:
+        if (placed == part).any():
+            continue
+        # Validation gives first: only training and test are promised a row of every class.
+        counts = np.bincount(placed, minlength=_PARTS)
+        giver = VALIDATION if counts[VALIDATION] else int(counts.argmax())
+        candidates = np.flatnonzero(placed == giver)
+        pick = sizes[candidates].argmax() if part == TRAIN else sizes[candidates].argmin()
+        placed[candidates[pick]] = part
+    return placed

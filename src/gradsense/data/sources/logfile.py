@@ -1,0 +1,194 @@
+"""One open log file or pipe, read forwards as whole lines, plain or gzip."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import select
+import stat
+import zlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gradsense.data.sources.blocks import GZIP_MAGIC, WholeLines
+
+#: How much of a file's beginning tells it from others: a Zeek header with its #open time and
+#: some records, or about three JSON records.
+HEAD_BYTES = 1024
+#: Fewer bytes are the same in many logs ("#separator \\x09") and identify nothing.
+MIN_HEAD_BYTES = 64
+
+_NEVER = 2**63  # later than every time of a file
+
+
+class Head(BaseModel):
+    """The fingerprint of the first ``size`` bytes of a file, unpacked."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(ge=0, le=HEAD_BYTES)
+    sha256: str
+
+    @classmethod
+    def of(cls, first: bytes) -> Head:
+        return cls(size=len(first), sha256=hashlib.sha256(first).hexdigest())
+
+    def begins(self, first: bytes) -> bool:
+        """Whether a file whose first bytes are ``first`` begins with these."""
+        return len(first) >= self.size and Head.of(first[: self.size]) == self
+
+    @property
+    def telling(self) -> bool:
+        return self.size >= MIN_HEAD_BYTES
+
+
+class LogFile:
+    """One log from its beginning, or from where ``resume`` puts it.
+
+    Opening and reading raise OSError. A gzip file is read once through; a damaged one ends where
+    the damage is. A plain file may grow: its end is only the end so far.
+
+    Attributes:
+        identity: device and inode.
+        packed: whether it is a gzip file.
+        over: whether nothing can come any more: the end of a gzip file or a pipe.
+        damaged: whether a gzip file ended where it should not.
+        consumed: bytes read so far, unpacked.
+    """
+
+    def __init__(self, descriptor: int, *, pipe: bool = False) -> None:
+        self._raw = io.FileIO(descriptor, "rb")
+        status = os.fstat(descriptor)
+        self.identity = (status.st_dev, status.st_ino)
+        self.pipe = pipe
+        self.packed = not pipe and os.pread(descriptor, 2, 0) == GZIP_MAGIC
+        self._gzip = gzip.GzipFile(fileobj=self._raw) if self.packed else None
+        self.over = False
+        self.damaged = False
+        self.consumed = 0
+        self._first = b""
+        self._lines = WholeLines()
+        self._seen: tuple[int, int] | None = None  # size and time at the last check
+        self._written = _NEVER
+
+    @classmethod
+    def open(cls, path: Path) -> LogFile:
+        # Without O_NONBLOCK, opening a named pipe would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(f"{path} is not a regular file")
+            return cls(descriptor)
+        except OSError:
+            os.close(descriptor)
+            raise
+
+    @property
+    def offset(self) -> int:
+        """The end of the last whole line read, unpacked."""
+        return self.consumed - self._lines.pending
+
+    @property
+    def head(self) -> Head:
+        return Head.of(self._first[: self.offset])
+
+    @property
+    def modified(self) -> int:
+        """When the log was last written, in ns since the epoch."""
+        return min(os.fstat(self._raw.fileno()).st_mtime_ns, self._written)
+
+    def resume(self, offset: int, head: Head, modified: int) -> bool:
+        """Go to ``offset`` if the file begins with ``head`` and is that long; or False.
+
+        Only for a file of which nothing has been read; after False it is of no use.
+
+        Args:
+            modified: when the log was known to be written; a packed file may instead bear the
+                time of its packing.
+        """
+        if self.packed:
+            self._written = modified
+        buffer = bytearray(1 << 16)
+        self._first = self._fill(buffer, min(offset, HEAD_BYTES))
+        if not head.begins(self._first):
+            return False
+        self.consumed = len(self._first)
+        if not self.packed:
+            self.consumed = self._raw.seek(offset)
+            return os.fstat(self._raw.fileno()).st_size >= offset
+        while self.consumed < offset:
+            skipped = len(self._fill(buffer, min(offset - self.consumed, len(buffer))))
+            if not skipped:
+                return False
+            self.consumed += skipped
+        return True
+
+    def first(self) -> bytes:
+        """The first ``HEAD_BYTES``; only for a file of which nothing has been read."""
+        return self._fill(bytearray(HEAD_BYTES), HEAD_BYTES)
+
+    def read(self, buffer: bytearray) -> bytes:
+        """The lines that became whole, at most about one ``buffer``; nothing at the end."""
+        while not self.over and (size := self._read_into(memoryview(buffer))):
+            if len(self._first) < HEAD_BYTES:
+                self._first += bytes(buffer[: min(size, HEAD_BYTES - len(self._first))])
+            self.consumed += size
+            if whole := self._lines.add(buffer, 0, size):
+                return whole
+        return b""
+
+    def finish(self) -> bytes:
+        """The last line, which has no newline; nothing if there is none."""
+        return self._lines.finish()
+
+    def emptied(self) -> bool:
+        """Whether a plain file was cut, or written anew, under what has been read of it."""
+        if self.packed or self.pipe:
+            return False
+        descriptor = self._raw.fileno()
+        status = os.fstat(descriptor)
+        now = (status.st_size, status.st_mtime_ns)
+        if now == self._seen:
+            return False
+        self._seen = now
+        return (
+            status.st_size < self.consumed
+            or os.pread(descriptor, len(self._first), 0) != self._first
+        )
+
+    def close(self) -> None:
+        self._raw.close()
+
+    def _fill(self, buffer: bytearray, size: int) -> bytes:
+        """The next ``size`` bytes, or fewer at the end."""
+        filled = 0
+        with memoryview(buffer) as view:
+            while filled < size and (more := self._read_into(view[filled:size])):
+                filled += more
+        return bytes(buffer[:filled])
+
+    def _read_into(self, view: memoryview) -> int:
+        if self._gzip is not None:
+            return self._unpack_into(self._gzip, view)
+        if self.pipe and not select.select([self._raw], [], [], 0)[0]:
+            return 0
+        size = self._raw.readinto(view) or 0
+        self.over = self.pipe and not size
+        return size
+
+    def _unpack_into(self, stream: gzip.GzipFile, view: memoryview) -> int:
+        filled = 0
+        try:
+            # readinto1 keeps what comes before the damage; readinto would lose it.
+            while not self.damaged and filled < len(view):
+                more = stream.readinto1(view[filled:])
+                if not more:
+                    break
+                filled += more
+        except (EOFError, zlib.error, gzip.BadGzipFile):
+            self.damaged = True
+        self.over = filled == 0
+        return filled

@@ -1,0 +1,1 @@
+"""Traffic that never was: an IoT fleet's flows from a seed."""

@@ -1,0 +1,346 @@
+"""The fleet folder: made once, and changed by enrolling, revoking and rotating.
+
+    fleet.json          id of the fleet, address of its broker, public keys
+    registry.sqlite3    every certificate that was issued, and public signing keys
+    ca/                 ca.pem and ca-key.pem, the one secret that must be backed up
+    coordinator/        cert.pem, key.pem, ca.pem, signing-key.pem; seal-key.pem, its own, and
+                        fleet-seal-key.pem, which every device gets
+    broker/             what the broker reads: certificates, crl.pem, configuration, access
+
+Every change holds the folder's lock. It is written to the registry first, then to files, each by
+temporary file, fsync and rename; what a killed command left out is made good by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import json
+import os
+import pwd
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import BaseModel, ValidationError
+
+from gradsense.errors import GradsenseError, InputError
+from gradsense.fleet import broker_files, device_bundle, jobs
+from gradsense.fleet.certificates import Authority, Issued, signing_pair
+from gradsense.fleet.device_bundle import write_file, write_files
+from gradsense.fleet.registry import Entry, Registry, Role, device_id
+from gradsense.storage.folders import replacing
+from gradsense.transport.identity import Address, DeviceFile, FleetFile
+
+#: The broker's and the coordinator's certificates, two years.
+SERVICE_DAYS = 730
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class _SealPair:
+    """An X25519 key: the private part as PKCS 8 PEM, the public part in hex."""
+
+    private: bytes = field(repr=False)
+    public: str
+
+
+class Fleet:
+    """A fleet folder, opened with its lock held by ``opened``."""
+
+    def __init__(self, folder: Path, about: FleetFile, authority: Authority) -> None:
+        self.folder, self.about = folder, about
+        self.registry = Registry(folder / "registry.sqlite3")
+        self._authority = authority
+
+    def enroll(
+        self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
+    ) -> Entry:
+        """Let a device in and write its bundle to ``out``: a .zip, or a folder.
+
+        Args:
+            run: ``device_bundle.run_start`` of what the device takes part in, to be put under
+                ``run/``; None: the bundle says who the device is, and no more.
+
+        Raises:
+            InputError: the id cannot be used or is in force, ``out`` is there, or ``run`` holds no
+                job.
+            GradsenseError: the bundle could not be written.
+        """
+        return self._bundle(device_id(device), out, self.registry.add, now=now, days=days, run=run)
+
+    def rotate(
+        self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
+    ) -> Entry:
+        """New keys and a new certificate for a device; the old certificate is revoked.
+
+        Raises: as ``enroll``, but the id must be in force.
+        """
+        return self._bundle(
+            device_id(device), out, self.registry.rotate, now=now, days=days, run=run
+        )
+
+    def revoke(self, device: str, *, now: float) -> Entry:
+        """Shut a device out. Doing so again is no error and writes the broker's files again.
+
+        Raises:
+            InputError: no such device.
+        """
+        entry = self.registry.revoke(device, now)
+        self._publish(now)
+        return entry
+
+    def rotate_broker(self, *, now: float) -> Entry:
+        """A new key and certificate for the broker, and its configuration afresh."""
+        issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
+        entry = _entry("broker", "broker", issued, now)
+        self.registry.rotate(entry)
+        write_files(self.folder / "broker", _broker_files(self.folder, self.about, issued))
+        self._publish(now)
+        return entry
+
+    def rotate_coordinator(self, *, now: float) -> Entry:
+        """A new key and certificate for the coordinator.
+
+        Its signing and seal keys stay: every device holds the public parts and believes no other.
+        """
+        issued = self._authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+        public = bytes.fromhex(self.about.coordinator_key)
+        entry = _entry(broker_files.COORDINATOR, "coordinator", issued, now, public)
+        self.registry.rotate(entry)
+        write_files(self.folder / "coordinator", _pair(issued))
+        self._publish(now)
+        return entry
+
+    def _bundle(
+        self,
+        device: str,
+        out: Path,
+        register: Callable[[Entry], None],
+        *,
+        now: float,
+        days: int,
+        run: Path | None,
+    ) -> Entry:
+        if run is not None:
+            jobs.read(run)
+        issued, signing = self._authority.client(device, now, days), signing_pair()
+        entry = _entry(device, "device", issued, now, signing.public)
+        about = DeviceFile(device=device, **self.about.model_dump())
+        try:
+            files = {
+                "device.json": _json(about),
+                "ca.pem": self._authority.certificate,
+                **_pair(issued),
+                "signing-key.pem": signing.private,
+                "seal-key.pem": (self.folder / "coordinator" / "fleet-seal-key.pem").read_bytes(),
+            }
+            device_bundle.prepare(out)
+            register(entry)
+            device_bundle.write(out, files, run)
+        except OSError as error:
+            raise GradsenseError(
+                f"{out}: the bundle could not be written ({error.strerror or error}); if fleet "
+                f"list shows {device}, gradsense fleet rotate {device} makes another"
+            ) from error
+        self._publish(now)
+        return entry
+
+    def _publish(self, now: float) -> None:
+        """Bring what the broker reads about members up to date with the registry."""
+        write_files(self.folder / "broker", _access(self._authority, self.registry, now))
+
+
+def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFile:
+    """Make a fleet folder, whole or not at all.
+
+    Args:
+        host: name or address that devices reach the broker by; None for this machine only.
+
+    Raises:
+        InputError: ``folder`` is there or cannot be made, or ``host`` is no host.
+    """
+    folder = folder.absolute()
+    if folder.exists() or folder.is_symlink():
+        raise InputError("is there already, nothing was changed", mend="give another", file=folder)
+    signing, identifier = signing_pair(), secrets.token_hex(8)
+    address = Address(host=_host(host or "localhost"), port=port)
+    own, shared = _seal_pair(), _seal_pair()
+    about = FleetFile(
+        fleet=identifier,
+        broker=address,
+        coordinator_key=signing.public.hex(),
+        coordinator_seal_key=own.public,
+        fleet_seal_key=shared.public,
+    )
+    secret = {
+        "signing-key.pem": signing.private,
+        "seal-key.pem": own.private,
+        "fleet-seal-key.pem": shared.private,
+    }
+    try:
+        with replacing(folder) as fresh:
+            fresh.chmod(0o700)
+            _fill(fresh, folder, about, secret, now)
+    except OSError as error:
+        raise InputError(
+            f"cannot be written ({error.strerror or error})",
+            mend="give a folder that you may write",
+            file=folder,
+        ) from error
+    return about
+
+
+def _fill(
+    fresh: Path, folder: Path, about: FleetFile, secret: dict[str, bytes], now: float
+) -> None:
+    """Everything of a new fleet into ``fresh``, which is to become ``folder``.
+
+    Args:
+        secret: the coordinator's private keys by file name.
+    """
+    authority = Authority.create(about.fleet, now)
+    server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
+    client = authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+    registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
+    registry.add(_entry("broker", "broker", server, now))
+    registry.add(_entry(broker_files.COORDINATOR, "coordinator", client, now, public))
+    ca = {"ca.pem": authority.certificate}
+    write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
+    write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
+    write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
+    write_files(fresh / "broker", _access(authority, registry, now))
+    (fresh / "broker" / "data").mkdir(mode=0o700)
+    write_file(fresh / "fleet.json", _json(about))
+    registry.close()
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Fleet]:
+    """A fleet folder to change; another command waits until this one is done.
+
+    Raises:
+        InputError: it is no fleet folder, or is damaged.
+    """
+    folder = folder.absolute()
+    about = read(folder)
+    try:
+        authority = Authority(
+            (folder / "ca" / "ca.pem").read_bytes(), (folder / "ca" / "ca-key.pem").read_bytes()
+        )
+        (folder / "lock").touch(mode=0o600)
+        guard = (folder / "lock").open("a")
+    except OSError as error:
+        raise InputError(
+            f"the authority cannot be used ({error.strerror or error})",
+            mend="restore the folder from its backup, or run as its owner",
+            file=folder,
+        ) from error
+    with guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        fleet = Fleet(folder, about, authority)
+        try:
+            yield fleet
+        finally:
+            fleet.registry.close()
+
+
+def read(folder: Path) -> FleetFile:
+    """What ``fleet.json`` of a fleet folder says.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    file = folder / "fleet.json"
+    try:
+        return FleetFile.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"no fleet can be read there ({error.strerror or error})",
+            mend="gradsense fleet init --fleet DIR makes one",
+            file=folder,
+        ) from error
+    except ValidationError as error:
+        raise InputError(
+            "is no fleet.json of this gradsense", mend="restore its backup", file=file
+        ) from error
+
+
+def members(folder: Path) -> list[Entry]:
+    """The newest certificate of every member, without waiting for the lock.
+
+    Raises:
+        InputError: it is no fleet folder, or is damaged.
+    """
+    read(folder)
+    registry = Registry(folder / "registry.sqlite3")
+    try:
+        return registry.members()
+    finally:
+        registry.close()
+
+
+def _entry(
+    name: str, role: Role, issued: Issued, now: float, signing_key: bytes | None = None
+) -> Entry:
+    return Entry(name, role, issued.serial, now, issued.expires, signing_key)
+
+
+def _pair(issued: Issued) -> dict[str, bytes]:
+    return {"cert.pem": issued.certificate, "key.pem": issued.key}
+
+
+def _broker_files(folder: Path, about: FleetFile, issued: Issued) -> dict[str, bytes]:
+    port, here = about.broker.port, about.broker.host == "localhost"
+    conf = broker_files.mosquitto_conf(
+        folder / "broker",
+        port=port,
+        address="127.0.0.1" if here else "",
+        user=pwd.getpwuid(os.getuid()).pw_name,
+    )
+    return {
+        **_pair(issued),
+        "mosquitto.conf": conf.encode(),
+        "emqx.conf": broker_files.emqx_conf(port).encode(),
+    }
+
+
+def _access(authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
+    revoked = registry.shut_out()
+    return {
+        "crl.pem": authority.revocations(registry.revocations(), now),
+        "acl": broker_files.mosquitto_acl(revoked).encode(),
+        "acl.conf": broker_files.emqx_acl(revoked).encode(),
+    }
+
+
+def _names(host: str) -> tuple[str, ...]:
+    return ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        if _HOST.fullmatch(text) is None:
+            raise InputError(
+                "is no host name or address",
+                mend="give the name that devices reach the broker by",
+                field=f"--broker {text[:80]!r}",
+            ) from None
+        return text
+
+
+def _json(model: BaseModel) -> bytes:
+    return (json.dumps(model.model_dump(), indent=2) + "\n").encode()
+
+
+def _seal_pair() -> _SealPair:
+    key = X25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return _SealPair(private, key.public_key().public_bytes_raw().hex())

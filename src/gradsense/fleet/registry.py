@@ -1,0 +1,236 @@
+"""Who belongs to the fleet: every certificate that was ever issued, in one SQLite file.
+
+A row is written before its certificate leaves the process, so that none exists which could not be
+revoked. SQLite runs in WAL mode with ``synchronous=FULL``: a revocation survives a loss of power.
+Private keys are never here. Times are arguments, in seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from gradsense.errors import GradsenseError, InputError
+from gradsense.storage.folders import migrate, transaction
+
+Role = Literal["device", "coordinator", "broker"]
+State = Literal["active", "revoked", "expired"]
+
+#: One for each version of the schema, in order; each brings the file from one to the next.
+MIGRATIONS = [
+    """
+    CREATE TABLE certificates (
+        serial TEXT PRIMARY KEY, name TEXT NOT NULL, role TEXT NOT NULL, issued REAL NOT NULL,
+        expires REAL NOT NULL, signing_key BLOB, revoked REAL);
+    CREATE UNIQUE INDEX one_in_force ON certificates (name) WHERE revoked IS NULL;
+    """,
+    # The coordinator asks for a name with every message.
+    "CREATE INDEX by_name ON certificates (name);",
+]
+_COLUMNS = "name, role, serial, issued, expires, signing_key, revoked"
+#: What may stand in a topic, a file name and a certificate's common name (64 at most, RFC 5280).
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+#: Names of the fleet's own parts, in any spelling.
+_TAKEN = {"coordinator", "broker"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One certificate. ``signing_key``: the holder's public Ed25519 key, 32 bytes, or None."""
+
+    name: str
+    role: Role
+    serial: int
+    issued: float
+    expires: float
+    signing_key: bytes | None = None
+    revoked: float | None = None
+
+    def state(self, now: float) -> State:
+        """A revoked certificate stays revoked after its end."""
+        if self.revoked is not None:
+            return "revoked"
+        return "active" if now < self.expires else "expired"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the signing key in hex, or nothing where there is no key."""
+        return "" if self.signing_key is None else hashlib.sha256(self.signing_key).hexdigest()
+
+
+def device_id(text: str) -> str:
+    """``text`` if a device may be called so.
+
+    Raises:
+        InputError: it is empty, too long, holds other signs, or is the name of a part of the fleet.
+    """
+    if _ID.fullmatch(text) is None:
+        raise InputError(
+            "is no id for a device",
+            mend="give 1 to 64 of A-Z a-z 0-9 . _ - that begin with a letter or digit",
+            field=repr(text[:80]),
+        )
+    if text.lower() in _TAKEN:
+        raise InputError("is the name of a part of the fleet", mend="give another id", field=text)
+    return text
+
+
+class Registry:
+    """The file of all certificates.
+
+    Args:
+        file: made with mode 0600 if it is not there.
+
+    Raises:
+        InputError: it is no registry, or one of a newer gradsense.
+        GradsenseError: it cannot be opened for now.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            file.touch(mode=0o600)  # SQLite gives its side files the same mode
+            self._db = sqlite3.connect(file, timeout=10, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._migrate()
+        except (OSError, sqlite3.OperationalError) as error:
+            raise GradsenseError(f"{file}: cannot open the registry: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"is no registry of gradsense ({error})", mend="restore its backup", file=file
+            ) from error
+
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > len(MIGRATIONS):
+            raise InputError(
+                f"the registry has version {version}, this gradsense knows {len(MIGRATIONS)}",
+                mend="use the gradsense that wrote it",
+                file=self.file,
+            )
+        migrate(self._db, MIGRATIONS)
+
+    def close(self) -> None:
+        """Close the file. Nothing is lost if this is never called."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with transaction(self._db):
+                yield self._db
+        except sqlite3.OperationalError as error:
+            raise GradsenseError(f"{self.file}: cannot be written: {error}") from error
+
+    # Changes --------------------------------------------------------------------------------
+
+    def add(self, entry: Entry) -> None:
+        """Take in a certificate for a name that has none in force.
+
+        Raises:
+            InputError: the name has one, which is not revoked.
+        """
+        with self._transaction() as db:
+            if _in_force(db, entry.name):
+                raise InputError(
+                    "is enrolled",
+                    mend=f"gradsense fleet rotate {entry.name} gives it new keys",
+                    field=entry.name,
+                )
+            _insert(db, entry)
+
+    def rotate(self, entry: Entry) -> None:
+        """Take in a certificate and revoke, as it is issued, the one that it takes the place of.
+
+        Raises:
+            InputError: there is none in force under this name.
+        """
+        with self._transaction() as db:
+            if not _in_force(db, entry.name):
+                raise InputError(
+                    "is not enrolled, or is revoked",
+                    mend=f"gradsense fleet enroll {entry.name}",
+                    field=entry.name,
+                )
+            _revoke(db, entry.name, entry.issued)
+            _insert(db, entry)
+
+    def revoke(self, device: str, now: float) -> Entry:
+        """Revoke a device's certificate; one that is revoked keeps its time.
+
+        Raises:
+            InputError: no device of that name was ever enrolled.
+        """
+        with self._transaction() as db:
+            _revoke(db, device_id(device), now)
+        found = self.find(device)
+        if found is None:
+            raise InputError(
+                "was never enrolled", mend="gradsense fleet list shows all", field=device
+            )
+        return found
+
+    # Questions ------------------------------------------------------------------------------
+
+    def _entries(self, rest: str, values: tuple[object, ...] = ()) -> list[Entry]:
+        rows = self._db.execute(f"SELECT {_COLUMNS} FROM certificates {rest}", values)
+        return [replace(Entry(*row), serial=int(row[2], 16)) for row in rows]
+
+    def find(self, name: str) -> Entry | None:
+        """The newest certificate of that name."""
+        found = self._entries("WHERE name = ? ORDER BY rowid DESC LIMIT 1", (name,))
+        return found[0] if found else None
+
+    def members(self) -> list[Entry]:
+        """The newest certificate of every name, by name."""
+        newest = "WHERE rowid IN (SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
+        return self._entries(newest)
+
+    def shut_out(self) -> list[str]:
+        """The names whose newest certificate is revoked, by name."""
+        # In SQL, since every enrolment asks: with thousands of members rows are dear in Python.
+        rows = self._db.execute(
+            "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
+            "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
+        )
+        return [name for (name,) in rows]
+
+    def revocations(self) -> list[tuple[int, float]]:
+        """(serial, time) of every revoked certificate, in the order of their issue."""
+        revoked = self._entries("WHERE revoked IS NOT NULL ORDER BY rowid")
+        return [(entry.serial, entry.revoked) for entry in revoked if entry.revoked is not None]
+
+    def signing_key(self, device: str, now: float) -> bytes | None:
+        """The key that this device's updates must be signed with, 32 bytes; None: refuse them."""
+        entry = self.find(device)
+        if entry is None or entry.role != "device" or entry.state(now) != "active":
+            return None
+        return entry.signing_key
+
+
+def _in_force(db: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT 1 FROM certificates WHERE name = ? AND revoked IS NULL"
+    return db.execute(query, (name,)).fetchone() is not None
+
+
+def _revoke(db: sqlite3.Connection, name: str, now: float) -> None:
+    db.execute(
+        "UPDATE certificates SET revoked = ? WHERE name = ? AND revoked IS NULL", (now, name)
+    )
+
+
+def _insert(db: sqlite3.Connection, entry: Entry) -> None:
+    db.execute(
+        f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(entry.name, entry.role, f"{entry.serial:040x}", entry.issued, entry.expires),
+            *(entry.signing_key, entry.revoked),
+        ),
+    )

@@ -1,0 +1,300 @@
+"""What is normal for this device: phrase counts of its own flows, and how far a new one is off.
+
+No model and no label is involved. A camera that has only ever spoken to one cloud service at one
+rate is surprising when it opens telnet, whatever the fleet's model thinks of telnet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gradsense.gateway.adapt.phrase_counts import Layout
+from gradsense.prompts.templates import Template
+
+DAY_S = 86_400.0
+
+#: Flows that are scored against the same counts. Larger is faster, and lets the counts lag more.
+_CHUNK = 256
+#: Of the counts' own type: numpy adds another thirty times slower.
+_ONE = np.uint32(1)
+#: magic, format, phrases; fingerprint; first and last time; flows, held flows, settled; threshold.
+_HEADER = struct.Struct("<4sHH16sddIIIf")
+_MAGIC, _FORMAT = b"GSBL", 1
+
+
+class Habits(BaseModel):
+    """How a baseline learns.
+
+    Args:
+        days: it learns at least so long from a device's first flow.
+        min_flows: and from at least so many flows. Half of them are counted, then half are held
+            against the counts to find the threshold.
+        margin: nats above the highest held score.
+        memory: flows a device remembers; there all its counts are halved, so that what it does
+            no longer is forgotten. More than ``min_flows``.
+        devices: at most so many; the least recently seen leaves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    days: float = Field(default=3.0, ge=0)
+    min_flows: int = Field(default=1000, ge=2)
+    margin: float = Field(default=0.5, gt=0)
+    memory: int = Field(default=16_384, ge=3, le=1 << 30)
+    devices: int = Field(default=4096, ge=1, le=1 << 20)
+
+    @model_validator(mode="after")
+    def _remembers_what_it_learns(self) -> Self:
+        if self.memory <= self.min_flows:
+            raise ValueError("memory must be more than min_flows")
+        return self
+
+
+class Baseline:
+    """Per device, how often it used each phrase of each field.
+
+    **Score.** The mean over fields of -ln p(phrase | device), in nats, with
+    p = (count + 1/K) / (flows + 1) for a field of K phrases: one imagined flow, shared evenly
+    among the phrases (Perks' prior, a Dirichlet of 1/K each).
+
+    **Threshold.** Every flow is scored before it is counted (prequential, Dawid 1984), so its
+    score is that of an unseen flow. The highest score of the second half of learning plus a
+    margin is the threshold. If m flows were held and behaviour stays the same, the next flow
+    exceeds their highest with probability 1/(m + 1), and rarer with the margin.
+
+    **Afterwards** flows below the threshold go on being counted; novel ones are not, or an
+    intruder would only need patience. ``accept`` is how a person makes one normal.
+
+    Flows of one call are scored in chunks of 256 against the counts at the chunk's beginning.
+    Not safe for several threads at once.
+
+    Attributes:
+        evicted: devices that left because there were too many.
+        dropped: states that ``restore`` could not use.
+    """
+
+    def __init__(self, template: Template, habits: Habits | None = None) -> None:
+        self.habits = habits or Habits()
+        self.evicted = 0
+        self.dropped = 0
+        self._layout = Layout.of(template)
+        self._prior = (1.0 / self._layout.sizes).astype(np.float32)
+        devices = self.habits.devices
+        # Zeros cost no memory before they are written to, so a small network stays small.
+        self._counts = np.zeros((devices, self._layout.width), dtype=np.uint32)
+        self._flows = np.zeros(devices, dtype=np.uint32)
+        self._held = np.zeros(devices, dtype=np.uint32)
+        self._first = np.full(devices, np.inf)
+        self._last = np.full(devices, -np.inf)
+        self._settled = np.zeros(devices, dtype=bool)
+        #: While it learns: the highest held score. Then: the threshold.
+        self._bound = np.zeros(devices, dtype=np.float32)
+        #: Rows by device, the least recently seen first.
+        self._rows: dict[str, int] = {}
+        self._free = list(range(devices - 1, -1, -1))
+        self._dirty: dict[str, None] = {}
+
+    def __len__(self) -> int:
+        """Devices that are known."""
+        return len(self._rows)
+
+    @property
+    def settled(self) -> int:
+        """Devices that have learnt; the others raise nothing yet."""
+        return int(self._settled.sum())
+
+    def observe(
+        self,
+        devices: Sequence[str | None],
+        picks: NDArray[np.uint16],
+        ts: NDArray[np.float64],
+        learn: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Score flows, say which are novel for their device, and learn from them.
+
+        Args:
+            devices: whose flow it is, [n]; None for a flow of no internal device.
+            picks: phrase indices of the template, [n, fields].
+            ts: start times, seconds since the epoch, [n]; NaN where unknown.
+            learn: False for flows that are alarms and so must not become normal, [n].
+
+        Returns:
+            Scores in nats and whether each is novel, [n] each; 0 and False for no device.
+        """
+        scores = np.zeros(len(devices), dtype=np.float32)
+        novel = np.zeros(len(devices), dtype=np.bool_)
+        # No more flows than devices fit: or a row could change hands within a chunk.
+        size = min(_CHUNK, self.habits.devices)
+        for start in range(0, len(devices), size):
+            some = devices[start : start + size]
+            places = {name: self._row(name) for name in dict.fromkeys(some) if name is not None}
+            rows = np.array([-1 if name is None else places[name] for name in some])
+            part: NDArray[np.int64] | slice = slice(start, start + size)
+            if rows.min() < 0:
+                own = np.flatnonzero(rows >= 0)
+                rows, part = rows[own], own + start
+            scores[part], novel[part] = self._chunk(rows, picks[part], ts[part], learn[part])
+        return scores, novel
+
+    def accept(self, device: str, picks: NDArray[np.uint16]) -> None:
+        """Make one flow normal: count it as often as it takes to bring it to the threshold.
+
+        Nothing happens for an unknown device or one that still learns.
+
+        Args:
+            picks: phrase indices of the flow, [fields].
+        """
+        row = self._rows.get(device)
+        if row is None or not self._settled[row]:
+            return
+        rows, weight = np.array([row]), 1
+        cells = self._cells(rows, picks[None])
+        while self._score(rows, cells)[0] > self._bound[row] and weight < self.habits.memory:
+            self._counts.reshape(-1)[cells] += weight
+            self._flows[row] += weight
+            self._fade(rows)
+            weight *= 2
+        self._dirty[device] = None
+
+    def forget(self, device: str) -> None:
+        """Let a device learn from the beginning, say after it was replaced."""
+        row = self._rows.pop(device, None)
+        if row is not None:
+            self._clear(row)
+            self._free.append(row)
+            self._dirty[device] = None
+
+    def dirty(self) -> dict[str, bytes | None]:
+        """States that changed since the last call; None for a device that is gone."""
+        changed = {
+            device: self._pack(self._rows[device]) if device in self._rows else None
+            for device in self._dirty
+        }
+        self._dirty.clear()
+        return changed
+
+    def restore(self, states: Mapping[str, bytes]) -> None:
+        """Take up what ``dirty`` once gave; ``dropped`` counts states that do not fit.
+
+        Those are of another template, of another format, damaged, or more than there is room for;
+        their devices learn anew.
+        """
+        usable = {device: body for device, body in states.items() if self._fits(body)}
+        self.dropped += len(states) - len(usable)
+        recent = sorted(usable.items(), key=lambda item: _HEADER.unpack_from(item[1])[5])
+        room = self.habits.devices - len(self._rows)
+        self.dropped += max(0, len(recent) - room)
+        for device, body in recent[max(0, len(recent) - room) :]:
+            self._unpack(self._row(device), body)
+        self._dirty.clear()
+
+    def _row(self, device: str) -> int:
+        """The device's row, now the most recently seen."""
+        row = self._rows.pop(device, None)
+        if row is None:
+            if not self._free:
+                oldest = next(iter(self._rows))
+                self.forget(oldest)
+                self.evicted += 1
+            row = self._free.pop()
+        self._rows[device] = row
+        self._dirty[device] = None
+        return row
+
+    def _chunk(
+        self,
+        rows: NDArray[np.int64],
+        picks: NDArray[np.uint16],
+        ts: NDArray[np.float64],
+        learn: NDArray[np.bool_],
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        cells = self._cells(rows, picks)
+        scores = self._score(rows, cells)
+        settled = self._settled[rows]
+        novel = settled & (scores > self._bound[rows])
+        kept = learn & ~novel
+        np.fmin.at(self._first, rows, ts)
+        np.fmax.at(self._last, rows, ts)
+        if not settled.all():
+            self._hold(rows, scores, kept & ~settled)
+        np.add.at(self._counts.reshape(-1), cells[kept].reshape(-1), _ONE)
+        np.add.at(self._flows, rows[kept], _ONE)
+        self._fade(rows)
+        return scores, novel
+
+    def _cells(self, rows: NDArray[np.int64], picks: NDArray[np.uint16]) -> NDArray[np.int64]:
+        """Where the counts of these phrases stand in the table read as one vector, [n, fields]."""
+        return rows[:, None] * self._layout.width + (picks + self._layout.offsets)
+
+    def _score(self, rows: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Mean surprise, [n]."""
+        counts = self._counts.reshape(-1).take(cells).astype(np.float32)
+        flows = self._flows[rows].astype(np.float32)
+        surprise = np.log(flows + 1) - np.log(counts + self._prior).mean(axis=1)
+        return np.asarray(surprise)
+
+    def _hold(
+        self, rows: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.bool_]
+    ) -> None:
+        """Learning's second half: raise the bound to these scores; settle who has seen enough."""
+        half = self.habits.min_flows / 2
+        age = self._last[rows] - self._first[rows]
+        needed = self.habits.days * DAY_S
+        held = kept & (self._flows[rows] >= half) & (age >= needed / 2)
+        np.maximum.at(self._bound, rows[held], scores[held])
+        np.add.at(self._held, rows[held], _ONE)
+        ripe = np.unique(rows[~self._settled[rows] & (age >= needed) & (self._held[rows] >= half)])
+        self._settled[ripe] = True
+        self._bound[ripe] += self.habits.margin
+
+    def _fade(self, rows: NDArray[np.int64]) -> None:
+        """Halve the counts of devices that remember too much."""
+        full = self._flows[rows] >= self.habits.memory
+        if full.any():
+            for row in np.unique(rows[full]):
+                while self._flows[row] >= self.habits.memory:
+                    self._counts[row] >>= 1
+                    self._flows[row] >>= 1
+
+    def _clear(self, row: int) -> None:
+        for values in (self._counts, self._flows, self._held, self._settled, self._bound):
+            values[row] = 0
+        self._first[row], self._last[row] = np.inf, -np.inf
+
+    def _pack(self, row: int) -> bytes:
+        head = _HEADER.pack(
+            _MAGIC,
+            _FORMAT,
+            self._layout.width,
+            self._layout.fingerprint,
+            self._first[row],
+            self._last[row],
+            self._flows[row],
+            self._held[row],
+            int(self._settled[row]),
+            self._bound[row],
+        )
+        return head + bytes(self._counts[row].astype("<u4"))
+
+    def _fits(self, body: bytes) -> bool:
+        width = self._layout.width
+        if len(body) != _HEADER.size + 4 * width:
+            return False
+        magic, version, phrases, fingerprint, first, last, _, _, settled, bound = (
+            _HEADER.unpack_from(body)
+        )
+        made_here = (magic, version, phrases) == (_MAGIC, _FORMAT, width)
+        sane = not (np.isnan(first) or np.isnan(last)) and settled in {0, 1} and bound >= 0
+        return bool(made_here and fingerprint == self._layout.fingerprint and sane)
+
+    def _unpack(self, row: int, body: bytes) -> None:
+        values = _HEADER.unpack_from(body)
+        self._first[row], self._last[row] = values[4:6]
+        self._flows[row], self._held[row], self._settled[row], self._bound[row] = values[6:]
+        self._counts[row] = np.frombuffer(body, dtype="<u4", offset=_HEADER.size)

@@ -1,0 +1,34 @@
+"""What operators say of alerts: it silences at once, and it is training data for later."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from gradsense.data.datasets.labels import BENIGN
+from gradsense.gateway.store import Journal
+from gradsense.prompts.templates import Template
+
+
+def silenced(journal: Journal) -> frozenset[tuple[str, bytes]]:
+    """(device, prompt) pairs of alerts called benign. Exactly these flows ring no more."""
+    return frozenset(
+        (word.device, prompt) for word, prompt, _ in journal.examples() if word.label == BENIGN
+    )
+
+
+def training_data(journal: Journal, template: Template) -> pl.DataFrame:
+    """Labelled prompts: columns ``text``, ``class`` and ``flows``, how many read so.
+
+    A prompt whose shape is not the template's, from an earlier model, is left out. What is in
+    here is closed-vocabulary text; it stays at the site all the same.
+    """
+    width = len(template.fields)
+    sizes = np.array([len(field.phrases) for field in template.fields])
+    rows = []
+    for word, prompt, flows in journal.examples():
+        picks = np.frombuffer(prompt, np.uint16)
+        if len(picks) == width and (picks < sizes).all():
+            rows.append((template.texts(picks.reshape(1, -1))[0], word.label, flows))
+    schema = {"text": pl.String, "class": pl.String, "flows": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")

@@ -1,0 +1,250 @@
+"""Many flows of one kind from one device become one alert that counts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from gradsense.gateway.alerting.advice import describe
+from gradsense.gateway.alerting.alert import Alert, Example, State
+
+#: Distinct peers, ports and prompts that an open alert remembers; beyond, it only counts flows.
+MAX_PEERS, MAX_PORTS, MAX_PROMPTS = 256, 64, 32
+#: Open alerts at most. One more closes the one that has been quiet longest.
+MAX_OPEN = 10_000
+#: A growing alert speaks at every tenfold of its flows, and at least so often (log seconds).
+REPEAT_S = 3600.0
+
+
+class Alarm(NamedTuple):
+    """One flow that rang.
+
+    Args:
+        device, peer: addresses.
+        label: what it rang for.
+        clock: log time when it was read, seconds since the epoch, never falling.
+        ts, port: when the flow began, and the responder's port.
+        probability, novelty: of the verdict.
+        prompt: the phrases it picked, as bytes; what feedback on the alert will label.
+        example: gives the flow itself. Only the first of an alert is asked.
+    """
+
+    device: str
+    peer: str
+    label: str
+    clock: float
+    ts: float
+    port: int | None
+    probability: float
+    novelty: float | None
+    prompt: bytes
+    example: Callable[[], Example]
+
+
+@dataclass(slots=True)
+class Group:
+    """An open alert and what it must remember; ``GROUP`` makes JSON of it, for a restart."""
+
+    id: str
+    device: str
+    label: str
+    opened: float  # log time
+    first_ts: float
+    last_ts: float
+    seen: float  # log time of its last flow's arrival
+    told: float  # log time of its last message
+    why: tuple[str, ...]
+    example: Example
+    revision: int = 0
+    next_flows: int = 10  # speak again at so many
+    flows: int = 0
+    peers: set[str] = field(default_factory=set)
+    ports: dict[int, int] = field(default_factory=dict)
+    prompts: dict[str, int] = field(default_factory=dict)  # phrases as hex, with their flows
+    probability: float = 0.0
+    novelty: float | None = None
+
+
+GROUP = TypeAdapter(Group)
+
+Explain = Callable[[bytes], tuple[str, ...]]
+
+
+class Grouper:
+    """Groups alarms per device and label; quiet for ``window_s`` of log time closes an alert.
+
+    The clock is passed in, and groups are plain values, so a restart goes on where it stopped.
+
+    Args:
+        sensor: name of the gateway.
+        model: ``Manifest.id``.
+        window_s: log seconds of quiet after which an alert is over.
+        max_s: log seconds after which it is over in any case; the next flow opens another.
+        explain: reasons for the verdict on a prompt, in words; asked once an alert.
+    """
+
+    def __init__(
+        self, sensor: str, model: str, *, window_s: float, max_s: float, explain: Explain
+    ) -> None:
+        self.sensor, self.model = sensor, model
+        self.window_s, self.max_s = window_s, max_s
+        self._explain = explain
+        self._groups: dict[tuple[str, str], Group] = {}  # in order of their last flow
+        self._touched: set[tuple[str, str]] = set()
+        self._ended: list[Group] = []
+
+    def add(self, alarms: Iterable[Alarm]) -> list[Alert]:
+        """Take in alarms in the order of their clocks; returns the messages due."""
+        messages = []
+        for alarm in alarms:
+            key = alarm.device, alarm.label
+            group = self._groups.pop(key, None)
+            if group is not None and self._over(group, alarm.clock):
+                messages.append(self._end(group, alarm.clock))
+                group = None
+            fresh = group is None
+            if group is None:
+                group = self._open(alarm)
+            self._groups[key] = group
+            self._touched.add(key)
+            _take(group, alarm)
+            if fresh:
+                messages.append(self._message(group, "open", alarm.clock))
+            elif group.flows >= group.next_flows or alarm.clock - group.told > REPEAT_S:
+                messages.append(self._message(group, "update", alarm.clock))
+        while len(self._groups) > MAX_OPEN:
+            messages.append(self._close(next(iter(self._groups)), None))
+        return messages
+
+    def tick(self, clock: float) -> list[Alert]:
+        """Close what has been quiet; returns the messages."""
+        over = [key for key, group in self._groups.items() if self._over(group, clock)]
+        return [self._close(key, clock) for key in over]
+
+    def close_all(self) -> list[Alert]:
+        """Close every alert, at the end of a batch."""
+        return [self._close(key, None) for key in list(self._groups)]
+
+    def changed(self) -> list[Group]:
+        """Groups that changed or ended since the last call."""
+        touched, self._touched = self._touched, set()
+        ended, self._ended = self._ended, []
+        return ended + [group for key, group in self._groups.items() if key in touched]
+
+    def restore(self, groups: Iterable[Group]) -> None:
+        """Continue with these open groups."""
+        ordered = sorted(groups, key=lambda group: group.seen)
+        self._groups = {(group.device, group.label): group for group in ordered}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def _over(self, group: Group, clock: float) -> bool:
+        return clock - group.seen > self.window_s or clock - group.opened > self.max_s
+
+    def _open(self, alarm: Alarm) -> Group:
+        example = alarm.example()
+        parts = (self.sensor, alarm.device, alarm.label, example.log, example.line, example.ts)
+        name = "\0".join(map(str, (*parts, example.uid)))
+        return Group(
+            id=hashlib.sha256(name.encode()).hexdigest()[:16],
+            device=alarm.device,
+            label=alarm.label,
+            opened=alarm.clock,
+            first_ts=example.ts,
+            last_ts=example.ts,
+            seen=alarm.clock,
+            told=alarm.clock,
+            why=self._explain(alarm.prompt),
+            example=example,
+        )
+
+    def _close(self, key: tuple[str, str], clock: float | None) -> Alert:
+        group = self._groups.pop(key)
+        return self._end(group, group.seen if clock is None else clock)
+
+    def _end(self, group: Group, clock: float) -> Alert:
+        self._ended.append(group)
+        return self._message(group, "closed", clock)
+
+    def _message(self, group: Group, state: State, clock: float) -> Alert:
+        if state != "open":
+            group.revision += 1
+        group.told = clock
+        while group.next_flows <= group.flows:
+            group.next_flows *= 10
+        ports = sorted(group.ports.items(), key=lambda item: (-item[1], item[0]))[:5]
+        known: dict[str, Any] = {
+            "device": group.device,
+            "flows": group.flows,
+            "peers": len(group.peers),
+            "ports": tuple(ports),
+            "first_ts": group.first_ts,
+            "last_ts": group.last_ts,
+        }
+        told = describe(group.label, more_peers=len(group.peers) >= MAX_PEERS, **known)
+        return Alert(
+            id=group.id,
+            state=state,
+            revision=group.revision,
+            sensor=self.sensor,
+            label=group.label,
+            severity=told.severity,
+            title=told.title,
+            sentence=told.sentence,
+            advice=told.advice,
+            technique=told.technique,
+            probability=group.probability,
+            novelty=group.novelty,
+            why=group.why,
+            model=self.model,
+            example=group.example,
+            **known,
+        )
+
+
+def _take(group: Group, alarm: Alarm) -> None:
+    """Count one more flow in."""
+    group.flows += 1
+    group.seen = alarm.clock
+    group.first_ts = min(group.first_ts, alarm.ts)
+    group.last_ts = max(group.last_ts, alarm.ts)
+    group.probability = max(group.probability, alarm.probability)
+    if alarm.novelty is not None:
+        group.novelty = max(alarm.novelty, group.novelty or alarm.novelty)
+    if len(group.peers) < MAX_PEERS:
+        group.peers.add(alarm.peer)
+    port = alarm.port
+    if port is not None and (port in group.ports or len(group.ports) < MAX_PORTS):
+        group.ports[port] = group.ports.get(port, 0) + 1
+    prompt = alarm.prompt.hex()
+    if prompt in group.prompts or len(group.prompts) < MAX_PROMPTS:
+        group.prompts[prompt] = group.prompts.get(prompt, 0) + 1
+
+
+class LogClock:
+    """Log time: the latest end of a flow so far, and in silence it runs on with real time.
+
+    A log read after the fact goes by its own times, so that grouping does not depend on when it
+    is read; a live one closes its last alert even if nothing more is ever logged.
+    """
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+        self._real: float | None = None
+
+    def advance(self, ends: float) -> float:
+        """A flow ended at ``ends``; returns the clock."""
+        self.value = max(self.value, ends)
+        return self.value
+
+    def run_on(self, now: float) -> float:
+        """Real time is ``now`` (any origin, never falling); returns the clock."""
+        if self._real is not None and self.value:
+            self.value += max(0.0, now - self._real)
+        self._real = now
+        return self.value

@@ -1,0 +1,163 @@
+"""Puts a watch together: bundle, logs, state and settings in, everything wired."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradsense.data.networks import Networks
+from gradsense.data.sources.following import STDIN
+from gradsense.data.sources.live import Source
+from gradsense.detection.detector import CACHE_SIZE, Detector
+from gradsense.errors import InputError
+from gradsense.gateway.adapt.baseline import Baseline
+from gradsense.gateway.adapt.drift import Drift
+from gradsense.gateway.alerting import sinks
+from gradsense.gateway.alerting.alert import Severity
+from gradsense.gateway.alerting.grouping import Grouper, LogClock
+from gradsense.gateway.alerting.sinks.sink import Sink
+from gradsense.gateway.delivery import Outbox
+from gradsense.gateway.judge import Judge, explainer
+from gradsense.gateway.observer import Observer
+from gradsense.gateway.reload import Successor
+from gradsense.gateway.settings import Settings
+from gradsense.gateway.store import Journal
+from gradsense.gateway.verdicts import VerdictLog
+from gradsense.gateway.watch import Watch
+
+if TYPE_CHECKING:
+    from gradsense.gateway.escalation.escalate import Escalator
+    from gradsense.gateway.instruments import Metrics
+
+#: Bound of the queue of a sink that has no setting.
+_QUEUE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to watch, with what.
+
+    Args:
+        logs: paths; ``-`` is standard input.
+        model: the bundle. One that takes its place is taken over while the watch runs.
+        state: folder of the journal.
+        once: read the logs to their ends and stop.
+        verdicts: file for every verdict.
+        threads: of the model.
+        cache: verdicts remembered; 0 for none.
+    """
+
+    logs: Sequence[Path]
+    model: Path
+    state: Path
+    settings: Settings = field(default_factory=Settings)
+    once: bool = False
+    verdicts: Path | None = None
+    threads: int = 2
+    cache: int = CACHE_SIZE
+
+
+def open_watch(
+    plan: Plan,
+    *,
+    extra: Mapping[str, Sink] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Watch:
+    """A watch that is ready to run.
+
+    Args:
+        extra: further sinks by name, such as a person's terminal.
+        clock: seconds since the epoch.
+
+    Raises:
+        InputError: the bundle, the state, a setting or a log's path cannot be used.
+    """
+    settings = plan.settings
+    if plan.once:
+        for log in plan.logs:
+            _check_readable(log)
+    load = partial(Detector.load, plan.model, threads=plan.threads, cache=plan.cache)
+    # A log read once is judged by one model.
+    successor = None if plan.once else Successor(plan.model, load)
+    detector = load() if successor is None else successor.current
+    journal = Journal(plan.state)
+    places = journal.places()
+    sources = [Source(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
+    judge = Judge(
+        detector,
+        LogClock(),
+        networks=Networks(settings.networks),
+        # A log read once is no life to get used to.
+        baseline=None if plan.once else Baseline(detector.template, settings.baseline),
+        drift=Drift(detector.template, detector.manifest.reference),
+        escalator=_escalator(settings, detector),
+    )
+    grouper = Grouper(
+        settings.sensor,
+        detector.manifest.id,
+        window_s=settings.window_s,
+        max_s=settings.max_s,
+        explain=explainer(judge),
+    )
+    metrics = _metrics(settings)
+    observer = None if metrics is None else Observer(metrics, judge, grouper, journal)
+    receivers = dict(extra or {})
+    for setting in settings.sink:
+        receivers[setting.name] = sinks.build(
+            setting,
+            sensor=settings.sensor,
+            metrics=metrics,
+            open_alerts=journal.open_alerts(),
+        )
+    most_bytes = dict.fromkeys(receivers, _QUEUE_BYTES)
+    most_bytes |= {one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink}
+    least: dict[str, Severity] = dict.fromkeys(receivers, "info")
+    least |= {one.name: one.min_severity for one in settings.sink}
+    outbox = Outbox(journal, receivers, most_bytes=most_bytes, least=least)
+    return Watch(
+        sources,
+        judge,
+        grouper,
+        journal,
+        outbox=outbox,
+        verdicts=None if plan.verdicts is None else VerdictLog(plan.verdicts),
+        clock=clock,
+        observer=observer,
+        successor=successor,
+    )
+
+
+def _check_readable(log: Path) -> None:
+    """What is read once must be there now."""
+    if log != STDIN and not os.access(log, os.R_OK):
+        there = os.path.lexists(log)
+        raise InputError(
+            "may not be read" if there else "no such file",
+            mend="check its permissions" if there else "check the path",
+            file=log,
+        )
+
+
+def _metrics(settings: Settings) -> Metrics | None:
+    """A registry of metrics, where a sink serves one."""
+    if not any(one.type == "prometheus" for one in settings.sink):
+        return None
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+    from gradsense.gateway.instruments import Metrics  # noqa: PLC0415
+
+    return Metrics(CollectorRegistry())
+
+
+def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
+    """Whoever is asked for a second opinion, where one is configured."""
+    if settings.escalate is None:
+        return None
+    from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415
+
+    return Escalator(settings.escalate, detector.template)

@@ -1,0 +1,129 @@
+"""Hands messages from the journal to the sinks, a thread each: a dead one holds up nobody."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from gradsense.errors import GradsenseError
+from gradsense.gateway.alerting.alert import SEVERITIES, Severity
+from gradsense.gateway.alerting.sinks.sink import Refused, Sink
+from gradsense.gateway.store import Journal, JournalFull
+
+#: Messages handed over at once.
+BATCH = 100
+#: Seconds until the next try after a failure: doubled each time, up to the last.
+FIRST_WAIT, LAST_WAIT = 1.0, 60.0
+
+_log = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Delivers what the journal holds for each sink, in order, at least once.
+
+    Args:
+        journal: the queue.
+        sinks: receivers by their unique names.
+        most_bytes: of each sink, how much may wait on disk; the oldest goes first.
+        least: of each sink, the severity from which on it is told.
+        wait: sleeps for seconds or until the event is set; for tests.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        sinks: Mapping[str, Sink],
+        *,
+        most_bytes: Mapping[str, int],
+        least: Mapping[str, Severity],
+        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
+    ) -> None:
+        self._journal, self._sinks, self._wait = journal, sinks, wait
+        self._most_bytes, self._least = most_bytes, least
+        self._stop = threading.Event()
+        self._news = {name: threading.Event() for name in sinks}
+        self.errors: dict[str, str] = {}
+        journal.register(sinks)
+        self._threads = [
+            threading.Thread(target=self._deliver, args=(name,), name=f"sink-{name}", daemon=True)
+            for name in sinks
+        ]
+
+    def start(self) -> None:
+        """Begin to deliver."""
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """There are new messages."""
+        for event in self._news.values():
+            event.set()
+
+    def trim(self) -> int:
+        """Keep every queue within its bound; returns how many messages were dropped."""
+        try:
+            return sum(self._journal.trim(name, self._most_bytes[name]) for name in self._sinks)
+        except JournalFull:
+            return 0  # the disk is full anyway; the next round trims
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything is delivered, at most so long; returns whether it is."""
+        step = 0.05
+        for _ in range(max(1, round(seconds / step))):
+            self.wake()
+            if not any(queue.waiting for queue in self._journal.backlogs().values()):
+                return True
+            self._wait(threading.Event(), step)
+        return False
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Stop the threads; what is not delivered stays in the journal."""
+        self._stop.set()
+        self.wake()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(seconds)
+
+    def _deliver(self, name: str) -> None:
+        sink, news = self._sinks[name], self._news[name]
+        pause = FIRST_WAIT
+        while not self._stop.is_set():
+            news.clear()
+            try:
+                while self._send_some(name, sink):
+                    pause = FIRST_WAIT
+                    if self._stop.is_set():
+                        break
+                self.errors.pop(name, None)
+                self._wait(news, LAST_WAIT)
+            # A thread that dies of a surprise would be silent for ever: any error is one more try.
+            except Exception as error:
+                if name not in self.errors:  # once for each time that it goes down
+                    _log.warning("sink %s: %s; it is tried again", name, _text(error))
+                self.errors[name] = _text(error)
+                self._wait(self._stop, pause)
+                pause = min(2 * pause, LAST_WAIT)
+        sink.close()
+
+    def _send_some(self, name: str, sink: Sink) -> bool:
+        """Hand over one batch; False if none was waiting."""
+        waiting = self._journal.waiting(name, BATCH)
+        if not waiting:
+            return False
+        least = SEVERITIES.index(self._least[name])
+        wanted = [alert for _, alert in waiting if SEVERITIES.index(alert.severity) >= least]
+        refused = 0
+        try:
+            if wanted:
+                sink.send(wanted)
+        except Refused as error:
+            refused = error.count
+            _log.warning("sink %s: %s; given up", name, error)
+        taken = len(wanted) - refused
+        self._journal.delivered(name, waiting[-1][0], count=taken, refused=refused)
+        return True
+
+
+def _text(error: Exception) -> str:
+    return str(error) if isinstance(error, GradsenseError) else f"{type(error).__name__}: {error}"

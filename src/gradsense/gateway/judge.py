@@ -1,0 +1,238 @@
+"""From flows to verdicts and alarms: the model, the device's own habits, and a second opinion."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsense.data.flows import Flows, column, row_of
+from gradsense.data.networks import Networks
+from gradsense.detection.detector import Detector, Verdict
+from gradsense.gateway.adapt.baseline import Baseline
+from gradsense.gateway.adapt.drift import Drift
+from gradsense.gateway.alerting.advice import NOVEL
+from gradsense.gateway.alerting.alert import Example
+from gradsense.gateway.alerting.grouping import Alarm, Explain, LogClock
+
+if TYPE_CHECKING:  # it brings an HTTP library, which few gateways need
+    from gradsense.gateway.escalation.escalate import Escalator
+
+#: No flow may claim to end later than so many seconds from now: the log clock never falls, and
+#: one broken line must not stop it.
+_AHEAD_S = 86_400.0
+#: Flows to look at, and the share of them with a local end, before anything is said of it.
+_ENOUGH, _FEW_LOCAL = 1000, 0.1
+_ENDS = ("orig_h", "resp_h", "ts", "resp_p")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Verdicts of a run of flows, in their order, and the alarms among them.
+
+    ``counts``: ``verdict:LABEL``, ``alarms``, ``novel``, ``silenced``, ``escalated:OUTCOME``.
+    """
+
+    verdicts: list[Verdict]
+    alarms: list[Alarm]
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Judge:
+    """Everything that has a say in whether a flow rings.
+
+    A flow rings for its class if the model is suspicious enough. It rings as ``Novel`` if the
+    model is not, but the flow is unlike anything of its own device so far and unlike anything in
+    training: two witnesses, since every network is new to a model in some way.
+
+    Args:
+        detector: the model.
+        clock: log time.
+        networks: the operator's own.
+        baseline: habits of devices; without it nothing rings as novel.
+        drift: told of every verdict.
+        escalator: asked where the model is unsure.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        clock: LogClock,
+        *,
+        networks: Networks | None = None,
+        baseline: Baseline | None = None,
+        drift: Drift | None = None,
+        escalator: Escalator | None = None,
+    ) -> None:
+        self.detector, self.clock = detector, clock
+        self.networks = networks or Networks()
+        self.baseline, self.drift, self.escalator = baseline, drift, escalator
+        self._flows = self._local = 0
+        #: (device, prompt) pairs that an operator called benign; they do not ring.
+        self.silenced: frozenset[tuple[str, bytes]] = frozenset()
+
+    def judge(self, log: str, flows: Flows, *, now: float) -> Judged:
+        """Verdicts and alarms of the next flows of a log.
+
+        Args:
+            log: its name, for alerts.
+            flows: at least one.
+            now: seconds since the epoch.
+        """
+        picks = self.detector.picks(self.networks.disguise(flows))
+        verdicts = self.detector.judge(picks)
+        counts: Counter[str] = Counter()
+        if self.escalator is not None:
+            self._escalate(self.escalator, verdicts, picks, counts)
+        rings = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
+        if self.drift is not None:
+            sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
+            self.drift.add(picks, sure)
+        novel = self._novel(flows, picks, verdicts, ~rings)
+        clocks = self._clocks(flows, now)
+        alarms = []
+        loud = np.flatnonzero(rings | novel).tolist()
+        # Most blocks of a quiet network need none of this.
+        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if loud else []
+        for row in loud:
+            find = partial(_example, log, flows, row)
+            prompt = picks[row].tobytes()
+            alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
+            if (alarm.device, prompt) in self.silenced:
+                counts["silenced"] += 1
+            else:
+                alarms.append(alarm)
+        for label, number in Counter(verdict.label for verdict in verdicts).items():
+            counts[f"verdict:{label}"] += number
+        counts["alarms"] += len(alarms)
+        counts["novel"] += int(novel.sum())
+        return Judged(verdicts, alarms, counts)
+
+    def adopt(self, detector: Detector) -> None:
+        """Judge with another model of the same template from the next flow on.
+
+        Drift begins anew, against the new model's reference. Habits and feedback stay: they are
+        about prompts, not about what a model says of them.
+
+        Raises:
+            InputError: the model's reference is of another template; nothing has changed.
+        """
+        drift = None if self.drift is None else _begun_anew(self.drift, detector)
+        # Totals are of the watch, not of one model.
+        detector.judged += self.detector.judged
+        detector.inferred += self.detector.inferred
+        self.detector, self.drift = detector, drift
+
+    @property
+    def among_strangers(self) -> bool:
+        """Whether hardly any flow has a local end: then the operator's networks are not known."""
+        return self._flows >= _ENOUGH and self._local < _FEW_LOCAL * self._flows
+
+    def _escalate(
+        self,
+        escalator: Escalator,
+        verdicts: list[Verdict],
+        picks: NDArray[np.uint16],
+        counts: Counter[str],
+    ) -> None:
+        """Replace the verdicts that another model gives, the least sure asked first."""
+        unsure = [row for row, verdict in enumerate(verdicts) if escalator.unsure(verdict)]
+        if not unsure:
+            return
+        unsure.sort(key=lambda row: verdicts[row].probability)
+        before = Counter(escalator.counts)
+        answers = escalator.ask(self.detector.template.texts(picks[unsure]))
+        for row, answer in zip(unsure, answers, strict=True):
+            if answer is not None:
+                verdicts[row] = answer
+        for outcome, number in (escalator.counts - before).items():
+            counts[f"escalated:{outcome}"] += number
+
+    def _novel(
+        self,
+        flows: Flows,
+        picks: NDArray[np.uint16],
+        verdicts: list[Verdict],
+        quiet: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Which of the quiet flows are new to their device and to the model."""
+        if self.baseline is None:
+            return np.zeros(len(verdicts), bool)
+        ends = column(flows, "orig_h"), column(flows, "resp_h")
+        devices = list(map(self.networks.device, *ends))
+        local = np.fromiter(map(self.networks.is_local, devices), bool, len(devices))
+        ts = np.array(column(flows, "ts"), dtype=np.float64)
+        self._flows += len(devices)
+        self._local += int(local.sum())
+        rows = np.flatnonzero(local)
+        _, off = self.baseline.observe(
+            [devices[row] for row in rows.tolist()], picks[rows], ts[rows], quiet[rows]
+        )
+        novel = np.zeros(len(verdicts), bool)
+        novel[rows] = off
+        unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
+        result: NDArray[np.bool_] = novel & unlike & quiet
+        return result
+
+    def _clocks(self, flows: Flows, now: float) -> list[float]:
+        """The log clock as each flow was read."""
+        ts = np.array(column(flows, "ts"), dtype=np.float64)
+        duration = np.array(column(flows, "duration"), dtype=np.float64)  # None becomes NaN
+        ends = np.minimum(ts + np.nan_to_num(duration), now + _AHEAD_S)
+        ends = np.maximum.accumulate(np.maximum(ends, self.clock.value))
+        self.clock.advance(float(ends[-1]))
+        clocks: list[float] = ends.tolist()
+        return clocks
+
+    def _alarm(
+        self,
+        verdict: Verdict,
+        prompt: bytes,
+        clock: float,
+        ends: tuple[str, str, float, int | None],
+        example: Callable[[], Example],
+    ) -> Alarm:
+        orig_h, resp_h, ts, port = ends
+        return Alarm(
+            device=self.networks.device(orig_h, resp_h),
+            peer=self.networks.peer(orig_h, resp_h),
+            label=verdict.label if verdict.alarm else NOVEL,
+            clock=clock,
+            ts=ts,
+            port=port,
+            probability=verdict.probability,
+            novelty=verdict.novelty,
+            prompt=prompt,
+            example=example,
+        )
+
+
+def _example(log: str, flows: Flows, place: int) -> Example:
+    flow = row_of(flows, place)
+    return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
+
+
+def _begun_anew(drift: Drift, detector: Detector) -> Drift:
+    """An empty window for this model; the day of the last wish is remembered."""
+    fresh = Drift(detector.template, detector.manifest.reference, drift.settings)
+    empty = fresh.state().model_copy(update={"wished_at": drift.state().wished_at})
+    fresh.restore(empty.model_dump_json())
+    return fresh
+
+
+def explainer(judge: Judge) -> Explain:
+    """Reasons for the verdict on a prompt, given as its phrases' bytes, in words.
+
+    By the judge's detector at the time of asking.
+    """
+
+    def explain(prompt: bytes) -> tuple[str, ...]:
+        picks = np.frombuffer(prompt, np.uint16).reshape(1, -1)
+        return tuple(reason.in_words() for reason in judge.detector.explain(picks))
+
+    return explain

@@ -1,0 +1,394 @@
+"""What a gateway remembers, in one SQLite file: places in logs, alerts, messages, feedback.
+
+One transaction takes in a batch: how far the log was read, and everything that follows from what
+was read. A process killed at any instant therefore goes on exactly where it stopped. SQLite runs
+in WAL mode with ``synchronous=NORMAL``: a kill of the process loses nothing; a loss of power may
+take the last transactions, whole ones, whose flows are then judged again under the same alert ids.
+
+Messages to sinks are a queue on disk. Every sink has its own place in it, so a dead sink holds up
+nobody, and its backlog has a bound beyond which the oldest messages are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradsense.errors import GradsenseError, InputError
+from gradsense.gateway.alerting.alert import Alert
+from gradsense.gateway.alerting.grouping import GROUP, Group
+from gradsense.storage.folders import transaction
+
+FILE = "watch.sqlite3"
+_VERSION = 1
+#: Closed alerts that feedback can still be given on; older ones go.
+KEPT_ALERTS = 10_000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS places (log TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS alerts (
+    id TEXT PRIMARY KEY, open INTEGER NOT NULL, body TEXT NOT NULL, memory BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS messages (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, body TEXT NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS sinks (
+    name TEXT PRIMARY KEY, seq INTEGER NOT NULL,
+    delivered INTEGER NOT NULL DEFAULT 0, dropped INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS feedback (
+    alert TEXT PRIMARY KEY, label TEXT NOT NULL, device TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS examples (
+    alert TEXT NOT NULL, prompt BLOB NOT NULL, flows INTEGER NOT NULL,
+    PRIMARY KEY (alert, prompt));
+CREATE TABLE IF NOT EXISTS blobs (
+    kind TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, name));
+"""
+
+
+class JournalFull(GradsenseError):
+    """The disk is full or failed for now; nothing of the transaction was taken in."""
+
+
+@dataclass
+class Batch:
+    """What one step of watching changes, all of it or nothing.
+
+    Args:
+        places: log to where it is read up to, JSON values.
+        counts: counter to what is added to it.
+        messages: alerts as they are now, to every sink.
+        groups: memories of the alerts that changed or ended.
+        blobs: (kind, name) to bytes that replace what was kept under it, or None to forget it.
+    """
+
+    places: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    messages: list[Alert] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    blobs: dict[tuple[str, str], bytes | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How a sink stands: messages waiting, delivered, and dropped because too many waited."""
+
+    waiting: int
+    delivered: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """An operator's word on an alert: its ``label`` is Benign, Malicious or a class."""
+
+    alert: str
+    label: str
+    device: str
+    at: float
+
+
+class Journal:
+    """One gateway's memory. Threads may share it; a lock serialises them.
+
+    Args:
+        folder: made if it is not there.
+        exclusive: refuse to open what another process watches with.
+
+    Raises:
+        InputError: the folder cannot be used, is in use, or holds another version's journal.
+    """
+
+    def __init__(self, folder: Path, *, exclusive: bool = True) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._guard = (folder / "lock").open("a")
+            if exclusive:
+                fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                "another gradsense watch works with this state",
+                mend="stop it, or give another --state",
+                file=folder,
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"cannot keep its state there ({error.strerror or error})",
+                mend="give a writable folder as --state",
+                file=folder,
+            ) from error
+        self._db = self._open(folder / FILE)
+
+    def _open(self, file: Path) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(file, timeout=10, check_same_thread=False, isolation_level=None)
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+            # What a journal that once was long leaves on disk; it is cut back to this.
+            db.execute("PRAGMA journal_size_limit=4194304")
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            if version not in {0, _VERSION}:
+                raise InputError(
+                    f"the journal has version {version}, this gradsense knows {_VERSION}",
+                    mend="use the gradsense that wrote it, or give another --state",
+                    file=file,
+                )
+            if version == 0:
+                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+        except sqlite3.OperationalError as error:
+            raise GradsenseError(f"{file}: cannot open the journal: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise InputError(
+                f"is no journal of gradsense ({error})",
+                mend="move it away or give another --state",
+                file=file,
+            ) from error
+        return db
+
+    def close(self) -> None:
+        """Close the file. Nothing is lost if this is never called."""
+        with self._lock:
+            self._db.close()
+            self._guard.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with transaction(self._db):
+                    yield self._db
+            except sqlite3.OperationalError as error:
+                raise JournalFull(
+                    f"{self.folder}: the journal cannot be written: {error}"
+                ) from error
+
+    def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._db.execute(query, values).fetchall()
+
+    # Watching -------------------------------------------------------------------------------
+
+    def commit(self, batch: Batch) -> None:
+        """Take in one step.
+
+        Raises:
+            JournalFull: it could not be written, no part of it; try again.
+        """
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR REPLACE INTO places VALUES (?, ?)",
+                [(log, json.dumps(place)) for log, place in batch.places.items()],
+            )
+            db.executemany(
+                "INSERT INTO counters VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                batch.counts.items(),
+            )
+            bodies = [(alert, alert.model_dump_json()) for alert in batch.messages]
+            db.executemany(
+                "INSERT INTO messages (body, bytes) SELECT ?, ? WHERE EXISTS (SELECT 1 FROM sinks)",
+                [(body, len(body)) for _, body in bodies],
+            )
+            db.executemany(
+                "INSERT INTO alerts VALUES (?, ?, ?, '') ON CONFLICT (id) DO UPDATE "
+                "SET open = excluded.open, body = excluded.body",
+                [(alert.id, alert.state != "closed", body) for alert, body in bodies],
+            )
+            for group in batch.groups:
+                prompts = [(group.id, bytes.fromhex(p), n) for p, n in group.prompts.items()]
+                db.execute(
+                    "UPDATE alerts SET memory = ? WHERE id = ?", (GROUP.dump_json(group), group.id)
+                )
+                db.executemany("INSERT OR REPLACE INTO examples VALUES (?, ?, ?)", prompts)
+            for (kind, name), body in batch.blobs.items():
+                if body is None:
+                    db.execute("DELETE FROM blobs WHERE kind = ? AND name = ?", (kind, name))
+                else:
+                    db.execute("INSERT OR REPLACE INTO blobs VALUES (?, ?, ?)", (kind, name, body))
+            if any(alert.state == "closed" for alert in batch.messages):
+                _forget_old_alerts(db)
+
+    def places(self) -> dict[str, Any]:
+        """Log to where it was read up to."""
+        return {log: json.loads(body) for log, body in self._all("SELECT * FROM places")}
+
+    def counters(self) -> dict[str, int]:
+        """All counters since the journal was made."""
+        return dict(self._all("SELECT name, value FROM counters ORDER BY name"))
+
+    def open_groups(self) -> list[Group]:
+        """The alerts that were open."""
+        rows = self._all("SELECT memory FROM alerts WHERE open AND memory != ''")
+        return [GROUP.validate_json(memory) for (memory,) in rows]
+
+    def open_alerts(self) -> list[Alert]:
+        """The alerts that were open, as they were last told."""
+        rows = self._all("SELECT body FROM alerts WHERE open ORDER BY rowid")
+        return [Alert.model_validate_json(body) for (body,) in rows]
+
+    def blobs(self, kind: str) -> dict[str, bytes]:
+        """Everything kept under ``kind``, by name."""
+        return dict(self._all("SELECT name, body FROM blobs WHERE kind = ?", (kind,)))
+
+    # Sinks ----------------------------------------------------------------------------------
+
+    def register(self, sinks: Iterable[str]) -> None:
+        """Exactly these sinks get messages from now on; a new one only those still to come."""
+        names = list(sinks)
+        with self._transaction() as db:
+            newest = _newest(db)
+            db.executemany(
+                "INSERT OR IGNORE INTO sinks (name, seq) VALUES (?, ?)",
+                [(name, newest) for name in names],
+            )
+            marks = ",".join("?" * len(names))
+            db.execute(f"DELETE FROM sinks WHERE name NOT IN ({marks})", names)
+            _forget_delivered(db)
+
+    def waiting(self, sink: str, most: int) -> list[tuple[int, Alert]]:
+        """The oldest messages that a sink has not got, with their numbers."""
+        rows = self._all(
+            "SELECT m.seq, m.body FROM messages m, sinks s "
+            "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq LIMIT ?",
+            (sink, most),
+        )
+        return [(seq, Alert.model_validate_json(body)) for seq, body in rows]
+
+    def delivered(self, sink: str, seq: int, *, count: int, refused: int = 0) -> None:
+        """A sink is done with everything up to ``seq``: it took ``count`` and refused others.
+
+        Raises:
+            JournalFull: it could not be noted; the sink will get these messages again.
+        """
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE sinks SET seq = max(seq, ?), delivered = delivered + ?, "
+                "dropped = dropped + ? WHERE name = ?",
+                (seq, count, refused, sink),
+            )
+            _forget_delivered(db)
+
+    def trim(self, sink: str, most_bytes: int) -> int:
+        """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many.
+
+        Raises:
+            JournalFull: it could not be noted.
+        """
+        with self._transaction() as db:
+            (size,) = db.execute(
+                "SELECT coalesce(sum(m.bytes), 0) FROM messages m, sinks s "
+                "WHERE s.name = ? AND m.seq > s.seq",
+                (sink,),
+            ).fetchone()
+            if size <= most_bytes:
+                return 0
+            gone, last = 0, 0
+            for seq, length in db.execute(
+                "SELECT m.seq, m.bytes FROM messages m, sinks s "
+                "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq",
+                (sink,),
+            ):
+                if size <= most_bytes:
+                    break
+                size, gone, last = size - length, gone + 1, seq
+            db.execute(
+                "UPDATE sinks SET seq = ?, dropped = dropped + ? WHERE name = ?", (last, gone, sink)
+            )
+            _forget_delivered(db)
+            return gone
+
+    def backlogs(self) -> dict[str, Backlog]:
+        """Every sink's queue."""
+        rows = self._all(
+            "SELECT s.name, (SELECT count(*) FROM messages m WHERE m.seq > s.seq), "
+            "s.delivered, s.dropped FROM sinks s ORDER BY s.name"
+        )
+        return {name: Backlog(*numbers) for name, *numbers in rows}
+
+    # Operators ------------------------------------------------------------------------------
+
+    def alert(self, start: str) -> Alert:
+        """The alert whose id starts so.
+
+        Raises:
+            InputError: there is none, or more than one.
+        """
+        rows = self._all(
+            "SELECT body FROM alerts WHERE substr(id, 1, ?) = ? LIMIT 2", (len(start), start)
+        )
+        if len(rows) != 1:
+            what = "more than one alert starts so" if rows else "no such alert is remembered here"
+            raise InputError(
+                what, mend="give the alert's id, as its message has it", field=start or "ALERT"
+            )
+        return Alert.model_validate_json(rows[0][0])
+
+    def alerts(self, most: int) -> list[Alert]:
+        """The newest alerts, newest first."""
+        rows = self._all("SELECT body FROM alerts ORDER BY rowid DESC LIMIT ?", (most,))
+        return [Alert.model_validate_json(body) for (body,) in rows]
+
+    def judge(self, alert: Alert, label: str, at: float) -> int:
+        """Note an operator's word; a later one on the same alert replaces it.
+
+        Returns:
+            how many distinct prompts it labels.
+        """
+        with self._transaction() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?)",
+                (alert.id, label, alert.device, at),
+            )
+            (prompts,) = db.execute(
+                "SELECT count(*) FROM examples WHERE alert = ?", (alert.id,)
+            ).fetchone()
+            return int(prompts)
+
+    def feedback(self) -> list[Feedback]:
+        """Every word of operators, oldest first."""
+        rows = self._all("SELECT alert, label, device, at FROM feedback ORDER BY at, alert")
+        return [Feedback(*row) for row in rows]
+
+    def examples(self) -> list[tuple[Feedback, bytes, int]]:
+        """Prompts that operators labelled, as phrase indices, with their flows."""
+        rows = self._all(
+            "SELECT f.alert, f.label, f.device, f.at, e.prompt, e.flows FROM feedback f "
+            "JOIN examples e ON e.alert = f.alert ORDER BY f.at, f.alert, e.prompt"
+        )
+        return [(Feedback(*row[:4]), row[4], row[5]) for row in rows]
+
+
+def _newest(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'messages'").fetchone()
+    return row[0] if row else 0
+
+
+def _forget_delivered(db: sqlite3.Connection) -> None:
+    db.execute(
+        "DELETE FROM messages WHERE seq <= (SELECT coalesce(min(seq), (SELECT max(seq) "
+        "FROM messages)) FROM sinks)"
+    )
+
+
+def _forget_old_alerts(db: sqlite3.Connection) -> None:
+    """All but the newest closed alerts, and the prompts of those that nobody spoke about."""
+    db.execute(
+        "DELETE FROM alerts WHERE NOT open AND rowid <= (SELECT max(rowid) FROM alerts) - ?",
+        (KEPT_ALERTS,),
+    )
+    db.execute(
+        "DELETE FROM examples WHERE alert NOT IN (SELECT id FROM alerts) "
+        "AND alert NOT IN (SELECT alert FROM feedback)"
+    )
+
+
+def counts(prefix: str, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Counters ``prefix:name`` of what is not zero."""
+    return {f"{prefix}:{name}": number for name, number in numbers.items() if number}

@@ -1,0 +1,79 @@
+"""A file of verdicts, one JSON line a flow, that a kill neither shortens nor doubles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import polars as pl
+
+from gradsense.data.flows import Flows, column
+from gradsense.detection.detector import Verdict
+from gradsense.errors import InputError
+
+_COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
+
+
+class VerdictLog:
+    """Appends verdicts; its length is part of the journal's transaction.
+
+    The lines of a batch are written first and the transaction that takes them in comes after. Who
+    is killed in between leaves lines that the journal knows nothing of; ``cut`` takes them off at
+    the next start, where their flows are judged again.
+
+    Args:
+        path: appended to, made if it is not there.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise InputError(
+                f"cannot write there ({error.strerror or error})",
+                mend="give a writable file as --verdicts",
+                file=path,
+            ) from error
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Forget what was written after ``size`` bytes."""
+        if size < self.size:
+            self._file.truncate(size)
+            self.size = size
+
+    def add(self, log: str, flows: Flows, verdicts: list[Verdict]) -> None:
+        """Append one line a flow, all or none.
+
+        Raises:
+            OSError: the disk is full, say; nothing was written.
+        """
+        table = pl.DataFrame(
+            {
+                "log": pl.repeat(log, len(verdicts), eager=True),
+                **{name: column(flows, name) for name in _COLUMNS},
+                "verdict": [verdict.label for verdict in verdicts],
+                "probability": [round(verdict.probability, 6) for verdict in verdicts],
+                "suspicion": [round(verdict.suspicion, 6) for verdict in verdicts],
+                "alarm": [verdict.alarm for verdict in verdicts],
+                "novelty": [verdict.novelty for verdict in verdicts],
+            },
+            schema_overrides={"novelty": pl.Float64},
+        )
+        data = table.write_ndjson().encode()
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:]) or 0
+        except OSError:
+            self._file.truncate(self.size)
+            raise
+        self.size += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,1 @@
+"""A whole fleet on one machine: broker, coordinator and devices as real processes."""

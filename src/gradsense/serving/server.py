@@ -1,0 +1,185 @@
+"""The larger model behind HTTP: prompts in, verdicts out.
+
+``POST /v1/verdicts`` takes ``{"template": name, "version": number, "prompts": [text, ...]}`` and
+answers ``{"model": id, "labels": [...], "verdicts": [...]}``, a verdict for each prompt in order.
+``GET /v1/health`` and ``GET /metrics`` are for those who run it. Bodies are bounded before they
+are parsed and appear in no log and no error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn, Protocol
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from gradsense.detection.bundle import Manifest
+from gradsense.detection.detector import Verdict
+from gradsense.serving.batching import Batcher, Full
+
+#: Seconds for a whole request body to arrive.
+_BODY_S = 10.0
+#: Seconds after which an overloaded server may be asked again.
+_RETRY_S = 1
+
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+
+
+class Judge(Protocol):
+    """What the service needs of ``detection.detector.Detector``."""
+
+    manifest: Manifest
+
+    def judge_texts(self, texts: Sequence[str]) -> list[Verdict]: ...
+
+
+class Question(BaseModel):
+    """The body of ``POST /v1/verdicts``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    template: str = Field(max_length=100)
+    version: int
+    prompts: list[Prompt] = Field(min_length=1)
+
+
+def create_app(
+    detector: Judge,
+    *,
+    token: str | None,
+    max_prompts: int = 1024,
+    max_bytes: int = 1 << 20,
+    batch: int = 256,
+    wait_s: float = 0.002,
+    waiting: int = 8192,
+) -> FastAPI:
+    """The service around one detector.
+
+    Args:
+        token: what ``Authorization: Bearer`` must carry; None lets everybody in.
+        max_prompts, max_bytes: of one request; more is refused with 413.
+        batch, wait_s, waiting: of ``batching.Batcher``; beyond ``waiting`` prompts 503.
+
+    Statuses: 401 no or wrong token, 408 the body did not arrive in 10 s, 409 another template,
+    413 too large, 422 no question in the body, 503 overloaded, with Retry-After.
+    """
+    batcher = Batcher(detector.judge_texts, most=batch, wait_s=wait_s, waiting=waiting)
+    manifest, figures = detector.manifest, _Figures(batcher)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(batcher.run())
+        yield
+        task.cancel()
+
+    async def allowed(request: Request) -> None:
+        given = request.headers.get("authorization", "").encode()
+        if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+            raise HTTPException(401, "no or wrong token", headers={"WWW-Authenticate": "Bearer"})
+
+    # Without its own pages: they would tell anybody what runs here.
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.middleware("http")(figures.watch)
+
+    @app.post("/v1/verdicts", dependencies=[Depends(allowed)])
+    async def verdicts(request: Request) -> dict[str, Any]:
+        question = _parsed(await _body(request, max_bytes))
+        if len(question.prompts) > max_prompts:
+            raise HTTPException(413, f"more than {max_prompts} prompts")
+        _check_template(question, manifest)
+        try:
+            answers = await batcher.ask(question.prompts)
+        except Full:
+            raise HTTPException(503, "overloaded", headers={"Retry-After": str(_RETRY_S)}) from None
+        except ValueError:
+            raise HTTPException(422, "a prompt is not one of this template") from None
+        figures.prompts.inc(len(answers))
+        return {
+            "model": manifest.id,
+            "labels": manifest.labels,
+            "verdicts": [asdict(verdict) for verdict in answers],
+        }
+
+    @app.get("/v1/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", dependencies=[Depends(allowed)])
+    async def metrics() -> Response:
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+class _Figures:
+    """What is counted, for Prometheus."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self.registry = CollectorRegistry()
+        self.prompts = Counter(
+            "gradsense_serve_prompts", "Prompts answered.", registry=self.registry
+        )
+        self._requests = Counter(
+            "gradsense_serve_requests", "Requests by status.", ["status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "gradsense_serve_request_seconds", "Time to answer.", registry=self.registry
+        )
+
+    async def watch(self, request: Request, following: Callable[[Request], Any]) -> Response:
+        """Middleware that counts a request and times it."""
+        began = time.perf_counter()
+        response: Response = await following(request)
+        self._requests.labels(response.status_code).inc()
+        self._seconds.observe(time.perf_counter() - began)
+        return response
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body, given up as soon as it is known to be too large."""
+    said = request.headers.get("content-length", "")
+    if said.isdecimal() and int(said) > limit:
+        _too_large(limit)
+    pieces = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for piece in request.stream():
+                pieces += piece
+                if len(pieces) > limit:  # a stream need not say its length, or may lie
+                    _too_large(limit)
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not arrive in {_BODY_S:g} s") from None
+    return bytes(pieces)
+
+
+def _too_large(limit: int) -> NoReturn:
+    # The rest of the body is not read, so the connection is of no further use.
+    raise HTTPException(413, f"more than {limit} bytes", headers={"Connection": "close"})
+
+
+def _parsed(body: bytes) -> Question:
+    try:
+        return Question.model_validate_json(body)
+    except ValidationError as error:
+        # Place and kind of the fault only: the value would be somebody's prompt.
+        fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in fault["loc"][:2]) or "body"
+        raise HTTPException(422, f"{place}: {fault['type']}") from None
+
+
+def _check_template(question: Question, manifest: Manifest) -> None:
+    own = manifest.template
+    if (question.template, question.version) != (own.name, own.version):
+        raise HTTPException(
+            409,
+            f"this model reads template '{own.name}' version {own.version}, "
+            f"not '{question.template}' version {question.version}",
+        )

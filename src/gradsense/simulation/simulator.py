@@ -1,0 +1,400 @@
+"""The engine on one machine: real training, virtual time.
+
+An event queue stands in for the network and the devices. What a client does happens in this
+process when its event's turn comes; how long it takes follows from its device profile. The state
+is complete after every event, so a run can be stopped and continued anywhere.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gradsense.errors import UpdateRefused
+from gradsense.federation.client import Client
+from gradsense.federation.codec import CODECS
+from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.message import decode, encode
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Tensors
+from gradsense.simulation.cost import Cost, Meter, Upload
+from gradsense.simulation.devices import Device
+
+Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
+_JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What goes wrong in the fleet.
+
+    Attributes:
+        dropout: probability that a device vanishes during a visit; the visit's work is lost.
+        offline_s: mean seconds until it is back (exponential).
+        late: share of clients that are not there at the start.
+        late_s: they join evenly over this many seconds.
+    """
+
+    dropout: float = 0.0
+    offline_s: float = 60.0
+    late: float = 0.0
+    late_s: float = 60.0
+
+
+@dataclass(order=True)
+class _Event:
+    time: float
+    order: int
+    kind: Kind
+    client: str
+    payload: bytes | GlobalModel | None = None
+
+
+class Simulator:
+    """Drives clients and coordinator through virtual time.
+
+    Args:
+        coordinator: fresh.
+        clients: fresh; their order fixes their random streams.
+        devices: a profile for each client.
+        cost: arithmetic of one flow.
+        budgets: optimiser steps that each client may spend in the whole run.
+        max_aggregations: the run ends with this many.
+        faults: dropouts and late joiners.
+        seed: draws the faults.
+        on_model: called with each new global model, after the meter was brought up to date.
+        on_last_work: called with a client when it has spent its budget, before any broadcast.
+    """
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        clients: Sequence[Client],
+        *,
+        devices: Mapping[str, Device],
+        cost: Cost,
+        budgets: Mapping[str, int],
+        max_aggregations: int,
+        seed: int,
+        faults: Faults | None = None,
+        on_model: Callable[[GlobalModel], None] = lambda model: None,
+        on_last_work: Callable[[Client], None] = lambda client: None,
+    ) -> None:
+        self.coordinator = coordinator
+        self.clients = {client.name: client for client in clients}
+        self.numbers = {client.name: number for number, client in enumerate(clients)}
+        self.devices = devices
+        self.cost = cost
+        self.budgets = budgets
+        self.max_aggregations = max_aggregations
+        self.seed = seed
+        self.faults = faults or Faults()
+        self.on_model = on_model
+        self.on_last_work = on_last_work
+
+        self.now = 0.0
+        self.meter = Meter()
+        self.triggers: Counter[str] = Counter()
+        self.uploads: list[Upload] = []
+        self.cycles: dict[str, list[float]] = {name: [0.0, 0] for name in self.clients}
+        self.finished = False
+        self._events: list[_Event] = []
+        self._order = 0
+        self._busy: set[str] = set()
+        self._pending: dict[str, GlobalModel] = {}  # arrived while its client was busy
+        self._started: dict[str, float] = {}  # when each client's current cycle began
+        self._attempts: Counter[str] = Counter()  # visits begun, lost ones too
+        self._uplink_free: dict[str, float] = {}  # when each device's last upload is through
+        self._model_bytes = len(CODECS["none"].pack(coordinator.model.tensors))
+
+    # The loop -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Enrol the fleet and send out version 0."""
+        rng = np.random.default_rng([self.seed, _JOIN_STREAM])
+        names = list(self.clients)
+        late = set(rng.permutation(len(names))[: round(self.faults.late * len(names))].tolist())
+        for number, name in enumerate(names):
+            if number in late:
+                self._push(rng.uniform(0, self.faults.late_s), "join", name)
+        first = [name for number, name in enumerate(names) if number not in late]
+        model = self.coordinator.enrol(first)
+        for name in first:
+            self._send(name, model)
+
+    def step(self) -> bool:
+        """Handle the next event; False when nothing is left to do."""
+        if self.finished or not self._events:
+            self.meter.unheard = len(self.coordinator.entries)
+            self.finished = True
+            return False
+        event = heapq.heappop(self._events)
+        self.now = event.time
+        match event.kind, event.payload:
+            case "deliver", GlobalModel() as model:
+                self._deliver(event.client, model)
+            case "visited", _:
+                self._visited(event.client)
+            case "arrive", bytes() as message:
+                self._arrive(event.client, message)
+            case "tick", _:
+                self._publish(self.coordinator.tick(self.now))
+            case "join", _:
+                self._send(event.client, self.coordinator.join(event.client))
+            case "drop", _:
+                self._drop(event.client)
+        return True
+
+    def _push(
+        self, time: float, kind: Kind, client: str = "", payload: bytes | GlobalModel | None = None
+    ) -> None:
+        self._order += 1  # ties in time keep the order in which they were made
+        heapq.heappush(self._events, _Event(time, self._order, kind, client, payload))
+
+    # Devices --------------------------------------------------------------------------------
+
+    def _send(self, name: str, model: GlobalModel) -> None:
+        device = self.devices[name]
+        seconds = device.download_s(self._model_bytes)
+        self.meter.downlink_bytes += self._model_bytes
+        self.meter.energy_j += device.radio_w * seconds
+        self._push(self.now + seconds, "deliver", name, model)
+
+    def _deliver(self, name: str, model: GlobalModel) -> None:
+        if name not in self.coordinator.connected:
+            return  # it vanished meanwhile, and gets the newest model when it is back
+        if name in self._busy:
+            self._pending[name] = model
+            return
+        client = self.clients[name]
+        client.adopt(model)
+        # A device that came back may get the same model twice; a round has one answer.
+        answered = client.strategy.wait and client.spoke_on >= model.version
+        if model.invites(name) and not answered:
+            self._begin(name)
+
+    def _begin(self, name: str) -> None:
+        """Start a visit, if there is budget left for one."""
+        client, device = self.clients[name], self.devices[name]
+        budget = self.budgets[name] - client.steps
+        if budget < 1:
+            return
+        if name in self._started:
+            total, count = self.cycles[name]
+            self.cycles[name] = [total + self.now - self._started.pop(name), count + 1]
+        steps, passes = client.plan(budget)
+        if steps < 1:
+            return  # nothing to do until another model or other flows come
+        self._started[name] = self.now
+        seconds = device.compute_s(self._flop(client, steps, passes))
+        self._busy.add(name)
+        self._attempts[name] += 1
+        rng = np.random.default_rng(
+            [self.seed, _FAULT_STREAM, self.numbers[name], self._attempts[name]]
+        )
+        if rng.random() < self.faults.dropout:
+            self._push(self.now + rng.random() * seconds, "drop", name)
+            return
+        self.meter.energy_j += device.compute_w * seconds
+        self._push(self.now + seconds, "visited", name)
+
+    def _flop(self, client: Client, steps: int, passes: int) -> float:
+        """Arithmetic of a visit."""
+        learner = client.learner
+        share = steps / learner.steps_per_epoch
+        if client.strategy.payload == "moments":
+            return self.cost.observing(learner.distinct * share)
+        training = self.cost.training * learner.samples * share
+        return training + self.cost.inference * passes * learner.validation_samples
+
+    def _visited(self, name: str) -> None:
+        client, device = self.clients[name], self.devices[name]
+        if client.strategy.payload == "moments" and name in self._pending:
+            # What was read does not depend on the model; whether it is news does.
+            client.adopt(self._pending.pop(name))
+        before = client.steps
+        update = client.work(self.budgets[name] - client.steps)
+        self._busy.discard(name)
+        self.meter.visits += 1
+        learner = client.learner
+        steps = client.steps - before
+        self.meter.samples_trained += round(learner.samples * steps / learner.steps_per_epoch)
+        if client.steps >= self.budgets[name]:
+            self.on_last_work(client)
+        if update is not None:
+            message = encode(update)
+            seconds = device.upload_s(len(message))
+            # One uplink sends one message after another, so updates arrive in order.
+            through = max(self.now, self._uplink_free.get(name, 0.0)) + seconds
+            self._uplink_free[name] = through
+            self.meter.uplink_bytes += len(message)
+            self.meter.uploads += 1
+            self.meter.energy_j += device.radio_w * seconds
+            self.triggers[update.reason] += 1
+            self.uploads.append(
+                Upload(
+                    self.now,
+                    name,
+                    update.reason,
+                    len(message),
+                    self.meter.aggregations,
+                    len(update.layers),
+                )
+            )
+            self._push(through, "arrive", name, message)
+        model = self._pending.pop(name, None)
+        if model is not None:
+            self._deliver(name, model)
+        elif update is None or not client.strategy.wait:
+            self._begin(name)
+
+    def _drop(self, name: str) -> None:
+        self._busy.discard(name)
+        self._pending.pop(name, None)
+        self._started.pop(name, None)  # a cycle that ends in darkness is not a latency
+        self.meter.dropped_out += 1
+        rng = np.random.default_rng(
+            [self.seed, _FAULT_STREAM, self.numbers[name], self._attempts[name], 1]
+        )
+        self._push(self.now + rng.exponential(self.faults.offline_s), "join", name)
+        self._publish(self.coordinator.leave(name))
+
+    # The cloud ------------------------------------------------------------------------------
+
+    def _arrive(self, name: str, message: bytes) -> None:
+        try:
+            self._publish(self.coordinator.receive(decode(message), self.now))
+        except UpdateRefused:  # the coordinator has counted it by name
+            self._publish(self.coordinator.excuse(name))
+            return
+        deadline = self.coordinator.deadline()
+        if deadline is not None and len(self.coordinator.entries) == 1:
+            self._push(deadline, "tick")
+
+    def _publish(self, model: GlobalModel | None) -> None:
+        """Broadcast a new global model to every connected client (eq 15)."""
+        if model is None:
+            return
+        self.meter.aggregations += 1
+        self.on_model(model)
+        if self.meter.aggregations >= self.max_aggregations:
+            self.finished = True
+            return
+        for name in self.coordinator.connected:
+            self._send(name, model)
+
+    # Rest -----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
+        """Everything, for a checkpoint: JSON-able values and named groups of tensors."""
+        values: dict[str, Any] = {
+            "now": self.now,
+            "order": self._order,
+            "finished": self.finished,
+            "meter": asdict(self.meter),
+            "triggers": dict(self.triggers),
+            "uploads": [asdict(upload) for upload in self.uploads],
+            "cycles": {name: list(cycle) for name, cycle in self.cycles.items()},
+            "busy": sorted(self._busy),
+            "started": dict(self._started),
+            "attempts": dict(self._attempts),
+            "uplink_free": dict(self._uplink_free),
+        }
+        groups: dict[str, Mapping[str, np.ndarray]] = {}
+        values["coordinator"], own = self.coordinator.state()
+        groups |= {f"coordinator/{key}": group for key, group in own.items()}
+        values["clients"] = {}
+        for name, client in self.clients.items():
+            number = self.numbers[name]
+            values["clients"][name], tensors = client.state()
+            groups |= {f"client{number}/{key}": group for key, group in tensors.items()}
+
+        def rest(model: GlobalModel, group: str) -> dict[str, Any]:
+            groups[group] = model.tensors
+            invited = model.participants
+            return {
+                "version": model.version,
+                "participants": None if invited is None else sorted(invited),
+            }
+
+        values["pending"] = {
+            name: rest(model, f"pending{self.numbers[name]}")
+            for name, model in self._pending.items()
+        }
+        values["events"] = []
+        for event in sorted(self._events):
+            entry: dict[str, Any] = {
+                "time": event.time,
+                "order": event.order,
+                "kind": event.kind,
+                "client": event.client,
+            }
+            if isinstance(event.payload, GlobalModel):
+                entry["model"] = rest(event.payload, f"event{event.order}")
+            elif event.payload is not None:
+                data = np.frombuffer(event.payload, dtype=np.uint8)
+                groups[f"event{event.order}"] = {"message": data}
+                entry["message"] = True
+            values["events"].append(entry)
+        return values, groups
+
+    def restore(
+        self, values: Mapping[str, Any], groups: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> None:
+        """Continue where ``state`` was taken, in a simulator made with the same arguments."""
+
+        def part(prefix: str) -> dict[str, Tensors]:
+            return {k.removeprefix(prefix): g for k, g in groups.items() if k.startswith(prefix)}
+
+        def revive(saved: Mapping[str, Any], group: str) -> GlobalModel:
+            invited = saved["participants"]
+            return GlobalModel(
+                saved["version"], groups[group], None if invited is None else frozenset(invited)
+            )
+
+        self.now, self._order = values["now"], values["order"]
+        self.finished = values["finished"]
+        self.meter = Meter(**values["meter"])
+        self.triggers = Counter(values["triggers"])
+        self.uploads = [Upload(**upload) for upload in values["uploads"]]
+        self.cycles = {name: list(cycle) for name, cycle in values["cycles"].items()}
+        self._busy = set(values["busy"])
+        self._started = dict(values["started"])
+        self._attempts = Counter(values["attempts"])
+        self._uplink_free = dict(values["uplink_free"])
+        self.coordinator.restore(values["coordinator"], part("coordinator/"))
+        for name, client in self.clients.items():
+            number = self.numbers[name]
+            client.restore(values["clients"][name], part(f"client{number}/"))
+        self._pending = {
+            name: revive(saved, f"pending{self.numbers[name]}")
+            for name, saved in values["pending"].items()
+        }
+        self._events = []
+        for saved in values["events"]:
+            group = f"event{saved['order']}"
+            payload: bytes | GlobalModel | None = None
+            if "model" in saved:
+                payload = revive(saved["model"], group)
+            elif "message" in saved:
+                payload = groups[group]["message"].tobytes()
+            self._events.append(
+                _Event(saved["time"], saved["order"], saved["kind"], saved["client"], payload)
+            )
+        heapq.heapify(self._events)
+
+    # What it took ---------------------------------------------------------------------------
+
+    def central_latency_s(self) -> float | None:
+        """Mean virtual seconds from one global model to the next; None without any."""
+        return self.now / self.meter.aggregations if self.meter.aggregations else None
+
+    def client_latency_s(self) -> float | None:
+        """Mean over clients of the virtual seconds from the start of a visit to the next one's."""
+        means = [total / count for total, count in self.cycles.values() if count]
+        return float(np.mean(means)) if means else None

@@ -1,0 +1,1 @@
+"""What rests on a disk: whole folders, SQLite files, checkpoints."""

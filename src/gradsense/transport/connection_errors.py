@@ -1,0 +1,81 @@
+"""Why a broker cannot be reached or said no: a name to count it under, and what to do about it."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+
+from paho.mqtt.reasoncodes import ReasonCode
+
+from gradsense.transport.identity import Identity
+
+#: OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
+_OTHER_HOST = (62, 64)
+#: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
+_OTHER_TIME = (9, 10)
+_OWN_CERTIFICATE = "look at gradsense fleet list whether it is revoked or has ended, then rotate it"
+
+#: What to do about a reason code of MQTT 5, by its name.
+_MEND = {
+    "Not authorized": "this device may be revoked, or the broker's acl is not the fleet's",
+    "Session taken over": "another process uses this certificate; end it, or fleet rotate",
+    "Server shutting down": "it comes back by itself once the broker runs again",
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """``name``: short and of a small set; ``text``: what happened; ``mend``: what to do."""
+
+    name: str
+    text: str
+    mend: str
+
+
+def of_error(error: OSError | ValueError, identity: Identity) -> Trouble:
+    """What kept a connection from being opened."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _of_certificate(error, identity)
+    if isinstance(error, ssl.SSLError):
+        return _of_tls(str(error))
+    return Trouble(
+        "unreachable",
+        f"no broker answers there ({error})",
+        "start it, or look at the network, the address and the firewall; it goes on trying",
+    )
+
+
+def no_answer(complaint: str) -> Trouble:
+    """The broker closed the connection before it answered.
+
+    Args:
+        complaint: of the TLS library, if it had one. In TLS 1.3 a client hears only after its
+            handshake that the broker did not like its certificate, and may not hear it at all.
+    """
+    return _of_tls(complaint or "closed without an answer")
+
+
+def of_reason(packet: str, reason: ReasonCode) -> Trouble:
+    """The broker's own word, in answer to a ``packet`` or as one."""
+    mend = _MEND.get(str(reason), "it goes on trying; the broker's log may say more")
+    return Trouble(f"{packet}: {reason}", f"the broker said: {reason} ({packet})", mend)
+
+
+def _of_certificate(error: ssl.SSLCertVerificationError, identity: Identity) -> Trouble:
+    text = f"the broker's certificate is not believed ({error.verify_message.rstrip('. ')})"
+    if error.verify_code in _OTHER_HOST:
+        mend = f"it must name {identity.host}: gradsense fleet init --broker gives the name"
+        return Trouble("broker-host", text, mend)
+    if error.verify_code in _OTHER_TIME:
+        mend = "set this machine's clock, or gradsense fleet rotate --broker"
+        return Trouble("broker-dates", text, mend)
+    mend = f"is another fleet's broker on {identity.host}:{identity.port}? take its own bundle"
+    return Trouble("broker-certificate", text, mend)
+
+
+def _of_tls(complaint: str) -> Trouble:
+    if "alert" in complaint.lower():  # the broker's word on what this side showed
+        return Trouble(
+            "own-certificate", f"the broker refuses the certificate ({complaint})", _OWN_CERTIFICATE
+        )
+    return Trouble("no-answer", f"the broker hung up ({complaint})", _OWN_CERTIFICATE)

@@ -1,0 +1,230 @@
+"""Who one side of the fleet is and whom it believes, read from what enrolment wrote.
+
+A device reads ``BUNDLE/device``, the coordinator ``fleet.json`` and ``coordinator/`` of the fleet
+folder; docs/fleet.md lists the files. Both then hold the same kind of thing, so that the link
+between them has one implementation.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gradsense.errors import InputError
+from gradsense.transport.protocol import COORDINATOR
+
+#: Far above any certificate, key or JSON of these folders.
+_MAX_BYTES = 1 << 16
+_PUBLIC_KEY = r"^[0-9a-f]{64}$"
+#: OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which Python has no name for.
+_NO_CHECK_TIME = 0x200000
+
+_File = TypeVar("_File", bound=BaseModel)
+
+
+class Address(BaseModel):
+    """Where the broker listens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    port: int = Field(ge=1, le=65535)
+
+
+class FleetFile(BaseModel):
+    """``fleet.json``. Public keys are 64 hex digits.
+
+    Attributes:
+        coordinator_key: Ed25519, with which the coordinator signs.
+        coordinator_seal_key: X25519, for which updates are sealed.
+        fleet_seal_key: X25519, for which models are sealed; every device has the private part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    fleet: str
+    broker: Address
+    coordinator_key: str = Field(pattern=_PUBLIC_KEY)
+    coordinator_seal_key: str = Field(pattern=_PUBLIC_KEY)
+    fleet_seal_key: str = Field(pattern=_PUBLIC_KEY)
+
+
+class DeviceFile(FleetFile):
+    """``device/device.json`` of a bundle."""
+
+    device: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One side. Its ``repr`` shows no secret.
+
+    Attributes:
+        name: the device's id, or ``COORDINATOR``.
+        host, port: of the broker.
+        ca, cert, key: PEM files for TLS.
+        signing_key: with which this side signs.
+        coordinator_key: with which the coordinator signs, and nobody else what goes down.
+        own_seal_key: opens what is sealed for this side.
+        peer_seal_key: seals for the other side.
+    """
+
+    name: str
+    host: str
+    port: int
+    ca: Path
+    cert: Path
+    key: Path = field(repr=False)
+    signing_key: Ed25519PrivateKey = field(repr=False)
+    coordinator_key: Ed25519PublicKey = field(repr=False)
+    own_seal_key: X25519PrivateKey = field(repr=False)
+    peer_seal_key: X25519PublicKey = field(repr=False)
+
+    def tls(self, *, check_dates: bool = True) -> ssl.SSLContext:
+        """TLS 1.2 or newer with this side's certificate; only the fleet's authority is believed.
+
+        Args:
+            check_dates: False where the clock may be years off, as on a gateway without a battery.
+                What the broker then could pass on is signed all the same.
+
+        Raises:
+            InputError: the files are damaged or do not belong together.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks the certificate and its host
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if not check_dates:
+            context.verify_flags |= _NO_CHECK_TIME
+        try:
+            context.load_verify_locations(self.ca)
+            context.load_cert_chain(self.cert, self.key)
+        except OSError as error:  # ssl.SSLError is one
+            raise InputError(
+                f"the certificates cannot be used ({error.strerror or error})",
+                mend=_mend(self.name),
+                file=self.cert.parent,
+            ) from error
+        return context
+
+
+def of_device(bundle: Path) -> Identity:
+    """The device that a bundle was made for.
+
+    Raises:
+        InputError: a file of ``bundle/device`` is missing, damaged, of another fleet, or a private
+            key that everybody may read.
+    """
+    folder = bundle / "device"
+    about = _read(folder / "device.json", DeviceFile, "give the folder that holds device/")
+    return _identity(
+        about, folder, about.device, opens=about.fleet_seal_key, seals=about.coordinator_seal_key
+    )
+
+
+def of_coordinator(fleet: Path) -> Identity:
+    """The coordinator of a fleet folder.
+
+    Raises:
+        InputError: as ``of_device``, of ``fleet.json`` and ``coordinator/``.
+    """
+    about = _read(fleet / "fleet.json", FleetFile, "gradsense fleet init --fleet DIR makes one")
+    folder = fleet / "coordinator"
+    found = _identity(
+        about, folder, COORDINATOR, opens=about.coordinator_seal_key, seals=about.fleet_seal_key
+    )
+    _belongs(found.signing_key, about.coordinator_key, folder / "signing-key.pem", COORDINATOR)
+    return found
+
+
+def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: str) -> Identity:
+    for file in ("ca.pem", "cert.pem"):
+        _bytes(folder / file, _mend(name))
+    _secret(folder / "key.pem", name)
+    signing = _private(folder / "signing-key.pem", name)
+    if not isinstance(signing, Ed25519PrivateKey):
+        raise _wrong_key(folder / "signing-key.pem", name)
+    own = _private(folder / "seal-key.pem", name)
+    if not isinstance(own, X25519PrivateKey):
+        raise _wrong_key(folder / "seal-key.pem", name)
+    _belongs(own, opens, folder / "seal-key.pem", name)
+    return Identity(
+        name=name,
+        host=about.broker.host,
+        port=about.broker.port,
+        ca=folder / "ca.pem",
+        cert=folder / "cert.pem",
+        key=folder / "key.pem",
+        signing_key=signing,
+        coordinator_key=Ed25519PublicKey.from_public_bytes(bytes.fromhex(about.coordinator_key)),
+        own_seal_key=own,
+        peer_seal_key=X25519PublicKey.from_public_bytes(bytes.fromhex(seals)),
+    )
+
+
+def _mend(name: str) -> str:
+    if name == COORDINATOR:
+        return "restore the fleet's folder from its backup"
+    return f"copy the bundle again, or make one with gradsense fleet rotate {name}"
+
+
+def _read(file: Path, kind: type[_File], mend: str) -> _File:
+    try:
+        return kind.model_validate_json(_bytes(file, mend))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            fault["msg"],
+            mend="copy it again, or use the gradsense that wrote it",
+            file=file,
+            field=".".join(str(part) for part in fault["loc"]) or None,
+        ) from error
+
+
+def _bytes(file: Path, mend: str) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            found = stream.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})", mend=mend, file=file
+        ) from error
+    if len(found) > _MAX_BYTES:
+        raise InputError("is too large for what it should be", mend=mend, file=file)
+    return found
+
+
+def _secret(file: Path, name: str) -> bytes:
+    found = _bytes(file, _mend(name))
+    # The owner's group may read it: Kubernetes gives a pod its secrets that way.
+    if file.stat().st_mode & 0o007:
+        raise InputError(
+            "is a private key that every user of this machine may read",
+            mend=f"chmod 600 {file}; if others use this machine, rotate the keys too",
+            file=file,
+        )
+    return found
+
+
+def _private(file: Path, name: str) -> PrivateKeyTypes:
+    try:
+        return load_pem_private_key(_secret(file, name), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # their text may quote the file
+        raise _wrong_key(file, name) from None
+
+
+def _wrong_key(file: Path, name: str) -> InputError:
+    return InputError("is not the private key that it should be", mend=_mend(name), file=file)
+
+
+def _belongs(key: Ed25519PrivateKey | X25519PrivateKey, public: str, file: Path, name: str) -> None:
+    if key.public_key().public_bytes_raw().hex() != public:
+        raise InputError("belongs to another fleet", mend=_mend(name), file=file)

@@ -1,0 +1,250 @@
+"""Reassembly: chunks of many devices, in any order, become bodies again.
+
+``Assembler`` holds no clock: time is passed in. Its state is plain JSON and bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradsense.errors import UpdateRefused
+from gradsense.transport.chunks import Ask, Chunk, ChunkMismatch, Resume
+from gradsense.transport.protocol import WrongHash
+
+#: Charged for each chunk beside its bytes, so that many tiny ones cannot take unseen memory.
+CHUNK_OVERHEAD = 256
+
+
+class DeviceQuota(UpdateRefused):
+    """A single message would take more than one device may have waiting."""
+
+    reason = "device-quota"
+
+
+class AssemblerFull(UpdateRefused):
+    """All devices together have too much waiting; the device tries again later."""
+
+    reason = "assembler-full"
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What may wait for its missing chunks.
+
+    Attributes:
+        device_bytes: of one device, counted as if all chunks of its messages were there.
+        total_bytes: of all devices, as far as chunks are there.
+        age_s: seconds without a new chunk after which a message is given up.
+        finished: whole messages that are remembered, so that a late duplicate opens none anew.
+    """
+
+    device_bytes: int = 128 << 20
+    total_bytes: int = 1 << 30
+    age_s: float = 3600.0
+    finished: int = 16_384
+
+
+@dataclass
+class _Transfer:
+    count: int
+    total: int
+    digest: bytes
+    touched_s: float
+    pieces: dict[int, bytes] = field(default_factory=dict)
+    held: int = 0  # bytes that are there, with their overhead
+
+    @property
+    def claimed(self) -> int:
+        return self.total + (self.count + 1) * CHUNK_OVERHEAD
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.count) if i not in self.pieces)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a chunk brought about.
+
+    Attributes:
+        body: the whole body, with the chunk that completes it; else None.
+        missing: chunks still to come.
+        repeated: the message was whole before; acknowledge it again.
+    """
+
+    body: bytes | None = field(default=None, repr=False)
+    missing: int = 0
+    repeated: bool = False
+
+
+Key = tuple[str, bytes]
+
+
+class Assembler:
+    """Puts chunks together, of many devices, in any order, also twice.
+
+    Call ``check_chunk`` first: only chunks whose signed properties were verified may take memory.
+
+    Attributes:
+        counts: messages given up: ``expired`` by age, ``displaced`` by newer ones of the same
+            device.
+    """
+
+    def __init__(self, quota: Quota | None = None) -> None:
+        self.quota = quota or Quota()
+        self.counts: Counter[str] = Counter()
+        self.held = 0  # bytes of all chunks, with their overhead; never above total_bytes
+        self._transfers: dict[str, dict[bytes, _Transfer]] = {}
+        self._finished: OrderedDict[Key, int] = OrderedDict()  # to its count
+
+    def add(self, device: str, chunk: Chunk, now: float) -> Progress:
+        """Take a chunk.
+
+        Raises:
+            BadChunk: its numbers do not fit each other.
+            ChunkMismatch: it contradicts an earlier chunk of its message; the earlier one stays.
+            DeviceQuota: its message alone is more than a device may have.
+            AssemblerFull: no room, though nothing old is left to give up.
+            WrongHash: it completes a body that is not the one promised; all its chunks are
+                dropped, and the sender starts it anew.
+        """
+        chunk.check()
+        if (device, chunk.message) in self._finished:
+            return Progress(repeated=True)
+        transfer = self._transfers.get(device, {}).get(chunk.message)
+        if transfer is None:
+            transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
+        elif (chunk.count, chunk.total, chunk.digest) != (
+            transfer.count,
+            transfer.total,
+            transfer.digest,
+        ):
+            raise ChunkMismatch("count, size or hash differ from the message's first chunk")
+        if chunk.index in transfer.pieces:
+            if transfer.pieces[chunk.index] != chunk.piece:
+                raise ChunkMismatch(f"chunk {chunk.index} came before with other bytes")
+            return Progress(missing=transfer.count - len(transfer.pieces))
+        self._make_room(device, transfer, len(chunk.piece), now)
+        self._keep(device, chunk, transfer, now)
+        if len(transfer.pieces) < transfer.count:
+            return Progress(missing=transfer.count - len(transfer.pieces))
+        return Progress(body=self._complete(device, chunk.message, transfer))
+
+    def _make_room(self, device: str, transfer: _Transfer, size: int, now: float) -> None:
+        if transfer.claimed > self.quota.device_bytes:
+            raise DeviceQuota(f"'{device}': a message of {transfer.total} bytes")
+        if not transfer.pieces:
+            own = self._transfers.get(device, {})
+            claimed = transfer.claimed + sum(other.claimed for other in own.values())
+            while own and claimed > self.quota.device_bytes:
+                oldest = min(own, key=lambda message: own[message].touched_s)
+                claimed -= own[oldest].claimed
+                self._drop(device, oldest)
+                self.counts["displaced"] += 1
+        needed = size + 2 * CHUNK_OVERHEAD  # the second for the message, which may be new
+        if self.held + needed > self.quota.total_bytes:
+            self.expire(now)
+        if self.held + needed > self.quota.total_bytes:
+            raise AssemblerFull(f"{self.held} bytes wait for missing chunks")
+
+    def _keep(self, device: str, chunk: Chunk, transfer: _Transfer, now: float) -> None:
+        # ``_make_room`` may have expired this very message; then it goes on with this chunk.
+        if self._transfers.get(device, {}).get(chunk.message) is not transfer:
+            transfer.pieces, transfer.held = {}, CHUNK_OVERHEAD
+            self.held += CHUNK_OVERHEAD
+            self._transfers.setdefault(device, {})[chunk.message] = transfer
+        charge = len(chunk.piece) + CHUNK_OVERHEAD
+        transfer.pieces[chunk.index] = chunk.piece
+        transfer.held += charge
+        transfer.touched_s = now
+        self.held += charge
+
+    def _complete(self, device: str, message: bytes, transfer: _Transfer) -> bytes:
+        body = b"".join(transfer.pieces[index] for index in range(transfer.count))
+        self._drop(device, message)
+        if hashlib.sha256(body).digest() != transfer.digest:
+            raise WrongHash(f"'{device}': the chunks do not give the body that was promised")
+        self._finished[device, message] = transfer.count
+        while len(self._finished) > self.quota.finished:
+            self._finished.popitem(last=False)
+        return body
+
+    def _drop(self, device: str, message: bytes) -> None:
+        self.held -= self._transfers[device].pop(message).held
+        if not self._transfers[device]:
+            del self._transfers[device]
+
+    def expire(self, now: float) -> int:
+        """Give up what has waited too long; how many messages that were."""
+        old = [
+            (device, message)
+            for device, transfers in self._transfers.items()
+            for message, transfer in transfers.items()
+            if now - transfer.touched_s > self.quota.age_s
+        ]
+        for device, message in old:
+            self._drop(device, message)
+        self.counts["expired"] += len(old)
+        return len(old)
+
+    def forget(self, device: str, message: bytes) -> None:
+        """Take a message's chunks anew, whole or not: its body could not be stored, say."""
+        self._finished.pop((device, message), None)
+        if message in self._transfers.get(device, {}):
+            self._drop(device, message)
+
+    def resume(self, device: str, ask: Ask) -> Resume:
+        """What is missing of a message; all of it, where nothing is known."""
+        if self._finished.get((device, ask.message)) == ask.count:
+            return Resume(ask.message, ask.count, ())
+        transfer = self._transfers.get(device, {}).get(ask.message)
+        if transfer is None or transfer.count != ask.count:
+            return Resume(ask.message, ask.count, tuple(range(ask.count)))
+        return Resume(ask.message, ask.count, transfer.missing)
+
+    # Rest -----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], list[bytes]]:
+        """All that a resumed assembler needs: JSON-able values, and the pieces they count off."""
+        transfers: list[dict[str, Any]] = []
+        pieces: list[bytes] = []
+        for device, own in self._transfers.items():
+            for message, transfer in own.items():
+                transfers.append(
+                    {
+                        "device": device,
+                        "message": message.hex(),
+                        "count": transfer.count,
+                        "total": transfer.total,
+                        "digest": transfer.digest.hex(),
+                        "touched_s": transfer.touched_s,
+                        "indices": list(transfer.pieces),
+                    }
+                )
+                pieces += transfer.pieces.values()
+        finished = [[name, message.hex(), n] for (name, message), n in self._finished.items()]
+        values = {"transfers": transfers, "finished": finished, "counts": dict(self.counts)}
+        return values, pieces
+
+    @classmethod
+    def restored(
+        cls, values: Mapping[str, Any], pieces: Iterable[bytes], quota: Quota | None = None
+    ) -> Assembler:
+        """An assembler that goes on exactly where ``state`` was taken."""
+        assembler = cls(quota)
+        left = iter(pieces)
+        for saved in values["transfers"]:
+            device, message = saved["device"], bytes.fromhex(saved["message"])
+            digest, at = bytes.fromhex(saved["digest"]), saved["touched_s"]
+            transfer = _Transfer(saved["count"], saved["total"], digest, at)
+            for index in saved["indices"]:
+                chunk = Chunk(message, index, transfer.count, transfer.total, digest, next(left))
+                assembler._keep(device, chunk, transfer, at)
+        for device, message, count in values["finished"]:
+            assembler._finished[device, bytes.fromhex(message)] = count
+        assembler.counts = Counter(values["counts"])
+        return assembler

@@ -1,0 +1,147 @@
+"""The coordinator's process over a real broker: several runs, new ones, a full disk, its status."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gradsense.coordinator import exporter
+from gradsense.coordinator.journal import Ledger, LedgerFull
+from gradsense.coordinator.service import Process, read_status
+from gradsense.errors import InputError
+from gradsense.fleet.jobs import Job
+from gradsense.gateway.instruments import serve
+from gradsense.transport.messages import Message
+from gradsense.transport.payloads import model_hash
+from tests.support.live_coordinator import Teller, eventually, new_run, working
+from tests.support.tls_broker import TlsBroker
+from tests.support.toys import tensor, update
+
+START = {"w": tensor(0.0, 0.0)}
+BASE = model_hash(START)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[TlsBroker]:
+    made = TlsBroker(tmp_path)
+    yield made
+    made.stop()
+
+
+def job(run: str) -> Job:
+    return Job(run=run, strategy="fedavg", labels=("no", "yes"))
+
+
+def told(process: Process, run: str) -> dict[str, object]:
+    found: dict[str, object] = process.told["runs"].get(run, {})
+    return found
+
+
+def said(name: str, value: float, sequence: int = 1) -> object:
+    return update(name, sequence=sequence, delta={"w": tensor(value, value)})
+
+
+def test_runs_do_not_mix_and_may_begin_at_any_time(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsense.coordinator.service._LOOK_S", 0.1)
+    new_run(broker.fleet, job("porch"), START)
+    with working(broker.fleet) as process:
+        cam = Teller(broker, "porch", "cam")
+        eventually(lambda: told(process, "porch").get("online") == 1)
+        new_run(broker.fleet, job("garden"), START)
+        eventually(lambda: told(process, "garden"))
+        bell = Teller(broker, "garden", "bell")
+        eventually(lambda: told(process, "garden").get("online") == 1)
+        cam.tell(said("cam", 1.0), BASE)
+        eventually(lambda: told(process, "porch").get("version") == 1)
+        assert told(process, "garden")["version"] == 0
+        bell.tell(said("bell", 2.0), BASE)
+        eventually(lambda: told(process, "garden").get("version") == 1)
+        hashes = {told(process, run)["hash"] for run in ("porch", "garden")}
+        assert hashes == {
+            model_hash({"w": tensor(1.0, 1.0)}),
+            model_hash({"w": tensor(2.0, 2.0)}),
+        }
+        bell.say([Message("gradsense/v1/attic/up/bell/update")])
+        eventually(lambda: process.told["counts"].get("unknown-run") == 1)
+        for teller in (cam, bell):
+            teller.link.stop()
+
+
+def test_a_full_disk_stops_it_and_loses_nothing(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsense.coordinator.service._RETRY_S", 0.05)
+    new_run(broker.fleet, job("porch"), START)
+    commit = Ledger.commit
+    with working(broker.fleet) as process:
+        cam = Teller(broker, "porch", "cam")
+        eventually(lambda: told(process, "porch").get("online") == 1)
+
+        def full(self: Ledger, batch: object) -> None:
+            raise LedgerFull("no room") from sqlite3.OperationalError("disk is full")
+
+        monkeypatch.setattr(Ledger, "commit", full)
+        cam.say(cam.sent(said("cam", 1.0), BASE))
+        eventually(lambda: process.counts["stalls"] >= 3)
+        assert cam.arrivals.empty(), "nothing was acknowledged"
+        monkeypatch.setattr(Ledger, "commit", commit)
+        assert cam.hear().refusal == ""
+        eventually(lambda: told(process, "porch").get("version") == 1)
+        assert told(process, "porch")["updates"] == 1
+        cam.link.stop()
+
+
+def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
+    new_run(broker.fleet, job("porch"), START)
+    with working(broker.fleet) as process:
+        cam = Teller(broker, "porch", "cam")
+        eventually(lambda: told(process, "porch").get("online") == 1)
+        cam.tell(said("cam", 1.0), BASE)
+        cam.say([Message("gradsense/v1/porch/up/cam/update")])
+        eventually(lambda: told(process, "porch").get("refused") == {"bad-properties": 1})
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in exporter.StatusCollector(lambda: process.told).collect()
+            for sample in family.samples
+        }
+        cam.link.stop()
+    name = "gradsense_coordinator_"
+    assert samples[f"{name}connected",] == 1
+    assert samples[f"{name}updates_total", "porch"] == 1
+    assert samples[f"{name}aggregations_total", "porch"] == 1
+    assert samples[f"{name}refused_total", "porch", "bad-properties"] == 1
+    status = read_status(broker.fleet)
+    assert status is not None
+    assert status["stopped"]
+    assert status["runs"]["porch"]["version"] == 1
+    assert json.dumps(status)
+
+
+def test_prometheus_can_read_it(broker: TlsBroker) -> None:
+    new_run(broker.fleet, job("porch"), START)
+    with working(broker.fleet) as process:
+        registry = CollectorRegistry()
+        registry.register(exporter.StatusCollector(lambda: process.told))
+        close = serve(registry, f"127.0.0.1:{broker.port + 1}")
+        try:
+            url = f"http://127.0.0.1:{broker.port + 1}/metrics"
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                text = answer.read().decode()
+        finally:
+            close()
+    assert 'gradsense_coordinator_version{run="porch"} 0.0' in text
+
+
+def test_one_coordinator_a_fleet(broker: TlsBroker) -> None:
+    new_run(broker.fleet, job("porch"), START)
+    with working(broker.fleet), pytest.raises(InputError, match="another coordinator"):
+        Process(broker.fleet, rng=random.Random(0))

@@ -1,0 +1,197 @@
+"""Bodies in pieces: any order, loss and repetition give the body; hostile chunks only refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from gradsense.errors import UpdateRefused
+from gradsense.transport.chunks import (
+    HEADER_BYTES,
+    Ask,
+    BadChunk,
+    BadResume,
+    Chunk,
+    ChunkMismatch,
+    Resume,
+    check_chunk,
+    chunk_count,
+    split,
+)
+from gradsense.transport.protocol import Origin, Properties, WrongHash, describe
+from gradsense.transport.reassembly import (
+    CHUNK_OVERHEAD,
+    Assembler,
+    AssemblerFull,
+    DeviceQuota,
+    Quota,
+)
+
+
+def message(body: bytes, count: int, sequence: int = 1) -> tuple[Properties, list[Chunk]]:
+    origin = Origin("update", "plant", "gate-7", sequence, 0, "00" * 32)
+    properties = describe(origin, body, chunks=count)
+    return properties, split(body, properties)
+
+
+def test_ten_bytes_in_three_chunks() -> None:
+    _, chunks = message(b"0123456789", 3)
+    assert [chunk.piece for chunk in chunks] == [b"012", b"345", b"6789"]
+    assert HEADER_BYTES == 68
+    assert [chunk_count(size, 4) for size in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    with pytest.raises(ValueError, match="65536"):
+        chunk_count(65537, 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(min_size=1, max_size=200), st.integers(1, 20), st.data())
+def test_any_order_loss_and_repetition_give_the_body(
+    body: bytes, count: int, data: st.DataObject
+) -> None:
+    properties, chunks = message(body, min(count, len(body)))
+    assembler = Assembler()
+    arrived = data.draw(st.lists(st.sampled_from(chunks), max_size=40))
+    bodies = [assembler.add("gate-7", Chunk.parse(c.pack()), 0.0).body for c in arrived]
+    values, pieces = assembler.state()
+    assembler = Assembler.restored(json.loads(json.dumps(values)), pieces)
+    answer = assembler.resume("gate-7", Ask(chunks[0].message, len(chunks)))
+    assert set(answer.missing) == set(range(len(chunks))) - {chunk.index for chunk in arrived}
+    for chunk in split(body, properties, Resume.parse(answer.pack()).missing):
+        check_chunk(chunk, properties.at(chunk.index))
+        bodies.append(assembler.add("gate-7", chunk, 1.0).body)
+    assert [got for got in bodies if got is not None] == [body]
+    assert assembler.held == 0
+    assert assembler.add("gate-7", chunks[0], 2.0).repeated
+    assembler.forget("gate-7", chunks[0].message)
+    assert not assembler.add("gate-7", chunks[0], 2.0).repeated
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=120), st.binary(max_size=40))
+def test_hostile_bytes_are_refused_by_name(noise: bytes, tail: bytes) -> None:
+    for payload in (noise, b"GSC1" + noise, b"GSC1" + noise.ljust(64, b"\x00")[:64] + tail):
+        with suppress(UpdateRefused):
+            Assembler().add("gate-7", Chunk.parse(payload), 0.0)
+    for payload in (noise, b"GSR1" + noise, b"GSQ1" + noise):
+        for kind in (Ask, Resume):
+            with suppress(BadResume):
+                assert kind.parse(payload).pack() == payload
+
+
+def test_every_truncation_and_every_bit_of_the_header_is_noticed() -> None:
+    properties, (chunk, _) = message(b"0123456789", 2)
+    payload = chunk.pack()
+    for length in range(len(payload)):
+        with pytest.raises(BadChunk):
+            Chunk.parse(payload[:length])
+    for bit in range(8 * HEADER_BYTES):
+        flipped = bytearray(payload)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises((BadChunk, ChunkMismatch)):
+            check_chunk(Chunk.parse(bytes(flipped)), properties)
+
+
+def test_a_chunk_of_another_message_is_refused() -> None:
+    properties, chunks = message(b"0123456789", 2)
+    _, others = message(b"0123456789", 2, sequence=2)
+    with pytest.raises(ChunkMismatch):
+        check_chunk(others[0], properties)
+    with pytest.raises(ChunkMismatch):
+        check_chunk(chunks[1], properties)
+    assembler = Assembler()
+    assembler.add("gate-7", chunks[0], 0.0)
+    with pytest.raises(ChunkMismatch):
+        assembler.add("gate-7", replace(chunks[0], piece=b"xxxxx"), 0.0)
+    with pytest.raises(ChunkMismatch):
+        assembler.add("gate-7", replace(chunks[1], digest=bytes(32)), 0.0)
+    assert assembler.add("gate-7", chunks[1], 0.0).body == b"0123456789"
+
+
+def test_an_altered_piece_drops_the_message_and_it_can_start_anew() -> None:
+    _, chunks = message(b"0123456789", 2)
+    assembler = Assembler()
+    assembler.add("gate-7", replace(chunks[0], piece=b"xxxxx"), 0.0)
+    with pytest.raises(WrongHash):
+        assembler.add("gate-7", chunks[1], 0.0)
+    assert assembler.held == 0
+    assembler.add("gate-7", chunks[1], 0.0)
+    assert assembler.add("gate-7", chunks[0], 0.0).body == b"0123456789"
+
+
+def test_quotas_and_age() -> None:
+    quota = Quota(device_bytes=1000 + 3 * CHUNK_OVERHEAD, total_bytes=2000, age_s=10)
+    assembler = Assembler(quota)
+    with pytest.raises(DeviceQuota):
+        assembler.add("a", message(bytes(1001), 2)[1][0], 0.0)
+    first, second = message(bytes(1000), 2)[1], message(bytes(1000), 2, sequence=2)[1]
+    assembler.add("a", first[0], 0.0)
+    assembler.add("a", second[0], 1.0)
+    assert assembler.counts == {"displaced": 1}
+    assert assembler.held == 500 + 2 * CHUNK_OVERHEAD
+    with pytest.raises(AssemblerFull):
+        assembler.add("b", first[0], 11.0)
+    assembler.add("b", first[0], 11.5)
+    assert assembler.counts == {"displaced": 1, "expired": 1}
+
+
+class Hostile(RuleBasedStateMachine):
+    """Random chunks of a few devices; what is held is what is counted, and never above bounds."""
+
+    quota = Quota(device_bytes=3000, total_bytes=5000, age_s=5, finished=3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.assembler = Assembler(self.quota)
+        self.now = 0.0
+
+    @rule(
+        device=st.sampled_from("abc"),
+        sequence=st.integers(1, 3),
+        size=st.integers(1, 1200),
+        count=st.integers(1, 4),
+        index=st.integers(0, 3),
+        altered=st.booleans(),
+    )
+    def chunk(
+        self, *, device: str, sequence: int, size: int, count: int, index: int, altered: bool
+    ) -> None:
+        body = bytes([sequence]) * size
+        count = min(count, size)
+        chunk = message(body, count, sequence)[1][index % count]
+        if altered:
+            chunk = replace(chunk, piece=bytes(len(chunk.piece)))
+        with suppress(UpdateRefused):
+            got = self.assembler.add(device, chunk, self.now).body
+            assert got is None or hashlib.sha256(got).digest() == chunk.digest
+
+    @rule(seconds=st.floats(0, 6))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.assembler.expire(self.now)
+
+    @rule()
+    def restart(self) -> None:
+        values, pieces = self.assembler.state()
+        again = Assembler.restored(json.loads(json.dumps(values)), pieces, self.quota)
+        assert again.state() == (values, pieces)
+        assert again.held == self.assembler.held
+        self.assembler = again
+
+    @invariant()
+    def bounded(self) -> None:
+        values, pieces = self.assembler.state()
+        overhead = CHUNK_OVERHEAD * (len(pieces) + len(values["transfers"]))
+        assert self.assembler.held == sum(map(len, pieces)) + overhead
+        assert self.assembler.held <= self.quota.total_bytes
+        assert len(values["finished"]) <= self.quota.finished
+
+
+Hostile.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestHostile = Hostile.TestCase

@@ -1,0 +1,282 @@
+"""Topics, properties and bodies: what is sent arrives, and what is hostile is refused by name."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gradsense.errors import UpdateRefused
+from gradsense.federation.codec import CODECS
+from gradsense.federation.message import encode
+from gradsense.federation.update import GlobalModel, Update
+from gradsense.transport.payloads import (
+    OFFLINE,
+    ONLINE,
+    Ack,
+    BadBody,
+    Mismatch,
+    compress,
+    expand,
+    model_hash,
+    open_model,
+    open_status,
+    open_update,
+    pack_model,
+    pack_update,
+)
+from gradsense.transport.protocol import (
+    BadProperties,
+    BadTopic,
+    Limits,
+    Origin,
+    Properties,
+    TooLarge,
+    Topic,
+    UnsupportedSchema,
+    WrongDevice,
+    WrongHash,
+    check_body,
+    check_topic,
+    describe,
+    parse_topic,
+)
+
+VECTORS = Path(__file__).parent / "vectors"
+WORDS = ["gradsense", "v1", "up", "down", "device", "model", "a"]
+ORIGIN = Origin("update", "plant", "gate-7", 3, 2, "ab" * 32)
+TENSORS = {"head": np.array([[1.0, -2.0], [0.5, 0.0]], dtype=np.float32)}
+MODEL = GlobalModel(2, TENSORS, frozenset({"gate-7", "gate-1"}))
+
+
+def update(codec: str = "none", **changes: object) -> Update:
+    plain = Update("gate-7", 2, 3, 100, "gradient", TENSORS, score=0.25, codec=codec)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def model_origin() -> Origin:
+    return Origin("model", "plant", "coordinator", 2, 2, model_hash(TENSORS))
+
+
+def test_topics_are_those_of_the_document() -> None:
+    vectors = json.loads((VECTORS / "topics.json").read_text())
+    for text, fields in vectors["good"].items():
+        assert parse_topic(text) == Topic(**fields)
+        assert str(Topic(**fields)) == text
+    for text in vectors["bad"]:
+        with pytest.raises(BadTopic):
+            parse_topic(text)
+
+
+@given(st.text(max_size=300) | st.lists(st.sampled_from(WORDS)))
+def test_any_topic_is_its_own_text_or_refused(text: str | list[str]) -> None:
+    joined = text if isinstance(text, str) else "/".join(text)
+    with suppress(BadTopic):
+        assert str(parse_topic(joined)) == joined
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
+    st.integers(0, 10**18 - 1),
+    st.integers(1, 1000),
+    st.booleans(),
+)
+def test_properties_survive_the_way(name: str, number: int, chunks: int, sealed: bool) -> None:
+    origin = Origin("update", name, name, number, number, "0f" * 32, sealed)
+    sent = describe(origin, b"x" * 1000, chunks=chunks).at(chunks - 1)
+    assert Properties.parse(sent.pairs()) == sent
+    assert Properties.parse([("traceparent", "00"), *reversed(sent.pairs())]) == sent
+
+
+@pytest.mark.parametrize("name", [name for name, _ in describe(ORIGIN, b"body").pairs()])
+def test_every_property_is_needed_once_and_bounded(name: str) -> None:
+    pairs = describe(ORIGIN, b"body").pairs()
+    values = dict(pairs)
+    with pytest.raises(BadProperties):
+        Properties.parse([pair for pair in pairs if pair[0] != name])
+    with pytest.raises(BadProperties):
+        Properties.parse([*pairs, (name, values[name])])
+    for hostile in ("\x00", values[name] + "\n", "٣", "-1", "-" + "9" * 19, "x" * 600, "../+/#"):
+        with pytest.raises((BadProperties, UnsupportedSchema)):
+            Properties.parse(list((values | {name: hostile}).items()))
+
+
+def test_properties_of_another_schema_or_that_contradict_each_other_are_refused() -> None:
+    values = dict(describe(ORIGIN, b"body").pairs())
+    with pytest.raises(UnsupportedSchema):
+        Properties.parse(list((values | {"gs-schema": "2", "gs-new": ""}).items()))
+    for name, value in {
+        "gs-new": "1",
+        "gs-kind": "model",
+        "gs-content-type": "application/vnd.gradsense.update",
+        "gs-chunk-index": "1",
+        "gs-chunk-count": "5",
+        "gs-body-size": "0",
+    }.items():
+        with pytest.raises(BadProperties):
+            Properties.parse(list((values | {name: value}).items()))
+    with pytest.raises(BadProperties):
+        Properties.parse([("a", "b")] * 33)
+
+
+def test_nobody_speaks_for_another() -> None:
+    properties = describe(ORIGIN, b"body")
+    check_topic(Topic("plant", "update", "gate-7"), properties)
+    check_topic(Topic("plant", "model"), describe(model_origin(), b"body"))
+    for topic in (
+        Topic("plant", "update", "gate-8"),
+        Topic("other", "update", "gate-7"),
+        Topic("plant", "status", "gate-7"),
+        Topic("plant", "model"),
+        Topic("plant", "ack", "gate-7"),
+    ):
+        with pytest.raises(WrongDevice):
+            check_topic(topic, properties)
+    acknowledged = describe(replace(ORIGIN, kind="ack"), Ack(3).pack())
+    check_topic(Topic("plant", "ack", "gate-7"), acknowledged)
+    with pytest.raises(WrongDevice):
+        check_topic(Topic("plant", "ack", "gate-8"), acknowledged)
+    with pytest.raises(WrongDevice):
+        check_topic(Topic("plant", "model", index=1), describe(model_origin(), b"body"))
+
+
+@pytest.mark.parametrize("codec", sorted(CODECS))
+def test_an_update_arrives_as_the_simulator_would_decode_it(codec: str) -> None:
+    body = pack_update(update(codec))
+    properties = describe(ORIGIN, body)
+    check_body(body, properties)
+    got = open_update(body, properties)
+    expected = CODECS[codec].unpack(CODECS[codec].pack(TENSORS))
+    np.testing.assert_array_equal(got.delta["head"], expected["head"])
+    assert (got.client, got.sequence, got.score) == ("gate-7", 3, 0.25)
+
+
+def test_a_model_arrives_bit_for_bit() -> None:
+    body = pack_model(MODEL)
+    got = open_model(body, describe(model_origin(), body))
+    assert (got.version, got.participants) == (2, MODEL.participants)
+    assert model_hash(got.tensors) == model_hash(TENSORS)
+    assert body == pack_model(MODEL)
+    everybody = pack_model(GlobalModel(2, {"scale": np.float32(3.0).reshape(())}))
+    origin = replace(model_origin(), base_hash=model_hash({"scale": np.float32(3.0).reshape(())}))
+    assert open_model(everybody, describe(origin, everybody)).participants is None
+
+
+def test_a_model_hash_tells_names_shapes_and_values_apart() -> None:
+    flat = {"head": TENSORS["head"].ravel()}
+    other = {"tail": TENSORS["head"]}
+    negative_zero = {"head": np.array([[1.0, -2.0], [0.5, -0.0]], dtype=np.float32)}
+    assert len({model_hash(t) for t in (TENSORS, flat, other, negative_zero)}) == 4
+
+
+def test_bodies_are_verified_before_they_are_parsed() -> None:
+    body = pack_update(update())
+    properties = describe(ORIGIN, body)
+    flipped = bytes([body[0] ^ 1]) + body[1:]
+    for altered in (flipped, body[:-1], body + b"\x00", b""):
+        with pytest.raises(WrongHash):
+            check_body(altered, properties)
+    with pytest.raises(TooLarge):
+        check_body(body, properties, Limits(body=len(body) - 1))
+    with pytest.raises(TooLarge):
+        check_body(body, replace(properties, body_size=1 << 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"client": "gate-8"}, {"sequence": 4}, {"base_version": 1}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_update_is_the_one_that_its_properties_name(changes: dict[str, object]) -> None:
+    body = pack_update(update(**changes))
+    with pytest.raises(Mismatch):
+        open_update(body, describe(ORIGIN, body))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samples": 10**400}, {"score": float("inf")}, {"reason": "x" * 65}]
+)
+def test_numbers_that_no_client_sends_are_refused(changes: dict[str, object]) -> None:
+    body = pack_update(update(**changes))
+    with pytest.raises(BadBody):
+        open_update(body, describe(ORIGIN, body))
+
+
+def test_a_model_of_another_version_or_other_tensors_is_refused() -> None:
+    body = pack_model(MODEL)
+    with pytest.raises(Mismatch):
+        open_model(body, describe(replace(model_origin(), base_version=3), body))
+    with pytest.raises(WrongHash):
+        open_model(body, describe(replace(model_origin(), base_hash="00" * 32), body))
+    for hostile in (b"", b"x", compress(b"x"), compress(b"\xff" * 8), pack_update(update())):
+        with pytest.raises(BadBody):
+            open_model(hostile, describe(model_origin(), hostile))
+
+
+def test_decompression_bombs_use_no_memory() -> None:
+    bomb = compress(bytes(64 << 20))
+    liar = bytearray(compress(bytes(1 << 20)))
+    liar[5:9] = (64).to_bytes(4, "little")  # RFC 8878 3.1.1.1: the declared content size
+    chunks = zstandard.ZstdCompressor().compressobj()
+    endless = chunks.compress(bytes(1 << 20)) + chunks.flush()  # declares no size
+    inner = encode(update("fp16", packed=bomb))
+    tracemalloc.start()
+    with pytest.raises(TooLarge):
+        expand(bomb, 1 << 20)
+    with pytest.raises(BadBody):
+        expand(bytes(liar), 1 << 20)
+    with pytest.raises(BadBody):
+        expand(endless, 1 << 20)
+    with pytest.raises(BadBody):
+        expand(compress(b"a") * 2, 1 << 20)
+    with pytest.raises(TooLarge):
+        open_update(compress(inner), describe(ORIGIN, inner), Limits(raw=1 << 20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_shapes_that_ask_for_more_than_the_limit_are_refused() -> None:
+    vast = np.zeros((4096, 4096), dtype=np.float32)
+    body = pack_update(update("topk", delta={"head": vast}, packed=b""))
+    with pytest.raises(TooLarge):
+        open_update(body, describe(ORIGIN, body), Limits(raw=16 << 20))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(CODECS)), st.data())
+def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
+    codec: str, data: st.DataObject
+) -> None:
+    message = bytearray(encode(update(codec)))
+    place = data.draw(st.integers(0, len(message) - 1))
+    message[place] ^= 1 << data.draw(st.integers(0, 7))
+    body = compress(bytes(message))
+    with suppress(UpdateRefused):
+        open_update(body, describe(ORIGIN, body), Limits(raw=1 << 20))
+
+
+def test_small_bodies() -> None:
+    properties = describe(replace(ORIGIN, kind="ack"), b"")
+    for ack in (Ack(3), Ack(3, "not-finite")):
+        assert Ack.open(ack.pack(), properties) == ack
+        for cut in range(len(ack.pack())):
+            with pytest.raises(BadBody):
+                Ack.open(ack.pack()[:cut], properties)
+    with pytest.raises(BadBody):
+        Ack.open(Ack(3, "Not finite").pack(), properties)
+    with pytest.raises(Mismatch):
+        Ack.open(Ack(4).pack(), properties)
+    assert open_status(ONLINE)
+    assert not open_status(OFFLINE)
+    with pytest.raises(BadBody):
+        open_status(b"")
