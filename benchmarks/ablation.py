@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 
 from gradsense.config import RunSettings, settings
 from gradsense.experiments import results
-from gradsense.experiments.compare import Job, compare, plan
+from gradsense.experiments.compare import PlannedRun, compare, plan
 from gradsense.experiments.findings import to_reach
 from gradsense.experiments.results import Point, Row
 from gradsense.experiments.table import human_bytes, human_seconds
@@ -59,7 +59,7 @@ def run(base: RunSettings, strategies: Sequence[str], out: Path, seeds: int, res
     jobs = plan(base, strategies, seeds, out, references=False)
     done: set[str] = set()
 
-    def on_news(job: Job, news: dict[str, object]) -> None:
+    def on_news(job: PlannedRun, news: dict[str, object]) -> None:
         if news["event"] == "done":
             done.add(job.name)
             print(f"{len(done)} of {len(jobs)}: {job.name}", file=sys.stderr)

@@ -29,7 +29,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 
 LOG = Path("CTU-IoT-Malware-Capture-34-1", "bro", "conn.log.labeled")
 #: So many flows are timed one by one, after the first few.
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 def watching(log: Path, bundle: Path, cache: int) -> Row:
     """``gradsense watch --once``, in this process."""
     with tempfile.TemporaryDirectory() as state:
-        plan = Plan([log], bundle, Path(state), once=True, threads=THREADS, cache=cache)
+        plan = WatchPlan([log], bundle, Path(state), once=True, threads=THREADS, cache=cache)
         watch = open_watch(plan)
         began = time.perf_counter()
         watch.run(once=True)
@@ -60,7 +60,7 @@ def living(log: Path, bundle: Path) -> Row:
         growing = Path(folder, "conn.log")
         head, rows = _lines(log)
         growing.write_bytes(head)
-        watch = open_watch(Plan([growing], bundle, Path(folder, "state"), threads=THREADS))
+        watch = open_watch(WatchPlan([growing], bundle, Path(folder, "state"), threads=THREADS))
         source = watch.sources[0]
         watch.step(source)
         with growing.open("ab", buffering=0) as file:
@@ -80,7 +80,7 @@ def watching_singly(log: Path, bundle: Path, cache: int) -> Row:
     stream.parse(head, tally)
 
     def judge(line: bytes) -> None:
-        detector.judge(detector.picks([context.add_row(f) for f in stream.parse(line, tally)]))
+        detector.judge(detector.phrase_ids([context.add_row(f) for f in stream.parse(line, tally)]))
 
     return _timed(judge, rows)
 
@@ -205,12 +205,12 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
         made = export(model, folder / name, int8=int8, force=True)
         labels = made.manifest.labels
         detector = Detector.load(folder / name, threads=THREADS)
-        picks = detector.picks(test)
-        argmax = detector.answers(picks)[0].argmax(axis=1)
+        phrase_ids = detector.phrase_ids(test)
+        argmax = detector.answers(phrase_ids)[0].argmax(axis=1)
         found = score(
             truth, np.array([corpus.classes.index(labels[i]) for i in argmax]), corpus.classes
         )
-        rings = np.array([verdict.alarm for verdict in detector.judge(picks)])
+        rings = np.array([verdict.alarm for verdict in detector.judge(phrase_ids)])
         benign = (test["class"] == "Benign").to_numpy()
         size = sum(file.stat().st_size for file in (folder / name).iterdir())
         scored.append(

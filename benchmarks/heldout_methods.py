@@ -20,14 +20,14 @@ from gradsense.data.networks import Networks
 from gradsense.data.sources.zeek import read_conn
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
-from gradsense.detection.bundle import Threshold
+from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.calibrate import Traffic, calibrate, log_odds
 from gradsense.detection.detector import Detector
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _TREES, _codes, _features
 from gradsense.experiments.run import train
 from gradsense.experiments.rundir import MODEL
-from gradsense.gateway.adapt.baseline import Baseline, Habits
+from gradsense.gateway.adapt.baseline import BaselineSettings, DeviceBaseline
 from gradsense.gateway.alerting.grouping import LogClock
 from gradsense.gateway.judge import Judge
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
@@ -37,9 +37,9 @@ NETWORKS = Networks()
 #: The labelled networks' own addresses, and private ones that stand for them.
 _OWN, _PRIVATE = r"^147\.32\.", "10.32."
 #: Flows that a device's habits are learnt from by default; fewer where the network has fewer.
-_LEARNT = Habits().min_flows
+_LEARNT = BaselineSettings().min_flows
 #: Below every novelty score: the model has no say, and the device's habits decide alone.
-_ALWAYS_NOVEL = Threshold(value=-1e9, share=1.0, flows=0, source="heldout")
+_ALWAYS_NOVEL = BundleThreshold(value=-1e9, share=1.0, flows=0, source="heldout")
 _NAMES = (*_NUMBERS, *CONTEXT_SCHEMA)
 _COMMAND = (sys.executable, "-c", "from gradsense.cli import main; main()")
 Rings = NDArray[np.bool_]
@@ -67,9 +67,9 @@ class Network:
         return self.flows[self.after]
 
     @property
-    def habits(self) -> Habits:
+    def habits(self) -> BaselineSettings:
         """How habits are learnt: within hours, as the logs are a day long."""
-        return Habits(days=0, min_flows=min(_LEARNT, 2 * len(self.benign) // 3))
+        return BaselineSettings(days=0, min_flows=min(_LEARNT, 2 * len(self.benign) // 3))
 
     def told(self) -> Network:
         """The same network with private addresses."""
@@ -112,8 +112,8 @@ def trained(bench: Bench, folder: Path) -> Path:
 def with_thresholds(edge: Path, site: Network, folder: Path, *, novelty: str = "kept") -> Detector:
     """The bundle with thresholds of this network; novelty ``kept``, ``calibrated`` or ``off``."""
     detector = Detector.load(edge, threads=1, cache=0)
-    picks = detector.picks(site.flows)[site.benign]
-    traffic = Traffic(picks, (site.name,))
+    phrase_ids = detector.phrase_ids(site.flows)[site.benign]
+    traffic = Traffic(phrase_ids, (site.name,))
     manifest = calibrate(detector, traffic, novelty=novelty == "calibrated").manifest
     if novelty == "off":
         manifest = manifest.model_copy(update={"novelty": _ALWAYS_NOVEL})
@@ -127,7 +127,7 @@ def by_gateway(detector: Detector, site: Network, *, habits: bool = False) -> Ou
     judge = Judge(
         detector,
         LogClock(),
-        baseline=Baseline(detector.template, site.habits) if habits else None,
+        baseline=DeviceBaseline(detector.template, site.habits) if habits else None,
     )
     now = float(site.flows["ts"].max())  # type: ignore[arg-type]
     if habits:
@@ -143,19 +143,19 @@ def by_gateway(detector: Detector, site: Network, *, habits: bool = False) -> Ou
 
 def model_scores(detector: Detector, site: Network) -> Scores:
     """Log-odds of suspicion, of all flows."""
-    distinct, rows = np.unique(detector.picks(site.flows), axis=0, return_inverse=True)
+    distinct, rows = np.unique(detector.phrase_ids(site.flows), axis=0, return_inverse=True)
     logits = detector.answers(distinct)[0].astype(np.float64) / detector.manifest.temperature
     return log_odds(logits, detector.manifest.labels.index(BENIGN))[rows]
 
 
 def habit_scores(detector: Detector, site: Network) -> Scores:
     """Surprise of all flows given the calibration flows, in nats."""
-    baseline = Baseline(detector.template, site.habits)
-    picks, ts = detector.picks(site.flows), site.flows["ts"].to_numpy()
+    baseline = DeviceBaseline(detector.template, site.habits)
+    phrase_ids, ts = detector.phrase_ids(site.flows), site.flows["ts"].to_numpy()
     devices = list(map(NETWORKS.device, site.flows["orig_h"], site.flows["resp_h"]))
     quiet = [devices[row] for row in site.benign]
-    baseline.observe(quiet, picks[site.benign], ts[site.benign], np.ones(len(quiet), bool))
-    scores, _ = baseline.observe(devices, picks, ts, np.zeros(len(devices), bool))
+    baseline.observe(quiet, phrase_ids[site.benign], ts[site.benign], np.ones(len(quiet), bool))
+    scores, _ = baseline.observe(devices, phrase_ids, ts, np.zeros(len(devices), bool))
     return scores.astype(np.float64)
 
 

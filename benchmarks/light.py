@@ -27,17 +27,17 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from gradsense.agent.downlink import Downlink, Repeated
-from gradsense.agent.store import Memory
+from gradsense.agent.store import AgentStore
 from gradsense.agent.uplink import Uplink
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import MAX_PACKET_BYTES
-from gradsense.transport.messages import Letter, Message, messages, sign_of_life, written
+from gradsense.transport.messages import Message, SignedMessage, messages, sign_of_life, written
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
-from gradsense.transport.protocol import NO_MODEL, Origin, device_filters
+from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
 
 #: When a device speaks: once for each model, again as soon as it is acknowledged, or after a
 #: random pause and once for each model. ``bare`` devices verify nothing and speak once a model.
@@ -112,13 +112,13 @@ class Seen:
 
 
 class Pocket:
-    """The outbox and the model's name, as ``Uplink`` asks a ``Memory`` for them."""
+    """The outbox and the model's name, as ``Uplink`` asks a ``AgentStore`` for them."""
 
     def __init__(self) -> None:
-        self.letters: list[Letter] = []
+        self.letters: list[SignedMessage] = []
         self.holds = NO_MODEL
 
-    def head(self) -> Letter | None:
+    def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged."""
         return self.letters[0] if self.letters else None
 
@@ -141,7 +141,7 @@ class Light:
         self.version, self.spoke_on, self.sequence, self.quiet = -1, -1, 0, False
         self.pocket = Pocket()
         self.uplink = Uplink(
-            cast(Memory, self.pocket),
+            cast(AgentStore, self.pocket),
             self.identity.signing_key,
             Rate(None, 1 << 20),
             rng=random.Random(f"{part.seed} {self.name}"),
@@ -291,7 +291,7 @@ class Light:
         else:
             self.pocket.letters.append(letter)
 
-    def _letter(self) -> Letter:
+    def _letter(self) -> SignedMessage:
         part, (version, digest) = self.part, self.pocket.holds
         update = Update(
             self.name,
@@ -303,7 +303,7 @@ class Light:
             codec=part.codec,
             packed=part.packed,
         )
-        origin = Origin("update", part.run, self.name, self.sequence, version, digest)
+        origin = MessageHeader("update", part.run, self.name, self.sequence, version, digest)
         return written(origin, pack_update(update), self.identity.signing_key)
 
     def send(self, now: float) -> None:

@@ -55,7 +55,7 @@ from gradsense.localfleet.local_broker import free_port
 from gradsense.transport import identity
 from gradsense.transport.messages import messages, written
 from gradsense.transport.payloads import model_hash, pack_model
-from gradsense.transport.protocol import COORDINATOR, Origin
+from gradsense.transport.protocol import COORDINATOR, MessageHeader
 from light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
 from thousand_figures import (
     SAMPLE_S,
@@ -140,7 +140,7 @@ class BarePublisher:
 
     def __init__(self, fleet: Path, run: str, tensors: Tensors, devices: int) -> None:
         who = identity.of_coordinator(fleet)
-        place = Origin("model", run, COORDINATOR, 1, 1, model_hash(tensors))
+        place = MessageHeader("model", run, COORDINATOR, 1, 1, model_hash(tensors))
         letter = written(place, pack_model(GlobalModel(1, tensors)), who.signing_key)
         (self._model,) = messages(letter, retain=True)
         self._devices, self._came = devices, 0

@@ -42,7 +42,7 @@ def values_of(module: ModuleType, verb: str) -> list[Any]:
     everything = []
     for member in classes:
         needs = [f for f in dataclasses.fields(member) if f.default is dataclasses.MISSING]
-        everything.append(member((trigger.EveryVisit(),)) if needs else member())
+        everything.append(member((trigger.EveryRound(),)) if needs else member())
     return everything
 
 
@@ -56,7 +56,7 @@ def names(values: list[Any]) -> list[str]:
 
 
 def test_discovery_finds_them() -> None:
-    assert {"EveryVisit", "Performance", "Gradient", "AnyOf"} <= set(names(TRIGGERS))
+    assert {"EveryRound", "Performance", "Gradient", "AnyOf"} <= set(names(TRIGGERS))
     assert {"AllInvited", "Quorum", "Count"} <= set(names(POOLS))
     assert {"WeightedMean", "ServerOptimizer", "FrequencyMean"} <= set(names(AGGREGATORS))
 
@@ -99,7 +99,7 @@ def test_pool_never_fires_empty_and_fires_when_all_spoke(one: pool.Pool) -> None
 def test_aggregator_is_pure_and_moves_towards_agreement(one: aggregate.Aggregator) -> None:
     tensors = {"x.w": np.zeros((2, 3), np.float32), "y.b": np.ones(4, np.float32)}
     delta = {name: np.full_like(value, 0.5) for name, value in tensors.items()}
-    entries = [pool.Entry(update(c, delta=delta), 0.0, 0) for c in "ab"]
+    entries = [pool.PooledUpdate(update(c, delta=delta), 0.0, 0) for c in "ab"]
     state = one.init(tensors)
     kept = {name: value.copy() for name, value in (tensors | state).items()}
     first, second = (one.apply(tensors, entries, {"a": 1, "b": 2}, state) for _ in range(2))

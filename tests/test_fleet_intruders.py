@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import zstandard
 
-from gradsense.coordinator.service import Process
+from gradsense.coordinator.service import CoordinatorService
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message, messages, written
 from gradsense.transport.payloads import Ack, model_hash, pack_update
-from gradsense.transport.protocol import Origin
+from gradsense.transport.protocol import MessageHeader
 from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
@@ -40,14 +40,14 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsBroker]:
 
 
 @pytest.fixture(scope="module")
-def process(broker: TlsBroker) -> Iterator[Process]:
+def process(broker: TlsBroker) -> Iterator[CoordinatorService]:
     new_run(broker.fleet, JOB, START)
     with working(broker.fleet) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def honest(broker: TlsBroker, process: Process) -> Iterator[Teller]:
+def honest(broker: TlsBroker, process: CoordinatorService) -> Iterator[Teller]:
     made = Teller(broker, "porch", "honest")
     silent = Teller(broker, "porch", "silent")
     yield made
@@ -56,7 +56,7 @@ def honest(broker: TlsBroker, process: Process) -> Iterator[Teller]:
 
 
 @pytest.fixture(scope="module")
-def mallory(broker: TlsBroker, process: Process, honest: Teller) -> Iterator[Teller]:
+def mallory(broker: TlsBroker, process: CoordinatorService, honest: Teller) -> Iterator[Teller]:
     made = Teller(broker, "porch", "mallory")
     eventually(lambda: process.told["runs"]["porch"]["started"])
     yield made
@@ -68,7 +68,7 @@ def said(sequence: int, **fields: object) -> Update:
     return update("mallory", **{"sequence": sequence, "delta": delta} | fields)
 
 
-def refused(process: Process) -> dict[str, int]:
+def refused(process: CoordinatorService) -> dict[str, int]:
     return dict(process.told["runs"]["porch"]["refused"])
 
 
@@ -90,14 +90,14 @@ def bomb() -> bytes:
 
 def lying(teller: Teller, n: int) -> list[Message]:
     """Signed well, but of properties that name another device."""
-    origin = Origin("update", "porch", "honest", n, 0, BASE)
+    origin = MessageHeader("update", "porch", "honest", n, 0, BASE)
     letter = written(origin, pack_update(said(n)), teller.identity.signing_key)
     topic = "gradsense/v1/porch/up/mallory/update"
     return [dataclasses.replace(one, topic=topic) for one in messages(letter)]
 
 
 def sealed_for_another(teller: Teller, n: int) -> list[Message]:
-    origin = Origin("update", "porch", "mallory", n, 0, BASE)
+    origin = MessageHeader("update", "porch", "mallory", n, 0, BASE)
     other = teller.identity.own_seal_key.public_key()
     body = pack_update(said(n))
     return messages(written(origin, body, teller.identity.signing_key, seal_for=other))
@@ -135,7 +135,7 @@ ANSWERED: dict[str, Attack] = {
 
 @pytest.mark.parametrize("name", UNANSWERED)
 def test_what_is_not_signed_well_is_counted_by_name(
-    process: Process, mallory: Teller, name: str
+    process: CoordinatorService, mallory: Teller, name: str
 ) -> None:
     before = refused(process).get(name, 0)
     mallory.say(UNANSWERED[name](mallory, 50))
@@ -145,14 +145,16 @@ def test_what_is_not_signed_well_is_counted_by_name(
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(ANSWERED, 100)))
 def test_what_is_signed_well_and_wrong_is_refused_by_name(
-    process: Process, mallory: Teller, number: int, name: str
+    process: CoordinatorService, mallory: Teller, number: int, name: str
 ) -> None:
     mallory.say(ANSWERED[name](mallory, number))
     assert mallory.hear() == Ack(number, name)
     eventually(lambda: refused(process).get(name) == 1)
 
 
-def test_replayed_and_reordered_updates_count_once(process: Process, honest: Teller) -> None:
+def test_replayed_and_reordered_updates_count_once(
+    process: CoordinatorService, honest: Teller
+) -> None:
     first, third = (update("honest", sequence=n, delta={"w": tensor(1.0, 2.0)}) for n in (1, 3))
     publishes = honest.sent(first, BASE)
     honest.say(publishes)
@@ -173,7 +175,7 @@ def test_replayed_and_reordered_updates_count_once(process: Process, honest: Tel
 
 
 def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
-    broker: TlsBroker, process: Process, honest: Teller
+    broker: TlsBroker, process: CoordinatorService, honest: Teller
 ) -> None:
     heard: list[Arrival] = []
     greeted = threading.Event()
@@ -198,7 +200,7 @@ def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
     link.stop()
 
 
-def test_nothing_stopped(process: Process, honest: Teller) -> None:
+def test_nothing_stopped(process: CoordinatorService, honest: Teller) -> None:
     """The last word: after all of that an honest update is still taken in."""
     honest.tell(update("honest", sequence=11, delta={"w": tensor(0.1, 0.1)}), BASE)
     told = process.told

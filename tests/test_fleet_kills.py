@@ -20,7 +20,7 @@ from gradsense.coordinator.closing import write_newest
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.experiments.evaluate import evaluate
 from gradsense.fleet.jobs import RUNS, Job
-from gradsense.localfleet.local_fleet import LocalFleet, Site
+from gradsense.localfleet.local_fleet import LocalDevice, LocalFleet
 
 #: A run of up to so many kills is small and synthetic; a larger one reads real captures.
 FEW = 20
@@ -76,11 +76,11 @@ class Audit:
         }
 
 
-def memory(site: Site) -> Path:
+def memory(site: LocalDevice) -> Path:
     return site.folder / "state" / "agent.sqlite3"
 
 
-def counters(site: Site) -> dict[str, int]:
+def counters(site: LocalDevice) -> dict[str, int]:
     if not memory(site).exists():
         return {}
     try:

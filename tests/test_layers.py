@@ -13,8 +13,9 @@ import gradsense
 
 ROOT = Path(gradsense.__file__).parent
 FLOORS = (
-    *("cli", "experiments", "cloud", "edge", "detection", "engines", "federation"),
-    *("learning", "models", "prompts", "telemetry", "config", "storage", "errors"),
+    *("cli", "experiments", "localfleet", "agent", "gateway", "coordinator", "fleet", "serving"),
+    *("simulation", "transport", "detection", "federation", "learning", "models", "prompts"),
+    *("tasks", "data", "config", "storage", "errors"),
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

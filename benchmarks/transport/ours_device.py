@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gradsense.agent.downlink import Downlink
-from gradsense.agent.store import Memory
+from gradsense.agent.store import AgentStore
 from gradsense.agent.uplink import Uplink
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
@@ -30,7 +30,7 @@ from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import sign_of_life, written
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import ONLINE, Ack, pack_update
-from gradsense.transport.protocol import NO_MODEL, Origin, device_filters
+from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
 
 
 class Noise:
@@ -60,7 +60,7 @@ class Device:
 
     def __init__(self, bundle: Path, state: Path) -> None:
         self.me, self.job = identity.of_device(bundle), jobs.read(bundle / jobs.RUN)
-        self.memory = Memory(state)
+        self.memory = AgentStore(state)
         self.learner = Noise(len(self.me.name))
         self.client = Client(self.me.name, self.learner, self.job.rules)
         rng = random.Random(0)
@@ -108,7 +108,9 @@ class Device:
         update = self.client.work(1)
         assert update is not None
         version, digest = self.memory.held()
-        origin = Origin("update", self.job.run, self.me.name, update.sequence, version, digest)
+        origin = MessageHeader(
+            "update", self.job.run, self.me.name, update.sequence, version, digest
+        )
         letter = written(origin, pack_update(update), self.me.signing_key)
         self.memory.save(self.client.state(), letter=letter)
         while (ack := self.exchange()) is None:

@@ -104,5 +104,5 @@ def settings(**values: object) -> RunSettings:
         raise InputError(
             f"{first['input']!r} does not fit: {first['msg'].lower()}",
             field="--" + "-".join(str(part) for part in first["loc"]).replace("_", "-"),
-            mend="see --help for what it takes",
+            hint="see --help for what it takes",
         ) from None

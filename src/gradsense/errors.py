@@ -22,7 +22,7 @@ class InputError(GradsenseError):
 
     Args:
         what: what is wrong, in one clause.
-        mend: what to do about it, in one clause.
+        hint: what to do about it, in one clause.
         file, line, field: where the fault is, as far as known.
     """
 
@@ -32,16 +32,16 @@ class InputError(GradsenseError):
         self,
         what: str,
         *,
-        mend: str,
+        hint: str,
         file: Path | str | None = None,
         line: int | None = None,
         field: str | None = None,
     ) -> None:
-        self.what, self.mend, self.file, self.line, self.field = what, mend, file, line, field
+        self.what, self.hint, self.file, self.line, self.field = what, hint, file, line, field
         place = ":".join(str(part) for part in (file, line) if part is not None)
         if field is not None:
             place = f"{place}: field '{field}'" if place else f"field '{field}'"
-        super().__init__(f"{place}: {what}; {mend}" if place else f"{what}; {mend}")
+        super().__init__(f"{place}: {what}; {hint}" if place else f"{what}; {hint}")
 
 
 class UpdateRefused(GradsenseError):

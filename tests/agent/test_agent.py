@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from gradsense.agent import agent as module
-from gradsense.agent.agent import Agent, Plan
-from gradsense.agent.limits import Limits
+from gradsense.agent.agent import Agent, AgentPlan
+from gradsense.agent.limits import ResourceLimits
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.detection import bundle as bundles
 from gradsense.federation.update import GlobalModel, Update
@@ -25,9 +25,11 @@ from gradsense.transport import identity
 from gradsense.transport.connection import Arrival
 from gradsense.transport.messages import Message, messages, read, unsealed, written
 from gradsense.transport.payloads import Ack, model_hash, open_status, open_update, pack_model
-from gradsense.transport.protocol import COORDINATOR, Origin
+from gradsense.transport.protocol import COORDINATOR, MessageHeader
 
-FREE = Limits(nice=0, cpu_share=64.0, memory_mb=1 << 20, least_free_mb=0, temperature_c=None)
+FREE = ResourceLimits(
+    nice=0, cpu_share=64.0, memory_mb=1 << 20, least_free_mb=0, temperature_c=None
+)
 
 
 class FakeLink:
@@ -80,7 +82,7 @@ class Site:
         if hasattr(self, "agent"):
             self.agent.memory.close()
         self.agent = Agent(
-            Plan(
+            AgentPlan(
                 bundle=self.tmp_path / "bundle",
                 logs=[self.log],
                 state=self.tmp_path / "state",
@@ -101,13 +103,13 @@ class Site:
         weight = rng.normal(size=(self.classes, 1520)).astype(np.float32)
         tensors = {HEAD_WEIGHT: weight, HEAD_BIAS: np.zeros(self.classes, np.float32)}
         digest = model_hash(tensors)
-        origin = Origin("model", "porch", COORDINATOR, version, version, digest)
+        origin = MessageHeader("model", "porch", COORDINATOR, version, version, digest)
         body = pack_model(GlobalModel(version, tensors))
         seal_for = self.cloud.peer_seal_key if self.job.sealed else None
         return messages(written(origin, body, self.cloud.signing_key, seal_for=seal_for))
 
     def ack(self, sequence: int, refusal: str = "") -> Message:
-        origin = Origin("ack", "porch", "cam", sequence, 0, "0" * 64)
+        origin = MessageHeader("ack", "porch", "cam", sequence, 0, "0" * 64)
         letter = written(origin, Ack(sequence, refusal).pack(), self.cloud.signing_key)
         return messages(letter)[0]
 
@@ -213,7 +215,7 @@ def test_a_hand_over_that_a_kill_cut_off_is_made_up_for(
     monkeypatch.undo()
     monkeypatch.setattr(module, "Link", FakeLink)
     site.begin()
-    site.agent._mend_detector()
+    site.agent._repair_detector()
     manifest, _ = bundles.read(site.tmp_path / "state" / module.DETECTOR)
     assert manifest.provenance["fleet"]["version"] == 1
 

@@ -19,32 +19,32 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.labelling import Gathered
-from gradsense.agent.store import FILE, NO_MODEL, Memory, MemoryFull
+from gradsense.agent.store import FILE, NO_MODEL, AgentStore, MemoryFull
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.client import Client
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
-from gradsense.transport.messages import Letter, written
+from gradsense.transport.messages import SignedMessage, written
 from gradsense.transport.payloads import model_hash
-from gradsense.transport.protocol import Origin
+from gradsense.transport.protocol import MessageHeader
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TENSORS = {"score.weight": np.float32([[1, 2], [3, 4]]), "score.bias": np.float32([0, -1])}
 
 
-def letter(sequence: int, body: bytes = b"update") -> Letter:
-    return written(Origin("update", "plant", "gate", sequence, 2, "ab" * 32), body, KEY)
+def letter(sequence: int, body: bytes = b"update") -> SignedMessage:
+    return written(MessageHeader("update", "plant", "gate", sequence, 2, "ab" * 32), body, KEY)
 
 
 def state(sequence: int) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"sequence": sequence}, {"local": TENSORS, "reference": TENSORS}
 
 
-def gathered(picks: np.ndarray, places: dict[str, Any], *, taken: bytes = b"", flows: int = 0):
+def gathered(phrase_ids: np.ndarray, places: dict[str, Any], *, taken: bytes = b"", flows: int = 0):
     """Rows of class 0, 1, 2, ..., each for seven flows."""
-    rows = len(picks)
+    rows = len(phrase_ids)
     counts = Counter({"flows": flows} if flows else {})
-    return Gathered(picks, np.arange(rows), np.full(rows, 7), places, taken, counts)
+    return Gathered(phrase_ids, np.arange(rows), np.full(rows, 7), places, taken, counts)
 
 
 def picked(rows: int) -> np.ndarray:
@@ -52,11 +52,11 @@ def picked(rows: int) -> np.ndarray:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory(tmp_path / "state")
+def memory(tmp_path: Path) -> AgentStore:
+    return AgentStore(tmp_path / "state")
 
 
-def test_a_fresh_memory_holds_nothing(memory: Memory) -> None:
+def test_a_fresh_memory_holds_nothing(memory: AgentStore) -> None:
     assert memory.client() is None
     assert memory.model() is None
     assert memory.head() is None
@@ -66,7 +66,7 @@ def test_a_fresh_memory_holds_nothing(memory: Memory) -> None:
 
 
 def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
-    first = Memory(tmp_path)
+    first = AgentStore(tmp_path)
     client = Client("gate", learner=None, strategy=get_strategy("gsfs"))
     model = GlobalModel(2, TENSORS, frozenset({"gate", "barn"}))
     client.adopt(model)
@@ -74,7 +74,7 @@ def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     first.save(client.state(), letter=letter(1), model=model, counts={"visits": 3})
     assert first.held() == (2, model_hash(TENSORS))
     first.close()
-    again = Memory(tmp_path)
+    again = AgentStore(tmp_path)
     restored = Client("gate", learner=None, strategy=get_strategy("gsfs"))
     restored.restore(*again.client())
     assert restored.state()[0] == client.state()[0]
@@ -86,7 +86,7 @@ def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert again.counters() == {"visits": 3}
 
 
-def test_outbox_goes_in_order_and_an_acknowledgement_counts_once(memory: Memory) -> None:
+def test_outbox_goes_in_order_and_an_acknowledgement_counts_once(memory: AgentStore) -> None:
     for sequence in (1, 2, 3):
         memory.save(state(sequence), letter=letter(sequence, bytes(10)))
     assert (memory.outbox_count, memory.outbox_bytes) == (3, 30)
@@ -102,7 +102,7 @@ def test_outbox_goes_in_order_and_an_acknowledgement_counts_once(memory: Memory)
 
 
 def test_outbox_is_full_at_its_bound(tmp_path: Path) -> None:
-    memory = Memory(tmp_path, most_bytes=20)
+    memory = AgentStore(tmp_path, most_bytes=20)
     memory.save(state(1), letter=letter(1, bytes(19)))
     assert not memory.full
     memory.save(state(2), letter=letter(2, bytes(1)))
@@ -113,35 +113,35 @@ def test_outbox_is_full_at_its_bound(tmp_path: Path) -> None:
     assert not memory.full
 
 
-def test_a_letter_of_another_number_is_a_defect(memory: Memory) -> None:
+def test_a_letter_of_another_number_is_a_defect(memory: AgentStore) -> None:
     with pytest.raises(ValueError, match="number"):
         memory.save(state(2), letter=letter(1))
     assert (memory.client(), memory.head()) == (None, None)
 
 
-def test_batches_come_with_the_places_that_they_were_read_up_to(memory: Memory) -> None:
+def test_batches_come_with_the_places_that_they_were_read_up_to(memory: AgentStore) -> None:
     memory.append(gathered(picked(2), {"a": {"at": 5}, "b": 1}, taken=b"w", flows=9))
     memory.append(gathered(picked(0), {"a": {"at": 6}}, taken=b"x", flows=1))
     memory.append(gathered(picked(1), {"a": {"at": 7}}, taken=b"x"))
     assert memory.places() == {"a": {"at": 7}, "b": 1}
     assert (memory.taken(), memory.counters()) == (b"x", {"flows": 10})
     assert len(memory) == 2, "what has no rows is no batch"
-    picks, labels, weights = memory[0]
-    assert (picks.dtype, labels.dtype, weights.dtype) == (np.uint16, np.int64, np.int64)
-    assert picks.tolist() == [[0, 1, 2], [3, 4, 5]]
+    phrase_ids, labels, weights = memory[0]
+    assert (phrase_ids.dtype, labels.dtype, weights.dtype) == (np.uint16, np.int64, np.int64)
+    assert phrase_ids.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert (labels.tolist(), weights.tolist()) == ([0, 1], [7, 7])
     with pytest.raises(IndexError):
         memory[2]
     assert [len(batch[1]) for batch in memory] == [2, 1]
 
 
-def limit(memory: Memory, pages: int) -> None:
+def limit(memory: AgentStore, pages: int) -> None:
     """SQLite's own way to a full disk."""
     (used,) = memory._db.execute("PRAGMA page_count").fetchone()
     memory._db.execute(f"PRAGMA max_page_count={used + pages}")
 
 
-def test_a_full_disk_takes_in_nothing_and_later_all(memory: Memory) -> None:
+def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
     memory.save(state(1), letter=letter(1))
     limit(memory, 1)
     # More than a page, and nothing that packs: the letter follows state and model.
@@ -152,8 +152,8 @@ def test_a_full_disk_takes_in_nothing_and_later_all(memory: Memory) -> None:
     assert memory.client()[0] == {"sequence": 1}
     assert (memory.outbox_count, memory.counters(), memory.model()) == (1, {}, None)
     assert memory.held() == NO_MODEL
-    picks = np.frombuffer(random.Random(0).randbytes(20_000), np.uint16)
-    big = gathered(picks[:, None], {"a": 1})
+    phrase_ids = np.frombuffer(random.Random(0).randbytes(20_000), np.uint16)
+    big = gathered(phrase_ids[:, None], {"a": 1})
     with pytest.raises(MemoryFull):
         memory.append(big)
     assert (memory.places(), len(memory)) == ({}, 0)
@@ -164,7 +164,7 @@ def test_a_full_disk_takes_in_nothing_and_later_all(memory: Memory) -> None:
     assert memory.held() == (1, model_hash(TENSORS))
 
 
-def test_nobody_else_reads_it(memory: Memory) -> None:
+def test_nobody_else_reads_it(memory: AgentStore) -> None:
     memory.save(state(1))
     folder = memory.file.parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -173,26 +173,26 @@ def test_nobody_else_reads_it(memory: Memory) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
 
 
-def test_one_process_at_a_time(memory: Memory) -> None:
+def test_one_process_at_a_time(memory: AgentStore) -> None:
     with pytest.raises(InputError, match="another gradsense"):
-        Memory(memory.file.parent)
+        AgentStore(memory.file.parent)
     memory.close()
-    Memory(memory.file.parent).close()
+    AgentStore(memory.file.parent).close()
 
 
 def test_what_is_no_memory_of_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database, but long enough to be looked at" * 100)
     with pytest.raises(InputError, match="no state"):
-        Memory(tmp_path)
+        AgentStore(tmp_path)
     (tmp_path / FILE).unlink()
-    Memory(tmp_path).close()
+    AgentStore(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as db:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(InputError, match="version 99"):
-        Memory(tmp_path)
+        AgentStore(tmp_path)
 
 
-def test_a_damaged_state_says_so(memory: Memory) -> None:
+def test_a_damaged_state_says_so(memory: AgentStore) -> None:
     memory.save(state(1))
     memory._db.execute("UPDATE states SET body = substr(body, 1, 20)")
     with pytest.raises(GradsenseError, match="damaged"):
@@ -205,7 +205,7 @@ def test_a_damaged_state_says_so(memory: Memory) -> None:
 def work_for_ever(folder: Path) -> None:
     """Make updates and hear of them, as fast as it goes; told on stdout after each."""
     rng = random.Random()
-    memory = Memory(folder)
+    memory = AgentStore(folder)
     saved = memory.client()
     sequence = saved[0]["sequence"] if saved else 0
     while True:
@@ -229,7 +229,7 @@ def test_state_and_outbox_agree_after_a_kill(tmp_path: Path, pytestconfig: pytes
         time.sleep(rng.uniform(0, 0.15))
         child.send_signal(signal.SIGKILL)
         told = max([told, *map(int, child.communicate()[0].split())])
-        memory = Memory(tmp_path)
+        memory = AgentStore(tmp_path)
         values, tensors = memory.client()
         sequence = values["sequence"]
         assert told <= sequence <= told + 1, "what was told is durable"
@@ -249,7 +249,7 @@ if __name__ == "__main__":
 
 
 def test_a_memory_is_of_one_device_in_one_run(tmp_path: Path) -> None:
-    memory = Memory(tmp_path)
+    memory = AgentStore(tmp_path)
     memory.claim("porch", "cam")
     memory.claim("porch", "cam")
     for run, device in (("porch", "bell"), ("garden", "cam")):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from gradsense.agent.downlink import Downlink, News, Repeated
 from gradsense.federation.update import GlobalModel
 from gradsense.transport.chunks import Resume
-from gradsense.transport.messages import Letter, Message, messages, written
+from gradsense.transport.messages import Message, SignedMessage, messages, written
 from gradsense.transport.payloads import Ack, model_hash, pack_model
-from gradsense.transport.protocol import COORDINATOR, Kind, Limits, Origin, describe
+from gradsense.transport.protocol import COORDINATOR, Kind, MessageHeader, SizeLimits, describe
 from gradsense.transport.signing import sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -37,16 +37,18 @@ def told(
     """The publishes that carry a model, in so many chunks."""
     body = pack_model(one)
     digest = model_hash(one.tensors)
-    origin = Origin("model", run, COORDINATOR, one.version, one.version, digest)
+    origin = MessageHeader("model", run, COORDINATOR, one.version, one.version, digest)
     properties = sign(describe(origin, body, chunks=chunks), key)
-    return messages(Letter(properties, body), retain=True)
+    return messages(SignedMessage(properties, body), retain=True)
 
 
 def answer(kind: Kind, body: bytes, device: str = "gate", sequence: int = 1) -> Message:
-    return messages(written(Origin(kind, "plant", device, sequence, 0, "0" * 64), body, KEY))[0]
+    return messages(
+        written(MessageHeader(kind, "plant", device, sequence, 0, "0" * 64), body, KEY)
+    )[0]
 
 
-def downlink(held: GlobalModel | None = None, limits: Limits | None = None) -> Downlink:
+def downlink(held: GlobalModel | None = None, limits: SizeLimits | None = None) -> Downlink:
     return Downlink("plant", "gate", KEY.public_key(), None, limits, held=held)
 
 
@@ -169,7 +171,7 @@ def test_refusals_are_logged_once_each(caplog: pytest.LogCaptureFixture) -> None
 
 
 NAN = model(1, **{"score.weight": np.full((3, 40), np.nan, np.float32)})
-UPDATE = Origin("update", "plant", "gate", 1, 0, "0" * 64)
+UPDATE = MessageHeader("update", "plant", "gate", 1, 0, "0" * 64)
 BAD = {
     "forged": (told(model(1), key=OTHER)[0], "bad-signature"),
     "another run": (told(model(1), run="mill")[0], "wrong-device"),
@@ -196,7 +198,7 @@ def test_refused_by_name(message: Message, name: str) -> None:
 
 
 def test_a_model_above_the_limit_takes_no_memory() -> None:
-    link = downlink(limits=Limits(body=100))
+    link = downlink(limits=SizeLimits(body=100))
     every = told(model(1), chunks=3)
     assert take(link, every) == []
     assert link.refused == {"too-large": 3}
@@ -218,7 +220,7 @@ def test_a_flipped_bit_never_gets_through(data: st.DataObject) -> None:
 
 def test_sealed_models_are_for_the_fleet_alone() -> None:
     one = model(1)
-    origin = Origin("model", "plant", COORDINATOR, 1, 1, model_hash(one.tensors))
+    origin = MessageHeader("model", "plant", COORDINATOR, 1, 1, model_hash(one.tensors))
     (message,) = messages(written(origin, pack_model(one), KEY, seal_for=SEAL.public_key()))
     member = Downlink("plant", "gate", KEY.public_key(), SEAL)
     assert same(take(member, [message]), one)

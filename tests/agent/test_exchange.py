@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gradsense.agent.downlink import Downlink
-from gradsense.agent.store import NO_MODEL, Memory
+from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
-from gradsense.transport.chunks import Ask, Resume
-from gradsense.transport.messages import Letter, Message, messages, read, written
+from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.messages import Message, SignedMessage, messages, read, written
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
-from gradsense.transport.protocol import Kind, Origin, Properties, check_body, describe
+from gradsense.transport.protocol import Kind, MessageHeader, Properties, check_body, describe
 from gradsense.transport.reassembly import Assembler
 from gradsense.transport.signing import sign
 
@@ -29,11 +29,11 @@ COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 WINDOW = 3
 
 
-def letter(sequence: int, chunks: int) -> Letter:
+def letter(sequence: int, chunks: int) -> SignedMessage:
     """An update of so many chunks, however small."""
     body = random.Random(sequence).randbytes(10 * chunks)
-    origin = Origin("update", "plant", "gate", sequence, *NO_MODEL)
-    return Letter(sign(describe(origin, body, chunks=chunks), DEVICE), body)
+    origin = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
+    return SignedMessage(sign(describe(origin, body, chunks=chunks), DEVICE), body)
 
 
 class Cloud:
@@ -57,7 +57,7 @@ class Cloud:
         if sequence in [number for number, _ in self.stored]:
             return self._answer("ack", properties, Ack(sequence).pack())
         if found.topic.kind == "ask":
-            resume = self.assembler.resume(device, Ask.parse(found.body))
+            resume = self.assembler.resume(device, ResumeRequest.parse(found.body))
             return self._answer("resume", properties, resume.pack())
         assert found.chunk is not None
         body = self.assembler.add(device, found.chunk, 0.0).body
@@ -68,7 +68,7 @@ class Cloud:
         return self._answer("ack", properties, Ack(sequence).pack())
 
     def _answer(self, kind: Kind, properties: Properties, body: bytes) -> list[Message]:
-        origin = Origin(kind, "plant", "gate", properties.origin.sequence, *NO_MODEL)
+        origin = MessageHeader(kind, "plant", "gate", properties.origin.sequence, *NO_MODEL)
         return messages(written(origin, body, COORDINATOR))
 
 
@@ -80,7 +80,7 @@ class Device:
         self.begin()
 
     def begin(self) -> None:
-        self.memory = Memory(self.folder)
+        self.memory = AgentStore(self.folder)
         self.uplink = Uplink(
             self.memory, DEVICE, Rate(None, 1 << 20), window=WINDOW, rng=random.Random(0)
         )

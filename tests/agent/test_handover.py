@@ -32,13 +32,15 @@ def site(bundle_path: Path, *, benign: int, others: int, seed: int = 0) -> list[
     rng = np.random.default_rng(seed)
     quiet, found = manifest.labels.index(BENIGN), []
     for part in range(2):
-        picks = np.stack([rng.integers(0, len(f.phrases), 40) for f in template.fields], axis=1)
+        phrase_ids = np.stack(
+            [rng.integers(0, len(f.phrases), 40) for f in template.fields], axis=1
+        )
         labels = np.where(np.arange(40) < 20, quiet, (quiet + 1 + part) % len(manifest.labels))
         weights = np.zeros(40, np.int64)
         for rows, flows in ((slice(0, 20), benign // 2), (slice(20, 40), others // 2)):
             weights[rows] = np.bincount(rng.integers(0, 20, flows), minlength=20)
         kept = weights > 0
-        found.append((picks[kept].astype(np.uint16), labels[kept], weights[kept]))
+        found.append((phrase_ids[kept].astype(np.uint16), labels[kept], weights[kept]))
     return found
 
 
@@ -61,18 +63,18 @@ def test_enough_flows_of_the_site_set_its_thresholds(edge_bundle: Path, tmp_path
     assert manifest.temperature != before.temperature
     assert manifest.novelty == before.novelty
     # By hand: every flow for itself.
-    picks, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    flows = np.repeat(np.arange(len(picks)), weights)
-    logits, _ = detector.answers(picks)
+    phrase_ids, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    flows = np.repeat(np.arange(len(phrase_ids)), weights)
+    logits, _ = detector.answers(phrase_ids)
     assert manifest.temperature == pytest.approx(
         temperature_for(logits[flows], labels[flows]), rel=1e-4
     )
-    verdicts = detector.judge(picks)
+    verdicts = detector.judge(phrase_ids)
     benign = [verdicts[f].alarm for f in flows if labels[f] == manifest.labels.index(BENIGN)]
     assert len(benign) == 1000
     assert sum(benign) / 1000 == manifest.alarm.share <= 0.0025
     sure = np.array([verdict.probability for verdict in verdicts])
-    expected = reference(picks[flows], detector.template, sure[flows])
+    expected = reference(phrase_ids[flows], detector.template, sure[flows])
     assert manifest.reference is not None
     assert manifest.reference.flows == 1800
     for name, shares in expected.fields.items():
@@ -161,8 +163,10 @@ def test_trained_weights_become_a_graph(edge_bundle: Path, tmp_path: Path) -> No
     assert manifest.provenance["fleet"]["version"] == 3
     assert manifest.alarm.flows == 1000
     before, after = Detector.load(edge_bundle, threads=1), Detector.load(out, threads=1)
-    picks = batches[0][0]
-    assert after.answers(picks)[0] == pytest.approx(before.answers(picks)[0] + 1.5, abs=1e-3)
+    phrase_ids = batches[0][0]
+    assert after.answers(phrase_ids)[0] == pytest.approx(
+        before.answers(phrase_ids)[0] + 1.5, abs=1e-3
+    )
     del tensors["score.bias"]
     with pytest.raises(GradsenseError, match="not of this run"):
         hand_over_weights(model_dir, out, model, batches=batches, run="r")

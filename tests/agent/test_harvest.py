@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gradsense.agent import labelling as module
 from gradsense.agent.label_rules import Rule, Rules
-from gradsense.agent.labelling import Batcher, Gathered, Harvest, find_logs
+from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
 from gradsense.data.datasets.labels import class_numbers
@@ -26,7 +26,7 @@ from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import Group
-from gradsense.gateway.store import Batch, Journal
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.prompts.templates import get_template
 from tests.support.sample_alerts import sample
 
@@ -74,7 +74,7 @@ def rows(gathered: Gathered) -> Rows:
     """(prompt, label) to its flows; each stands there once."""
     keys = [
         (pick.tobytes(), label)
-        for pick, label in zip(gathered.picks, gathered.labels.tolist(), strict=True)
+        for pick, label in zip(gathered.phrase_ids, gathered.labels.tolist(), strict=True)
     ]
     assert len(set(keys)) == len(keys)
     return Counter(dict(zip(keys, gathered.weights.tolist(), strict=True)))
@@ -82,8 +82,8 @@ def rows(gathered: Gathered) -> Rows:
 
 def in_data_set(dataset: Dataset) -> Rows:
     numbers = class_numbers(dataset.flows, dataset.classes).tolist()
-    picks = TEMPLATE.indices(dataset.flows)
-    return Counter((pick.tobytes(), label) for pick, label in zip(picks, numbers, strict=True))
+    phrase_ids = TEMPLATE.indices(dataset.flows)
+    return Counter((pick.tobytes(), label) for pick, label in zip(phrase_ids, numbers, strict=True))
 
 
 def flows_of(log: Path) -> pl.DataFrame:
@@ -96,7 +96,7 @@ def flows_of(log: Path) -> pl.DataFrame:
 def test_labelled_logs_give_what_the_data_set_holds(fleet: Path, dataset: Dataset) -> None:
     whole = together(drain(Harvest(TEMPLATE, dataset.classes, logs=[fleet])))
     assert rows(whole) == in_data_set(dataset)
-    assert whole.picks.dtype == np.uint16
+    assert whole.phrase_ids.dtype == np.uint16
     assert whole.counts == {"flows": dataset.flows.height, "labelled:log": dataset.flows.height}
     assert set(whole.places) == {str(capture.path) for capture in dataset.captures}
 
@@ -114,7 +114,7 @@ def test_every_flow_is_read_once_whatever_is_killed(
         lives += 1
         assert lives < 500
         harvest = Harvest(TEMPLATE, dataset.classes, logs=[fleet], places=places)
-        batcher = Batcher(most_rows=40, settle_s=1e9)
+        batcher = BatchBuilder(most_rows=40, settle_s=1e9)
         for _ in range(rng.integers(1, 12)):  # and then it is killed, with what it holds
             gathered = harvest.step(final=True)
             if gathered is not None:
@@ -142,9 +142,9 @@ def test_a_log_that_grows_is_read_as_it_grows(
             file.writelines(written[start : start + 17])
         steps += drain(harvest, final=False)
     first = dataset.flows.filter(pl.col("capture") == dataset.captures[0].name)
-    picks, numbers = TEMPLATE.indices(first), class_numbers(first, dataset.classes).tolist()
+    phrase_ids, numbers = TEMPLATE.indices(first), class_numbers(first, dataset.classes).tolist()
     assert rows(together(steps)) == Counter(
-        (pick.tobytes(), label) for pick, label in zip(picks, numbers, strict=True)
+        (pick.tobytes(), label) for pick, label in zip(phrase_ids, numbers, strict=True)
     )
 
 
@@ -215,7 +215,7 @@ def test_the_label_of_the_log_goes_before_a_rule(fleet: Path, dataset: Dataset) 
 def test_without_labels_only_the_place_moves_on(plain: Path) -> None:
     whole = together(drain(Harvest(TEMPLATE, ("Benign",), logs=[plain])))
     assert len(whole) == 0
-    assert whole.picks.shape == (0, WIDTH)
+    assert whole.phrase_ids.shape == (0, WIDTH)
     assert list(whole.places) == [str(plain)]
 
 
@@ -240,7 +240,7 @@ def prompt(number: int) -> bytes:
     return np.array([number % 2] * WIDTH, np.uint16).tobytes()
 
 
-def ring(journal: Journal, name: str, prompts: dict[bytes, int]) -> Alert:
+def ring(journal: GatewayStore, name: str, prompts: dict[bytes, int]) -> Alert:
     """An alert with these prompts, and how many flows read so."""
     alert = sample(id=name, state="closed")
     group = Group(
@@ -248,7 +248,7 @@ def ring(journal: Journal, name: str, prompts: dict[bytes, int]) -> Alert:
         seen=0.0, told=0.0, why=(), example=alert.example,
         prompts={body.hex(): flows for body, flows in prompts.items()},
     )  # fmt: skip
-    journal.commit(Batch(messages=[alert], groups=[group]))
+    journal.commit(StoreBatch(messages=[alert], groups=[group]))
     return alert
 
 
@@ -262,7 +262,7 @@ def test_a_word_is_taken_once(tmp_path: Path) -> None:
     harvest = by_feedback(tmp_path / "watch")
     assert harvest.step() is None, "nobody watches yet"
     assert not (tmp_path / "watch").exists()
-    journal = Journal(tmp_path / "watch")  # exclusively, as the watch has it
+    journal = GatewayStore(tmp_path / "watch")  # exclusively, as the watch has it
     alert = ring(journal, "a1", {prompt(0): 3, prompt(1): 2})
     assert harvest.step() is None
     journal.judge(alert, "DDoS", 1.0)
@@ -279,7 +279,7 @@ def test_a_word_is_taken_once(tmp_path: Path) -> None:
 
 
 def test_a_word_that_changes_after_it_was_taken_is_only_counted(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = GatewayStore(tmp_path)
     alert = ring(journal, "a1", {prompt(0): 3})
     harvest = by_feedback(tmp_path)
     for at, word in enumerate(["DDoS", "DDoS", "Malicious", "Benign"]):
@@ -296,7 +296,7 @@ def test_a_word_that_changes_after_it_was_taken_is_only_counted(tmp_path: Path) 
 
 
 def test_a_word_that_could_not_be_used_may_be_mended(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = GatewayStore(tmp_path)
     alert = ring(journal, "a1", {prompt(0): 3})
     journal.judge(alert, "Malicious", 1.0)
     harvest = by_feedback(tmp_path)
@@ -308,7 +308,7 @@ def test_a_word_that_could_not_be_used_may_be_mended(tmp_path: Path) -> None:
 
 
 def test_prompts_of_another_template_are_counted(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = GatewayStore(tmp_path)
     beyond = np.full(WIDTH, 60_000, np.uint16).tobytes()
     alert = ring(journal, "a1", {b"\0\0": 1, b"\0": 4, beyond: 2, prompt(1): 5})
     journal.judge(alert, "Benign", 1.0)
@@ -318,7 +318,7 @@ def test_prompts_of_another_template_are_counted(tmp_path: Path) -> None:
 
 
 def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = GatewayStore(tmp_path)
     for number in range(3):
         alert = ring(journal, f"a{number}", {prompt(number): 1})
         journal.judge(alert, "Benign", float(number))
@@ -351,14 +351,14 @@ def gathered(*numbers: int, place: int = 0, label: int = 0) -> Gathered:
 
 
 def test_a_batch_is_due_when_it_is_large_or_old() -> None:
-    batcher = Batcher(most_rows=3, settle_s=60)
+    batcher = BatchBuilder(most_rows=3, settle_s=60)
     assert batcher.take(0) is None
     batcher.add(gathered(5, 4, place=1), 10.0)
     assert batcher.take(69.9) is None
     batcher.add(gathered(5, place=2), 69.0)
     old = batcher.take(70.0)
     assert old is not None
-    assert old.picks.tolist() == [[4], [5]]
+    assert old.phrase_ids.tolist() == [[4], [5]]
     assert old.weights.tolist() == [1, 2]
     assert (old.places, old.taken, old.counts) == ({"log": 2}, b"2", {"flows": 3})
     assert batcher.take(1000.0) is None, "it was given out"
@@ -366,13 +366,13 @@ def test_a_batch_is_due_when_it_is_large_or_old() -> None:
     batcher.add(gathered(1, label=1), 1000.0)
     large = batcher.take(1000.0)
     assert large is not None
-    assert list(zip(large.picks[:, 0].tolist(), large.labels.tolist(), strict=True)) == [
+    assert list(zip(large.phrase_ids[:, 0].tolist(), large.labels.tolist(), strict=True)) == [
         (1, 0), (1, 1), (2, 0),
     ]  # fmt: skip
 
 
 def test_a_place_moves_on_though_nothing_was_labelled() -> None:
-    batcher = Batcher()
+    batcher = BatchBuilder()
     batcher.add(gathered(place=7), 0.0)
     batch = batcher.take(0.0, final=True)
     assert batch is not None
@@ -381,7 +381,7 @@ def test_a_place_moves_on_though_nothing_was_labelled() -> None:
 
 
 def test_without_settling_every_step_is_a_batch() -> None:
-    batcher = Batcher(settle_s=0)
+    batcher = BatchBuilder(settle_s=0)
     batcher.add(gathered(1), 5.0)
     assert batcher.take(5.0) is not None
 
@@ -389,12 +389,12 @@ def test_without_settling_every_step_is_a_batch() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 5), unique=True), max_size=8), st.integers(1, 6))
 def test_batching_loses_and_doubles_nothing(steps: list[list[int]], most_rows: int) -> None:
-    batcher = Batcher(most_rows=most_rows, settle_s=3)
+    batcher = BatchBuilder(most_rows=most_rows, settle_s=3)
     out: Counter[int] = Counter()
     for now, step in enumerate(steps):
         batcher.add(gathered(*step), float(now))
         batch = batcher.take(float(now), final=now == len(steps) - 1)
         if batch is not None:
-            pairs = zip(batch.picks[:, 0].tolist(), batch.weights.tolist(), strict=True)
+            pairs = zip(batch.phrase_ids[:, 0].tolist(), batch.weights.tolist(), strict=True)
             out.update(dict(pairs))
     assert out == Counter(number for step in steps for number in step)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gradsense.agent.limits import Interrupted, Limits, Machine, Throttle, TooMuchMemory
+from gradsense.agent.limits import Host, Interrupted, ResourceLimits, Throttle, TooMuchMemory
 
 
-class Bench(Machine):
+class Bench(Host):
     """A machine and its clock. Sleeping moves the clock and nothing else."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Bench(Machine):
 
     def throttle(self, wanted: Callable[[], bool] = lambda: False, **limits: float) -> Throttle:
         return Throttle(
-            Limits.model_validate(limits),
+            ResourceLimits.model_validate(limits),
             wanted=wanted,
             machine=self,
             clock=lambda: self.now,
@@ -105,7 +105,10 @@ def test_no_sensor_and_no_limit_mean_no_pause() -> None:
     bench.throttle().between()
     bench.degrees = lambda: 150.0
     throttle = Throttle(
-        Limits(temperature_c=None), machine=bench, clock=lambda: bench.now, sleep=bench.sleep
+        ResourceLimits(temperature_c=None),
+        machine=bench,
+        clock=lambda: bench.now,
+        sleep=bench.sleep,
     )
     throttle.between()
     assert bench.now == 0
@@ -156,7 +159,7 @@ def test_what_linux_says_is_read(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    machine = Machine(tmp_path)
+    machine = Host(tmp_path)
     assert machine.resident_mb() is None
     assert machine.available_mb() is None
     assert machine.temperature_c() is None
@@ -171,7 +174,7 @@ def test_what_linux_says_is_read(tmp_path: Path) -> None:
 
 
 def test_this_machine_says_something() -> None:
-    machine = Machine()
+    machine = Host()
     assert (machine.resident_mb() or 0) > 10
     assert machine.cpu_s() > 0
 
@@ -180,9 +183,9 @@ def test_a_process_lowers_its_own_priority(tmp_path: Path) -> None:
     (tmp_path / "proc" / "self").mkdir(parents=True)
     code = (
         "import os, sys; from pathlib import Path\n"
-        "from gradsense.agent.limits import Limits, lower_priority\n"
+        "from gradsense.agent.limits import ResourceLimits, lower_priority\n"
         "before = os.nice(0)\n"
-        "lower_priority(Limits(nice=3), Path(sys.argv[1]))\n"
+        "lower_priority(ResourceLimits(nice=3), Path(sys.argv[1]))\n"
         "assert os.nice(0) == min(before + 3, 19), os.nice(0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -195,4 +198,4 @@ def test_a_process_lowers_its_own_priority(tmp_path: Path) -> None:
 )
 def test_limits_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        Limits.model_validate(wrong)
+        ResourceLimits.model_validate(wrong)

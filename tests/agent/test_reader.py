@@ -68,9 +68,9 @@ def by_torch(model_dir: Path, batches: list[Rows]) -> LocalLearner:
     )
     bounds = np.cumsum([0, *(int(weights.sum()) for _, _, weights in batches)]).tolist()
     trainer = InOrder(classifier, bounds=bounds)
-    picks, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    distinct, index = np.unique(picks, axis=0, return_inverse=True)
-    flows = np.repeat(np.arange(len(picks)), weights)
+    phrase_ids, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
+    distinct, index = np.unique(phrase_ids, axis=0, return_inverse=True)
+    flows = np.repeat(np.arange(len(phrase_ids)), weights)
     examples = Examples(
         classifier.encode(classifier.template.texts(distinct)),
         torch.from_numpy(index.reshape(-1)[flows]),

@@ -157,7 +157,7 @@ def test_a_rule_matches_what_it_was_made_for(made: tuple[dict[str, Any], dict[st
 
 
 def test_a_file_is_read_as_docs_show_it(tmp_path: Path) -> None:
-    doc = Path(__file__).parents[3] / "docs" / "rules.md"
+    doc = Path(__file__).parents[2] / "docs" / "rules.md"
     example = "\n".join(
         line.removeprefix("    ")
         for line in doc.read_text().splitlines()

@@ -8,29 +8,29 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsense.agent.store import NO_MODEL, Memory, MemoryFull
+from gradsense.agent.store import NO_MODEL, AgentStore, MemoryFull
 from gradsense.agent.uplink import Uplink
-from gradsense.transport.chunks import Ask, Chunk, Resume, message_id
-from gradsense.transport.messages import Letter, Message, read
+from gradsense.transport.chunks import Chunk, Resume, ResumeRequest, message_id
+from gradsense.transport.messages import Message, SignedMessage, read
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
-from gradsense.transport.protocol import Origin, describe
+from gradsense.transport.protocol import MessageHeader, describe
 from gradsense.transport.signing import sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BODY = bytes(range(100))
 
 
-def letter(sequence: int, chunks: int) -> Letter:
-    origin = Origin("update", "plant", "gate", sequence, *NO_MODEL)
-    return Letter(sign(describe(origin, BODY, chunks=chunks), KEY), BODY)
+def letter(sequence: int, chunks: int) -> SignedMessage:
+    origin = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
+    return SignedMessage(sign(describe(origin, BODY, chunks=chunks), KEY), BODY)
 
 
-def make(memory: Memory, sequence: int, chunks: int = 1) -> None:
+def make(memory: AgentStore, sequence: int, chunks: int = 1) -> None:
     memory.save(({"sequence": sequence}, {}), letter=letter(sequence, chunks))
 
 
-def uplink(memory: Memory, rate: Rate | None = None, window: int = 4) -> Uplink:
+def uplink(memory: AgentStore, rate: Rate | None = None, window: int = 4) -> Uplink:
     return Uplink(
         memory,
         KEY,
@@ -60,12 +60,12 @@ def resume(sequence: int, chunks: int, *missing: int) -> Resume:
 
 
 @pytest.fixture
-def memory(tmp_path: Path) -> Memory:
-    return Memory(tmp_path)
+def memory(tmp_path: Path) -> AgentStore:
+    return AgentStore(tmp_path)
 
 
 @pytest.fixture
-def link(memory: Memory) -> Uplink:
+def link(memory: AgentStore) -> Uplink:
     """Connected at 0, with an empty outbox."""
     found = uplink(memory)
     found.on_connect(0)
@@ -78,7 +78,7 @@ def test_nothing_to_say(link: Uplink) -> None:
     assert due(link, 0) == []
 
 
-def test_nothing_is_sent_without_a_link(memory: Memory) -> None:
+def test_nothing_is_sent_without_a_link(memory: AgentStore) -> None:
     make(memory, 1)
     link = uplink(memory)
     assert link.wake_at(0) is None
@@ -89,7 +89,7 @@ def test_nothing_is_sent_without_a_link(memory: Memory) -> None:
 
 
 def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
-    link: Uplink, memory: Memory
+    link: Uplink, memory: AgentStore
 ) -> None:
     make(memory, 1)
     make(memory, 2)
@@ -109,7 +109,7 @@ def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
     assert link.counts == {"chunks": 2, "old-acks": 2}
 
 
-def test_patience_doubles_up_to_a_minute(link: Uplink, memory: Memory) -> None:
+def test_patience_doubles_up_to_a_minute(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1)
     assert due(link, 0) == [0]
     at = 0
@@ -121,7 +121,7 @@ def test_patience_doubles_up_to_a_minute(link: Uplink, memory: Memory) -> None:
     assert link.counts["repeats"] == 6
 
 
-def test_patience_begins_when_the_broker_has_all(link: Uplink, memory: Memory) -> None:
+def test_patience_begins_when_the_broker_has_all(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1)
     assert due(link, 0) == [0]
     assert due(link, 5, unacked=1) == [], "a slow link is still busy with it"
@@ -129,7 +129,7 @@ def test_patience_begins_when_the_broker_has_all(link: Uplink, memory: Memory) -
     assert due(link, 10) == [0]
 
 
-def test_news_from_the_coordinator_make_it_try_at_once(link: Uplink, memory: Memory) -> None:
+def test_news_from_the_coordinator_make_it_try_at_once(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1)
     due(link, 0)
     due(link, 5)
@@ -143,7 +143,7 @@ def test_news_from_the_coordinator_make_it_try_at_once(link: Uplink, memory: Mem
 
 
 @pytest.mark.parametrize("event", ["connected", "acknowledged"])
-def test_patience_begins_anew(link: Uplink, memory: Memory, event: str) -> None:
+def test_patience_begins_anew(link: Uplink, memory: AgentStore, event: str) -> None:
     make(memory, 1)
     make(memory, 2)
     due(link, 0)
@@ -157,7 +157,7 @@ def test_patience_begins_anew(link: Uplink, memory: Memory, event: str) -> None:
     assert link.wake_at(6) == 11
 
 
-def test_chunks_within_the_window(link: Uplink, memory: Memory) -> None:
+def test_chunks_within_the_window(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=7)
     assert due(link, 0) == [0, 1, 2, 3]
     assert due(link, 0, unacked=4) == []
@@ -167,13 +167,13 @@ def test_chunks_within_the_window(link: Uplink, memory: Memory) -> None:
     assert link.wake_at(2) == 7
 
 
-def test_of_an_unanswered_long_update_it_asks(link: Uplink, memory: Memory) -> None:
+def test_of_an_unanswered_long_update_it_asks(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=4)
     assert due(link, 0) == [0, 1, 2, 3]
     (message,) = link.due(5, connected=True, unacked=0)
     found = read(message, lambda topic: KEY.public_key())
     assert (found.topic.kind, found.properties.origin.sequence) == ("ask", 1)
-    assert Ask.parse(found.body) == Ask(message_id(letter(1, 4).properties), 4)
+    assert ResumeRequest.parse(found.body) == ResumeRequest(message_id(letter(1, 4).properties), 4)
     link.on_resume(resume(1, 4, 1, 3), 6)
     assert due(link, 6) == [1, 3]
     link.on_resume(resume(1, 4, 1, 3), 7)
@@ -182,7 +182,7 @@ def test_of_an_unanswered_long_update_it_asks(link: Uplink, memory: Memory) -> N
     assert link.counts == {"chunks": 6, "asks": 2, "repeats": 2, "other-resumes": 1}
 
 
-def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: Memory) -> None:
+def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=2)
     due(link, 0)
     assert due(link, 5) == ["ask"]
@@ -193,7 +193,7 @@ def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: Memory) -> 
 
 
 @pytest.mark.parametrize("other", [resume(2, 4, 0), resume(1, 2, 0)], ids=["update", "count"])
-def test_an_answer_about_another_message(link: Uplink, memory: Memory, other: Resume) -> None:
+def test_an_answer_about_another_message(link: Uplink, memory: AgentStore, other: Resume) -> None:
     make(memory, 1, chunks=4)
     due(link, 0)
     due(link, 5)
@@ -213,7 +213,7 @@ class Gate(Rate):
         return not self.shut and super().take(size, now)
 
 
-def test_a_late_answer_takes_the_place_of_a_question_not_yet_sent(memory: Memory) -> None:
+def test_a_late_answer_takes_the_place_of_a_question_not_yet_sent(memory: AgentStore) -> None:
     make(memory, 1, chunks=4)
     gate = Gate(None, 1)
     link = uplink(memory, gate)
@@ -226,7 +226,7 @@ def test_a_late_answer_takes_the_place_of_a_question_not_yet_sent(memory: Memory
     assert due(link, 6) == [2]
 
 
-def test_what_waits_is_signed_with_the_key_of_today(memory: Memory) -> None:
+def test_what_waits_is_signed_with_the_key_of_today(memory: AgentStore) -> None:
     make(memory, 1, chunks=2)
     today = Ed25519PrivateKey.from_private_bytes(bytes(32))
     link = Uplink(memory, today, Rate(None, 1), rng=random.Random(0))
@@ -240,7 +240,7 @@ def test_what_waits_is_signed_with_the_key_of_today(memory: Memory) -> None:
 
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_after_a_break_a_short_one_is_sent_again_and_a_long_one_asked_for(
-    link: Uplink, memory: Memory, chunks: int
+    link: Uplink, memory: AgentStore, chunks: int
 ) -> None:
     make(memory, 1, chunks)
     due(link, 0)
@@ -251,7 +251,7 @@ def test_after_a_break_a_short_one_is_sent_again_and_a_long_one_asked_for(
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_so_does_a_new_process(memory: Memory, chunks: int) -> None:
+def test_so_does_a_new_process(memory: AgentStore, chunks: int) -> None:
     make(memory, 1, chunks)
     make(memory, 2, chunks)
     link = uplink(memory)
@@ -261,7 +261,7 @@ def test_so_does_a_new_process(memory: Memory, chunks: int) -> None:
     assert due(link, 0) == list(range(chunks)), "of the second nothing can have been sent"
 
 
-def test_a_break_before_anything_was_sent_asks_nothing(link: Uplink, memory: Memory) -> None:
+def test_a_break_before_anything_was_sent_asks_nothing(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=2)
     assert link.wake_at(0) == 0
     link.on_disconnect()
@@ -269,7 +269,7 @@ def test_a_break_before_anything_was_sent_asks_nothing(link: Uplink, memory: Mem
     assert due(link, 2) == [0, 1]
 
 
-def test_a_break_in_the_middle_forgets_answers_to_come(link: Uplink, memory: Memory) -> None:
+def test_a_break_in_the_middle_forgets_answers_to_come(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=4)
     due(link, 0)
     assert due(link, 5) == ["ask"]
@@ -279,7 +279,7 @@ def test_a_break_in_the_middle_forgets_answers_to_come(link: Uplink, memory: Mem
     assert due(link, 6) == ["ask"], "what was asked on the old link is asked again"
 
 
-def test_no_more_bytes_than_the_link_may_carry(memory: Memory) -> None:
+def test_no_more_bytes_than_the_link_may_carry(memory: AgentStore) -> None:
     make(memory, 1, chunks=4)
     every = uplink(memory)
     every.on_connect(0)
@@ -298,7 +298,7 @@ def test_no_more_bytes_than_the_link_may_carry(memory: Memory) -> None:
 
 
 def test_an_acknowledgement_that_cannot_be_noted_comes_again(
-    link: Uplink, memory: Memory, monkeypatch: pytest.MonkeyPatch
+    link: Uplink, memory: AgentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(memory, 1)
     due(link, 0)
@@ -314,7 +314,9 @@ def test_an_acknowledgement_that_cannot_be_noted_comes_again(
     assert link.on_ack(Ack(1))
 
 
-def test_a_refusal_and_what_the_client_makes_of_it_are_one(link: Uplink, memory: Memory) -> None:
+def test_a_refusal_and_what_the_client_makes_of_it_are_one(
+    link: Uplink, memory: AgentStore
+) -> None:
     make(memory, 1)
     assert link.on_ack(Ack(1, "unknown-base"), client=({"sequence": 1, "told": 0}, {}))
     assert memory.client() == ({"sequence": 1, "told": 0}, {})

@@ -273,7 +273,11 @@ def test_a_damaged_authority_is_named_and_not_quoted(gradsense: Command, root: P
 def test_without_the_library_it_says_how_to_get_it(
     gradsense: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("gradsense.cloud.")]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith(("gradsense.fleet.", "gradsense.coordinator."))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     outcome = gradsense("fleet", "init", "--fleet", tmp_path / "new")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
+from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.detector import Detector
 
 Command = Callable[..., object]
@@ -52,7 +52,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[uvicorn.Config]:
         labels=("Benign", "C&C"),
         template=TemplateName(name="context", version=1),
         tokens=Tokens(kind="words", max_tokens=19),
-        alarm=Threshold(value=0.5, share=0.0, flows=0, source="test"),
+        alarm=BundleThreshold(value=0.5, share=0.0, flows=0, source="test"),
         files={},
     )
     detector = SimpleNamespace(manifest=manifest, judge_texts=lambda texts: [])

@@ -13,8 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gradsense.coordinator import exporter
-from gradsense.coordinator.journal import Ledger, LedgerFull
-from gradsense.coordinator.service import Process, read_status
+from gradsense.coordinator.journal import JournalFull, RunJournal
+from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
@@ -39,7 +39,7 @@ def job(run: str) -> Job:
     return Job(run=run, strategy="fedavg", labels=("no", "yes"))
 
 
-def told(process: Process, run: str) -> dict[str, object]:
+def told(process: CoordinatorService, run: str) -> dict[str, object]:
     found: dict[str, object] = process.told["runs"].get(run, {})
     return found
 
@@ -81,19 +81,19 @@ def test_a_full_disk_stops_it_and_loses_nothing(
 ) -> None:
     monkeypatch.setattr("gradsense.coordinator.service._RETRY_S", 0.05)
     new_run(broker.fleet, job("porch"), START)
-    commit = Ledger.commit
+    commit = RunJournal.commit
     with working(broker.fleet) as process:
         cam = Teller(broker, "porch", "cam")
         eventually(lambda: told(process, "porch").get("online") == 1)
 
-        def full(self: Ledger, batch: object) -> None:
-            raise LedgerFull("no room") from sqlite3.OperationalError("disk is full")
+        def full(self: RunJournal, batch: object) -> None:
+            raise JournalFull("no room") from sqlite3.OperationalError("disk is full")
 
-        monkeypatch.setattr(Ledger, "commit", full)
+        monkeypatch.setattr(RunJournal, "commit", full)
         cam.say(cam.sent(said("cam", 1.0), BASE))
         eventually(lambda: process.counts["stalls"] >= 3)
         assert cam.arrivals.empty(), "nothing was acknowledged"
-        monkeypatch.setattr(Ledger, "commit", commit)
+        monkeypatch.setattr(RunJournal, "commit", commit)
         assert cam.hear().refusal == ""
         eventually(lambda: told(process, "porch").get("version") == 1)
         assert told(process, "porch")["updates"] == 1
@@ -144,4 +144,4 @@ def test_prometheus_can_read_it(broker: TlsBroker) -> None:
 def test_one_coordinator_a_fleet(broker: TlsBroker) -> None:
     new_run(broker.fleet, job("porch"), START)
     with working(broker.fleet), pytest.raises(InputError, match="another coordinator"):
-        Process(broker.fleet, rng=random.Random(0))
+        CoordinatorService(broker.fleet, rng=random.Random(0))

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.coordinator.journal import Ledger
+from gradsense.coordinator.journal import RunJournal
 from tests.support import crash_child
 from tests.support.toy_fleet import open_run
 
 STRATEGIES = ("gsfs:share=1.0:deadline_s=1000", "fedbuff:updates=3")
-TESTS = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 #: Place, when, at which call. The first call of ``commit`` and ``out`` is the devices' coming.
 WORST = [
     ("fsync", "before", 1),  # the model's file has no bytes for certain
@@ -53,7 +53,7 @@ class Child:
         command = [sys.executable, script, self.strategy, str(self.folder), str(self.told)]
         return subprocess.Popen(
             [*command, *map(str, kill)],
-            env=os.environ | {"PYTHONPATH": str(TESTS)},
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
         )
 
@@ -81,7 +81,7 @@ def check(child: Child, undisturbed: Child) -> None:
     assert (killed.updates, killed.refused) == (count - refused, {"bad-sample-count": refused})
     for run in runs:
         run.close()
-    ledger = Ledger(child.folder)
+    ledger = RunJournal(child.folder)
     decided = Counter(
         (event.device, str(event.sequence), event.refusal)
         for event in ledger.events(0)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.coordinator import journal as ledgers
-from gradsense.coordinator.journal import Ledger, LedgerFull
+from gradsense.coordinator.journal import JournalFull, RunJournal
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.snapshots import load
 from gradsense.errors import InputError, UpdateRefused
@@ -23,7 +23,7 @@ from gradsense.federation.strategies import get_strategy
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS
 from gradsense.transport import payloads
 from gradsense.transport.messages import Message, messages, read, unsealed
-from gradsense.transport.protocol import Limits, describe
+from gradsense.transport.protocol import SizeLimits, describe
 from gradsense.transport.reassembly import Quota
 from gradsense.transport.signing import sign
 from tests.support.toy_fleet import (
@@ -130,7 +130,7 @@ def test_bodies_go_once_they_are_aggregated(tmp_path: Path) -> None:
         speak(run, *sent(update("a", delta={"w": ONE}), base))
         speak(run, *sent(update("b", delta={"w": ONE}), base))
         run.close()
-        ledger = Ledger(folder)
+        ledger = RunJournal(folder)
         bodies = [event.body for event in ledger.events(0) if event.kind == "update"]
         assert [one is not None for one in bodies] == [keep, keep]
         ledger.close()
@@ -365,7 +365,7 @@ def test_what_the_rules_refuse(tmp_path: Path, name: str) -> None:
 
 def test_bodies_that_are_none(tmp_path: Path) -> None:
     bomb = payloads.compress(bytes(1 << 20))
-    options = {"limits": Limits(body=4096, raw=1 << 16)}
+    options = {"limits": SizeLimits(body=4096, raw=1 << 16)}
     good = payloads.pack_update(update("a", delta={"w": ONE}))
     other = payloads.pack_update(update("b", delta={"w": ONE}))
     cases = {
@@ -461,7 +461,7 @@ def test_a_full_disk_takes_nothing_in_and_passes(tmp_path: Path) -> None:
     run._ledger._db.execute(f"PRAGMA max_page_count={pages}")
     crowd = [status(f"device-{number:064d}"[:60] + str(number)) for number in range(300)]
     other = sent(update("b", delta={"w": TWO}), base)
-    with pytest.raises(LedgerFull):
+    with pytest.raises(JournalFull):
         speak(run, *crowd, *other)
     assert replace(run.status(), journal_bytes=0) == replace(before, journal_bytes=0)
     run._ledger._db.execute("PRAGMA max_page_count=1000000")
@@ -478,7 +478,7 @@ def test_no_room_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     with monkeypatch.context() as patch:
         patch.setattr("gradsense.coordinator.snapshots.os.fsync", full)
-        with pytest.raises(LedgerFull, match="No space left"):
+        with pytest.raises(JournalFull, match="No space left"):
             speak(run, *mine)
     assert (run.status().version, run.status().updates) == (0, 0)
     assert models(speak(run, *mine))[0].version == 1
@@ -646,7 +646,7 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
 def test_a_snapshot_has_the_server_in_float64(tmp_path: Path) -> None:
     start = {HEAD_WEIGHT: np.zeros((2, 3), np.float32), HEAD_BIAS: np.zeros(2, np.float32)}
     new_run(tmp_path, start, strategy="gsfs").close()
-    ledger = Ledger(tmp_path)
+    ledger = RunJournal(tmp_path)
     newest = ledger.newest()
     groups = load(tmp_path / "models" / str(newest.file), str(newest.file_sha256))
     assert groups["server"][MOMENTS].dtype == np.float64

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import Faults
+from gradsense.data.sources.cells import CellErrors
 from gradsense.data.sources.lines import Lines
 from gradsense.data.sources.suricata import OTHER_EVENT, EveParser, eve_row
 from gradsense.data.tally import Tally
@@ -59,7 +59,7 @@ def line(record: Any) -> bytes:
 
 
 def parse(*lines: bytes) -> tuple[pl.DataFrame, Tally]:
-    faults, tally = Faults(), Tally()
+    faults, tally = CellErrors(), Tally()
     calls = EveParser().plan(Lines(b"".join(each + b"\n" for each in lines), 1), faults)
     frame = pl.concat([call() for call in calls])
     faults.into(tally, Path("eve.json"))

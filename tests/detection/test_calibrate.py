@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gradsense.data.sources.zeek import read_conn
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
-from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
+from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.calibrate import MARGIN, Traffic, calibrate, log_odds, read
 from gradsense.detection.detector import Detector
 from gradsense.errors import InputError
@@ -33,8 +33,8 @@ class Graph:
             labels=("Benign", "A", "B"),
             template=TemplateName(name="context", version=1),
             tokens=Tokens(kind="words", max_tokens=19),
-            alarm=Threshold(value=0.5, share=0.001, flows=9, source="training"),
-            novelty=Threshold(value=-1.0, share=0.005, flows=9, source="training"),
+            alarm=BundleThreshold(value=0.5, share=0.001, flows=9, source="training"),
+            novelty=BundleThreshold(value=-1.0, share=0.005, flows=9, source="training"),
             provenance={"base": "nano"},
             files={},
         ).model_copy(update=changed)
@@ -42,15 +42,15 @@ class Graph:
         self.logits = np.array([[0.0, x - np.log(2), x - np.log(2)] for x in odds], np.float32)
         self.novelty = None if novelty is None else np.array(novelty, np.float32)
 
-    def answers(self, picks: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        rows = picks[:, 3]  # the responder's port has enough phrases to number flows
+    def answers(self, phrase_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = phrase_ids[:, 3]  # the responder's port has enough phrases to number flows
         return self.logits[rows], None if self.novelty is None else self.novelty[rows]
 
 
 def traffic(numbers: list[int], **more: Any) -> Traffic:
-    picks = np.zeros((len(numbers), len(TEMPLATE.fields)), np.uint16)
-    picks[:, 3] = numbers
-    return Traffic(picks, ("conn.log",), **more)
+    phrase_ids = np.zeros((len(numbers), len(TEMPLATE.fields)), np.uint16)
+    phrase_ids[:, 3] = numbers
+    return Traffic(phrase_ids, ("conn.log",), **more)
 
 
 def run(graph: Graph, numbers: list[int], share: float, **options: Any) -> Any:
@@ -180,7 +180,7 @@ def test_a_label_that_is_not_benign_is_left_out(captures: Path) -> None:
     benign = labels.count("benign")
     assert 0 < benign < len(labels)
     found = read([log], TEMPLATE)
-    assert (len(found.picks), found.left_out) == (benign, len(labels) - benign)
+    assert (len(found.phrase_ids), found.left_out) == (benign, len(labels) - benign)
     assert found.names == ("conn.log.labeled",)
     assert found.tally.read == len(labels)
 
@@ -189,15 +189,17 @@ def test_only_the_newest_flows_are_kept(captures: Path) -> None:
     log = next(captures.rglob("conn.log.labeled"))
     whole = read([log, log], TEMPLATE)
     some = read([log, log], TEMPLATE, most=50)
-    assert (len(some.picks), some.older) == (50, len(whole.picks) - 50)
-    np.testing.assert_array_equal(some.picks, whole.picks[-50:])
+    assert (len(some.phrase_ids), some.older) == (50, len(whole.phrase_ids) - 50)
+    np.testing.assert_array_equal(some.phrase_ids, whole.phrase_ids[-50:])
 
 
 def test_gzip_reads_the_same(captures: Path, tmp_path: Path) -> None:
     log = next(captures.rglob("conn.log.labeled"))
     packed = tmp_path / "conn.log.gz"
     packed.write_bytes(gzip.compress(log.read_bytes()))
-    np.testing.assert_array_equal(read([packed], TEMPLATE).picks, read([log], TEMPLATE).picks)
+    np.testing.assert_array_equal(
+        read([packed], TEMPLATE).phrase_ids, read([log], TEMPLATE).phrase_ids
+    )
 
 
 def test_no_flow_is_an_error(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_the_gateway_rings_as_calibrated(edge_bundle: Path, captures: Path, tmp_
     found = calibrate(detector, read([log], TEMPLATE), 0.05).manifest
     out = tmp_path / "edge"
     bundle.write(out, found, {name: edge_bundle / name for name in found.files})
-    here, picks = Detector.load(out, threads=1, cache=0), read([log], TEMPLATE).picks
-    said = [verdict.alarm for verdict in here.judge(picks)]
+    here, phrase_ids = Detector.load(out, threads=1, cache=0), read([log], TEMPLATE).phrase_ids
+    said = [verdict.alarm for verdict in here.judge(phrase_ids)]
     assert np.mean(said) == found.alarm.share <= 0.05
-    assert [here.judge(picks[row : row + 1])[0].alarm for row in range(50)] == said[:50]
+    assert [here.judge(phrase_ids[row : row + 1])[0].alarm for row in range(50)] == said[:50]

@@ -65,7 +65,7 @@ def test_without_context_the_flows_are_a_log_of_their_own(
 
 def test_the_cache_changes_nothing_but_the_work(edge_bundle: Path, flows: pl.DataFrame) -> None:
     with_it, without = Detector.load(edge_bundle), Detector.load(edge_bundle, cache=0)
-    distinct = len({row.tobytes() for row in with_it.picks(flows)})
+    distinct = len({row.tobytes() for row in with_it.phrase_ids(flows)})
     assert distinct < flows.height
     expected = without.predict(flows)
     assert (without.judged, without.inferred) == (flows.height, flows.height)
@@ -96,14 +96,16 @@ def test_it_knows_the_synthetic_world(detector: Detector, flows: pl.DataFrame) -
 
 
 def test_texts_are_judged_as_their_flows_are(detector: Detector, flows: pl.DataFrame) -> None:
-    picks = detector.picks(flows[:50])
-    assert same(detector.judge_texts(detector.template.texts(picks)), detector.judge(picks))
+    phrase_ids = detector.phrase_ids(flows[:50])
+    assert same(
+        detector.judge_texts(detector.template.texts(phrase_ids)), detector.judge(phrase_ids)
+    )
     with pytest.raises(ValueError, match="19 words"):
         detector.judge_texts(["p:tcp s:http"])
 
 
 def test_temperature_spreads_and_thresholds_decide(detector: Detector, flows: pl.DataFrame) -> None:
-    logits, _ = detector.answers(detector.picks(flows))
+    logits, _ = detector.answers(detector.phrase_ids(flows))
     hot = detector.manifest.model_copy(update={"temperature": 4.0})
     verdicts = Detector(hot, detector.template, detector._session, detector._encoder).predict(flows)
     scaled = np.exp(logits / 4 - (logits / 4).max(axis=1, keepdims=True))
@@ -117,19 +119,19 @@ def test_temperature_spreads_and_thresholds_decide(detector: Detector, flows: pl
 
 
 def test_reasons_are_what_the_verdict_loses(detector: Detector, flows: pl.DataFrame) -> None:
-    picks = detector.picks(flows)
-    row = next(n for n, verdict in enumerate(detector.judge(picks)) if verdict.alarm)
-    reasons = detector.explain(picks[row : row + 1], most=19)
+    phrase_ids = detector.phrase_ids(flows)
+    row = next(n for n, verdict in enumerate(detector.judge(phrase_ids)) if verdict.alarm)
+    reasons = detector.explain(phrase_ids[row : row + 1], most=19)
     assert reasons
     assert [one.weight for one in reasons] == sorted((o.weight for o in reasons), reverse=True)
     # By hand for the first: make its field unknown and look what the probability does.
     first = reasons[0]
     fields = list(detector.template.fields)
     place = [field.name for field in fields].index(first.field)
-    assert first.phrase == fields[place].phrases[picks[row, place]]
-    hidden = picks[row : row + 1].copy()
+    assert first.phrase == fields[place].phrases[phrase_ids[row, place]]
+    hidden = phrase_ids[row : row + 1].copy()
     hidden[0, place] = len(fields[place].phrases) - 1
-    logits, _ = detector.answers(np.concatenate([picks[row : row + 1], hidden]))
+    logits, _ = detector.answers(np.concatenate([phrase_ids[row : row + 1], hidden]))
     scaled = logits.astype(np.float64) / detector.manifest.temperature
     log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
     best = log_p[0].argmax()

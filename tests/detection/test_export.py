@@ -205,11 +205,11 @@ def test_a_subword_model_brings_its_tokenizer(tmp_path: Path) -> None:
     assert exported.manifest.verified["agreement"] == 1
     detector = Detector.load(tmp_path / "edge", threads=1)
     template = get_template("plain")
-    picks = template.indices(synthetic_sample(labelled=False).flows.head(40))
-    texts = template.texts(picks)
+    phrase_ids = template.indices(synthetic_sample(labelled=False).flows.head(40))
+    texts = template.texts(phrase_ids)
     assert len({len(text.split()) for text in texts}) > 1, "prompts are padded"
     said = answers(classifier, texts).logits
-    assert graph_answers(detector, picks).logits == pytest.approx(said, abs=1e-4)
+    assert graph_answers(detector, phrase_ids).logits == pytest.approx(said, abs=1e-4)
 
 
 # What is refused ----------------------------------------------------------------------------

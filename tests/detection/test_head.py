@@ -54,10 +54,10 @@ def test_the_detector_answers_by_the_new_head(
     fleet = {"fleet": {"version": 3}}
     written = with_head(source, tmp_path / "edge", head, {"provenance": fleet})
     detector = Detector.load(tmp_path / "edge", threads=1)
-    picks = some_picks(detector)
-    (features,) = opened.session.run(["features"], opened.encoder.picks(picks))
+    phrase_ids = some_picks(detector)
+    (features,) = opened.session.run(["features"], opened.encoder.phrase_ids(phrase_ids))
     assert features.dtype == np.float32
-    logits, novelty = detector.answers(picks)
+    logits, novelty = detector.answers(phrase_ids)
     assert novelty is not None
     assert logits == pytest.approx(features @ head.weight.T + head.bias, rel=1e-3, abs=1e-3)
     assert detector.manifest == written
@@ -161,5 +161,5 @@ def test_a_file_that_the_manifest_does_not_name_is_not_a_head(
     copy = shutil.copytree(edge_bundle, tmp_path / "copy")
     (copy / "head.safetensors").write_bytes(some_head(edge_bundle).packed())
     plain, other = Detector.load(edge_bundle, threads=1), Detector.load(copy, threads=1)
-    picks = some_picks(plain)
-    assert (plain.answers(picks)[0] == other.answers(picks)[0]).all()
+    phrase_ids = some_picks(plain)
+    assert (plain.answers(phrase_ids)[0] == other.answers(phrase_ids)[0]).all()

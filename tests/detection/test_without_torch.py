@@ -28,10 +28,10 @@ sys.meta_path.insert(0, Absent())
 
 IMPORT_ALL = """
 import importlib, pkgutil, gradsense
-for part in ("detection", "edge", "prompts", "telemetry", "cli"):
+for part in ("agent", "gateway", "detection", "prompts", "data", "cli"):
     package = importlib.import_module(f"gradsense.{part}")
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-        trains = {"detection.export", "detection.verify", "edge.agent.weights"}
+        trains = {"detection.export", "detection.verify", "agent.weight_learners"}
         if module.name.removeprefix("gradsense.") not in trains:
             importlib.import_module(module.name)
 print("all imported")

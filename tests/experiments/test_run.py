@@ -14,7 +14,7 @@ from gradsense.experiments import results, rundir
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.compare import plan
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.run import FederatedRun, Progress, flow_cost, train
+from gradsense.experiments.run import FederatedRun, RunProgress, flow_cost, train
 from gradsense.storage import checkpoint
 
 
@@ -91,7 +91,7 @@ def test_checkpoint_that_lacks_something_is_damaged(
 
 
 def test_progress_rises_to_the_end(bench: Bench) -> None:
-    told: list[Progress] = []
+    told: list[RunProgress] = []
     run = FederatedRun(bench, told.append)
     run.start()
     finished(run)

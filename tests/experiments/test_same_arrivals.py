@@ -18,7 +18,7 @@ from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
 from gradsense.simulation.cost import Cost
-from gradsense.simulation.devices import Device
+from gradsense.simulation.devices import DeviceProfile
 from gradsense.simulation.simulator import Simulator
 from gradsense.transport.payloads import model_hash
 from tests.support.live_coordinator import Teller, eventually, new_run, working
@@ -26,7 +26,7 @@ from tests.support.tls_broker import TlsBroker
 
 NAMES = ("attic", "barn", "cellar", "dock")
 CLASSES, FEATURES = 3, 6
-DEVICE = Device("made up", 50.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
+DEVICE = DeviceProfile("made up", 50.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
 
 
 def start() -> dict[str, np.ndarray]:

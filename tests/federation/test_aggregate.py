@@ -12,7 +12,7 @@ from gradsense.federation.aggregate import (
     WeightedMean,
     weighted_sum,
 )
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from tests.support.toys import entry, tensor, update
 
 
@@ -130,7 +130,7 @@ def test_a_pool_of_few_takes_a_small_step() -> None:
 
 def test_a_partial_update_leaves_the_rest_alone() -> None:
     tensors = {"w": tensor(1.0), "u": tensor(7.0)}
-    half = Entry(update("b", delta={"u": tensor(2.0)}), 0.0, 0)
+    half = PooledUpdate(update("b", delta={"u": tensor(2.0)}), 0.0, 0)
     moved, _ = FrequencyMean().apply(tensors, [entry("a", 4.0), half], {"a": 1, "b": 1}, {})
     assert moved["w"] == pytest.approx([3.0])  # b is silent on w: counts as zero movement
     assert moved["u"] == pytest.approx([8.0])

@@ -16,7 +16,7 @@ from gradsense.federation.codec import CODECS
 from gradsense.federation.message import decode, encode
 from gradsense.federation.pool import Quorum
 from gradsense.federation.strategies import STRATEGIES, Strategy, get_strategy
-from gradsense.federation.trigger import EveryVisit, Gradient, Silence
+from gradsense.federation.trigger import EveryRound, Gradient, Silence
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import MOMENTS
@@ -132,7 +132,7 @@ def test_a_partial_upload_keeps_the_remainder() -> None:
 
 def test_what_a_codec_rounds_away_travels_later() -> None:
     """Error feedback: the sum of what was sent stays within one message's error of the truth."""
-    strategy = sensing(trigger=EveryVisit(), keep_local=True, codec="int4")
+    strategy = sensing(trigger=EveryRound(), keep_local=True, codec="int4")
     client = Client("a", ToyLearner(), strategy)
     start = tensor(*np.linspace(0, 1, 50))
     learner_step = tensor(*np.linspace(-1, 1, 50) ** 3)
@@ -186,7 +186,7 @@ def test_state_survives() -> None:
 
 
 def test_every_visit_needs_no_scores() -> None:
-    assert not EveryVisit().needs_score
+    assert not EveryRound().needs_score
 
 
 # Error feedback over a kill ----------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradsense.federation.codec import CODECS
 from gradsense.federation.least_squares import LeastSquares
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
 from gradsense.learning.statistics import MOMENTS, factorise, solve
 from tests.support.toys import update
@@ -31,12 +31,12 @@ def flows(count: int, seed: int, label: int | None = None) -> np.ndarray:
     return np.hstack([x, np.ones((count, 1)), np.eye(CLASSES)[labels]])
 
 
-def sent(name: str, factor: Array) -> Entry:
-    return Entry(update(name, delta={MOMENTS: factor}), 0.0, 0)
+def sent(name: str, factor: Array) -> PooledUpdate:
+    return PooledUpdate(update(name, delta={MOMENTS: factor}), 0.0, 0)
 
 
 def aggregate(
-    pools: list[list[Entry]], rule: LeastSquares | None = None
+    pools: list[list[PooledUpdate]], rule: LeastSquares | None = None
 ) -> tuple[Tensors, ServerState]:
     rule = rule or LeastSquares()
     tensors: Tensors = START
@@ -86,7 +86,7 @@ def test_neither_order_nor_pools_matter(order: list[int], cuts: set[int]) -> Non
 
 def test_staleness_and_submissions_do_not_matter() -> None:
     rule = LeastSquares()
-    late = [Entry(entry.update, 99.0, staleness=7) for entry in ENTRIES]
+    late = [PooledUpdate(entry.update, 99.0, staleness=7) for entry in ENTRIES]
     once, _ = rule.apply(START, ENTRIES, {}, rule.init(START))
     other, _ = rule.apply(START, late, {"s0": 50}, rule.init(START))
     for name, tensor in once.items():

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gradsense.errors import InputError
-from gradsense.fleet.certificates import CA_DAYS, Authority, Issued, signing_pair
+from gradsense.fleet.certificates import CA_DAYS, Authority, IssuedCertificate, signing_pair
 
 #: OpenSSL looks at the machine's clock, so this is fixed only for what it does not judge.
 NOW = 1_790_000_000.0
@@ -25,7 +25,9 @@ def authority() -> Authority:
     return Authority.create("test", NOW)
 
 
-def handshake(authority: Authority, server: Issued, client: Issued, folder: Path) -> None:
+def handshake(
+    authority: Authority, server: IssuedCertificate, client: IssuedCertificate, folder: Path
+) -> None:
     """A mutual TLS handshake in memory.
 
     Raises:
@@ -59,7 +61,7 @@ def handshake(authority: Authority, server: Issued, client: Issued, folder: Path
 
 
 @pytest.fixture(scope="module")
-def recent() -> tuple[Authority, Issued, Issued]:
+def recent() -> tuple[Authority, IssuedCertificate, IssuedCertificate]:
     """An authority of today's, with the broker's certificate and one device's."""
     now = time.time()
     made = Authority.create("test", now)
@@ -67,13 +69,13 @@ def recent() -> tuple[Authority, Issued, Issued]:
 
 
 def test_broker_and_device_accept_each_other(
-    recent: tuple[Authority, Issued, Issued], tmp_path: Path
+    recent: tuple[Authority, IssuedCertificate, IssuedCertificate], tmp_path: Path
 ) -> None:
     handshake(*recent, tmp_path)
 
 
 def test_a_device_cannot_pass_for_the_broker_nor_the_broker_for_a_device(
-    recent: tuple[Authority, Issued, Issued], tmp_path: Path
+    recent: tuple[Authority, IssuedCertificate, IssuedCertificate], tmp_path: Path
 ) -> None:
     authority, server, client = recent
     with pytest.raises(ssl.SSLError, match="certificate"):

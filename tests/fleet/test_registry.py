@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.errors import InputError
-from gradsense.fleet.registry import MIGRATIONS, Entry, Registry, device_id
+from gradsense.fleet.registry import MIGRATIONS, Enrolment, Registry, device_id
 
 KEY, OTHER = bytes(range(32)), bytes(32)
 
 
-def entry(name: str = "a", serial: int = 1, at: float = 100.0, key: bytes = KEY) -> Entry:
-    return Entry(name, "device", serial, issued=at, expires=at + 50, signing_key=key)
+def entry(name: str = "a", serial: int = 1, at: float = 100.0, key: bytes = KEY) -> Enrolment:
+    return Enrolment(name, "device", serial, issued=at, expires=at + 50, signing_key=key)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_rotation_puts_a_certificate_in_the_place_of_another(registry: Registry)
 
 def test_updates_are_believed_only_from_devices_in_force(registry: Registry) -> None:
     registry.add(entry())
-    registry.add(Entry("coordinator", "coordinator", 9, 0.0, 1e9, KEY))
+    registry.add(Enrolment("coordinator", "coordinator", 9, 0.0, 1e9, KEY))
     assert registry.signing_key("a", 149.0) == KEY
     assert registry.signing_key("a", 150.0) is None, "expired"
     assert registry.signing_key("b", 120.0) is None
@@ -65,9 +65,9 @@ def test_updates_are_believed_only_from_devices_in_force(registry: Registry) -> 
 def test_states_and_fingerprint() -> None:
     one = entry()
     assert [one.state(at) for at in (100.0, 149.9, 150.0)] == ["active", "active", "expired"]
-    assert Entry("a", "device", 1, 0.0, 1.0, revoked=0.5).state(9.0) == "revoked"
+    assert Enrolment("a", "device", 1, 0.0, 1.0, revoked=0.5).state(9.0) == "revoked"
     assert one.fingerprint == hashlib.sha256(KEY).hexdigest()
-    assert Entry("broker", "broker", 1, 0.0, 1.0).fingerprint == ""
+    assert Enrolment("broker", "broker", 1, 0.0, 1.0).fingerprint == ""
 
 
 def test_a_restart_keeps_everything(tmp_path: Path) -> None:

@@ -10,14 +10,14 @@ import pytest
 
 from gradsense.errors import InputError
 from gradsense.gateway import store as module
-from gradsense.gateway.store import FILE, Batch, Feedback, Journal, JournalFull
+from gradsense.gateway.store import FILE, Feedback, GatewayStore, StoreBatch, StoreFull
 from tests.gateway.alerting.test_alerts import alarm, grouper
 from tests.support.sample_alerts import sample
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "state")
+def journal(tmp_path: Path) -> GatewayStore:
+    return GatewayStore(tmp_path / "state")
 
 
 def alert(number: int, **changes: object):
@@ -25,11 +25,11 @@ def alert(number: int, **changes: object):
 
 
 def test_what_was_committed_is_there_for_the_next(tmp_path: Path) -> None:
-    first = Journal(tmp_path)
+    first = GatewayStore(tmp_path)
     group = grouper()
     messages = group.add([alarm(0), alarm(1, line=2)])
     first.commit(
-        Batch(
+        StoreBatch(
             places={"a": {"offset": 7}},
             counts={"flows": 2},
             messages=messages,
@@ -37,25 +37,25 @@ def test_what_was_committed_is_there_for_the_next(tmp_path: Path) -> None:
             blobs={("baseline", "10.0.0.1"): b"\0\1"},
         )
     )
-    first.commit(Batch(places={"a": {"offset": 9}}, counts={"flows": 1}))
+    first.commit(StoreBatch(places={"a": {"offset": 9}}, counts={"flows": 1}))
     first.close()
-    again = Journal(tmp_path)
+    again = GatewayStore(tmp_path)
     assert again.places() == {"a": {"offset": 9}}
     assert again.counters() == {"flows": 3}
     assert again.blobs("baseline") == {"10.0.0.1": b"\0\1"}
     assert [one.flows for one in again.open_groups()] == [2]
     assert again.open_alerts() == messages
-    again.commit(Batch(blobs={("baseline", "10.0.0.1"): None}))
+    again.commit(StoreBatch(blobs={("baseline", "10.0.0.1"): None}))
     assert again.blobs("baseline") == {}
 
 
-def test_a_batch_that_fails_leaves_nothing(journal: Journal) -> None:
+def test_a_batch_that_fails_leaves_nothing(journal: GatewayStore) -> None:
     journal.register(["s"])
     # SQLite's own way to a full disk.
     pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
     journal._db.execute(f"PRAGMA max_page_count={pages + 2}")
-    big = Batch(places={"a": 1}, counts={"flows": 1}, messages=[alert(n) for n in range(200)])
-    with pytest.raises(JournalFull, match="full"):
+    big = StoreBatch(places={"a": 1}, counts={"flows": 1}, messages=[alert(n) for n in range(200)])
+    with pytest.raises(StoreFull, match="full"):
         journal.commit(big)
     assert (journal.places(), journal.counters(), journal.waiting("s", 10)) == ({}, {}, [])
     journal._db.execute("PRAGMA max_page_count=1000000")
@@ -64,32 +64,32 @@ def test_a_batch_that_fails_leaves_nothing(journal: Journal) -> None:
 
 
 def test_two_watches_do_not_share_a_state(tmp_path: Path) -> None:
-    first = Journal(tmp_path)
+    first = GatewayStore(tmp_path)
     with pytest.raises(InputError, match="another gradsense watch"):
-        Journal(tmp_path)
-    Journal(tmp_path, exclusive=False).close()  # feedback comes while a watch runs
+        GatewayStore(tmp_path)
+    GatewayStore(tmp_path, exclusive=False).close()  # feedback comes while a watch runs
     first.close()
-    Journal(tmp_path).close()
+    GatewayStore(tmp_path).close()
 
 
 def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"something else, and long enough to look like a page" * 100)
     with pytest.raises(InputError, match="no journal"):
-        Journal(tmp_path)
+        GatewayStore(tmp_path)
     assert (tmp_path / FILE).read_bytes().startswith(b"something else")
 
 
 def test_a_journal_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    Journal(tmp_path).close()
+    GatewayStore(tmp_path).close()
     with sqlite3.connect(tmp_path / FILE) as db:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(InputError, match="version 99"):
-        Journal(tmp_path)
+        GatewayStore(tmp_path)
 
 
-def test_every_sink_has_its_own_place_in_the_queue(journal: Journal) -> None:
+def test_every_sink_has_its_own_place_in_the_queue(journal: GatewayStore) -> None:
     journal.register(["fast", "slow"])
-    journal.commit(Batch(messages=[alert(n) for n in range(5)]))
+    journal.commit(StoreBatch(messages=[alert(n) for n in range(5)]))
     rows = journal.waiting("fast", 3)
     assert [one.id for _, one in rows] == [alert(n).id for n in range(3)]
     journal.delivered("fast", rows[-1][0], count=2, refused=1)
@@ -104,26 +104,26 @@ def test_every_sink_has_its_own_place_in_the_queue(journal: Journal) -> None:
     assert journal._all("SELECT count(*) FROM messages") == [(2,)]
 
 
-def test_a_new_sink_gets_what_is_still_to_come(journal: Journal) -> None:
+def test_a_new_sink_gets_what_is_still_to_come(journal: GatewayStore) -> None:
     journal.register(["a"])
-    journal.commit(Batch(messages=[alert(1)]))
+    journal.commit(StoreBatch(messages=[alert(1)]))
     journal.register(["a", "b"])
-    journal.commit(Batch(messages=[alert(2)]))
+    journal.commit(StoreBatch(messages=[alert(2)]))
     assert [len(journal.waiting(name, 9)) for name in "ab"] == [2, 1]
     journal.register(["b"])
     assert list(journal.backlogs()) == ["b"]
 
 
-def test_without_sinks_no_message_is_kept(journal: Journal) -> None:
+def test_without_sinks_no_message_is_kept(journal: GatewayStore) -> None:
     journal.register([])
-    journal.commit(Batch(messages=[alert(1)]))
+    journal.commit(StoreBatch(messages=[alert(1)]))
     assert journal._all("SELECT count(*) FROM messages") == [(0,)]
 
 
-def test_a_queue_over_its_bound_drops_the_oldest_and_counts(journal: Journal) -> None:
+def test_a_queue_over_its_bound_drops_the_oldest_and_counts(journal: GatewayStore) -> None:
     journal.register(["s"])
     messages = [alert(n) for n in range(10)]
-    journal.commit(Batch(messages=messages))
+    journal.commit(StoreBatch(messages=messages))
     size = len(messages[0].model_dump_json())
     assert journal.trim("s", 10 * size) == 0
     assert journal.trim("s", 4 * size) == 6
@@ -131,10 +131,10 @@ def test_a_queue_over_its_bound_drops_the_oldest_and_counts(journal: Journal) ->
     assert journal.backlogs()["s"].dropped == 6
 
 
-def test_feedback_labels_the_prompts_of_an_alert(journal: Journal) -> None:
+def test_feedback_labels_the_prompts_of_an_alert(journal: GatewayStore) -> None:
     group = grouper()
     messages = group.add([alarm(i, prompt=bytes([0, i % 2])) for i in range(5)])
-    journal.commit(Batch(messages=messages, groups=group.changed()))
+    journal.commit(StoreBatch(messages=messages, groups=group.changed()))
     found = journal.alert(messages[0].id[:6])
     assert journal.judge(found, "Benign", 5.0) == 2
     assert journal.judge(found, "Okiru", 6.0) == 2
@@ -145,30 +145,30 @@ def test_feedback_labels_the_prompts_of_an_alert(journal: Journal) -> None:
         journal.alert("zz")
 
 
-def test_an_alert_of_one_batch_keeps_its_prompts(journal: Journal) -> None:
+def test_an_alert_of_one_batch_keeps_its_prompts(journal: GatewayStore) -> None:
     group = grouper()
     messages = group.add([alarm(0, prompt=b"\0\7")]) + group.close_all()
-    journal.commit(Batch(messages=messages, groups=group.changed()))
+    journal.commit(StoreBatch(messages=messages, groups=group.changed()))
     journal.judge(journal.alert(messages[0].id), "Benign", 1.0)
     assert [prompt for _, prompt, _ in journal.examples()] == [b"\0\7"]
     assert journal.open_groups() == []
 
 
-def test_an_ambiguous_id_is_not_guessed(journal: Journal) -> None:
-    journal.commit(Batch(messages=[alert(1), alert(2)]))
+def test_an_ambiguous_id_is_not_guessed(journal: GatewayStore) -> None:
+    journal.commit(StoreBatch(messages=[alert(1), alert(2)]))
     with pytest.raises(InputError, match="more than one"):
         journal.alert("0000")
 
 
 def test_old_closed_alerts_go_but_feedback_stays(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
+    journal: GatewayStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "KEPT_ALERTS", 3)
     group = grouper()
     ends = partial(group.tick, 1e9)
     for number in range(6):
         messages = group.add([alarm(number, device=f"10.0.0.{number}", line=number)]) + ends()
-        journal.commit(Batch(messages=messages, groups=group.changed()))
+        journal.commit(StoreBatch(messages=messages, groups=group.changed()))
         if number == 0:
             journal.judge(journal.alert(messages[0].id), "Benign", 1.0)
     assert [one.device for one in journal.alerts(9)] == ["10.0.0.5", "10.0.0.4", "10.0.0.3"]

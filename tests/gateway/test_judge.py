@@ -33,13 +33,15 @@ class Scripted:
 
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
-        self.template = SimpleNamespace(texts=lambda picks: [str(row[0]) for row in picks])
+        self.template = SimpleNamespace(
+            texts=lambda phrase_ids: [str(row[0]) for row in phrase_ids]
+        )
 
-    def picks(self, flows: Any) -> np.ndarray:
+    def phrase_ids(self, flows: Any) -> np.ndarray:
         return np.array([[port] for port in column(flows, "resp_p")], dtype=np.uint16)
 
-    def judge(self, picks: np.ndarray) -> list[Verdict]:
-        taken, self.verdicts = self.verdicts[: len(picks)], self.verdicts[len(picks) :]
+    def judge(self, phrase_ids: np.ndarray) -> list[Verdict]:
+        taken, self.verdicts = self.verdicts[: len(phrase_ids)], self.verdicts[len(phrase_ids) :]
         return taken
 
 
@@ -49,7 +51,7 @@ class Habit:
     def __init__(self, *novel: str) -> None:
         self.novel, self.learnt = novel, []
 
-    def observe(self, devices, picks, ts, learn):
+    def observe(self, devices, phrase_ids, ts, learn):
         self.learnt += [device for device, one in zip(devices, learn, strict=True) if one]
         new = np.array([device in self.novel for device in devices], dtype=bool)
         return np.zeros(len(devices), np.float32), new
@@ -129,9 +131,9 @@ def test_a_gateway_among_strangers_notices() -> None:
 
 def test_own_public_addresses_read_as_private_and_are_devices() -> None:
     class Reader(Scripted):
-        def picks(self, flows: Any) -> np.ndarray:
+        def phrase_ids(self, flows: Any) -> np.ndarray:
             self.seen = column(flows, "orig_h")
-            return super().picks(flows)
+            return super().phrase_ids(flows)
 
     detector = Reader(ATTACK)
     networks = Networks([ip_network("147.32.0.0/16")])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.gateway.store import Journal
+from gradsense.gateway.store import GatewayStore
 
 RUN = [sys.executable, "-c", "from gradsense.cli import main; main()", "watch"]
 
@@ -112,7 +112,7 @@ def test_every_flow_is_judged_once(
     assert [uid for uid in writer.uids if uid not in seen] == []
     assert [one["uid"] for one in judged] == writer.uids
     assert working >= kills / 2, "most kills should come in the middle of work"
-    journal = Journal(state)
+    journal = GatewayStore(state)
     counted = journal.counters()
     assert counted["flows"] == len(writer.uids)
     assert not [name for name in counted if name.startswith("dropped:")]

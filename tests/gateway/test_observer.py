@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gradsense.gateway.adapt.drift import Drift, DriftSettings, TrainingWish
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.instruments import Metrics
 from gradsense.gateway.observer import Observer
 from gradsense.gateway.watch import Watch
@@ -17,7 +17,7 @@ from gradsense.gateway.watch import Watch
 
 @pytest.fixture
 def watch(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> Watch:
-    plan = Plan(logs=[edge_log], model=edge_bundle, state=tmp_path / "s", once=True, threads=1)
+    plan = WatchPlan(logs=[edge_log], model=edge_bundle, state=tmp_path / "s", once=True, threads=1)
     return open_watch(plan)
 
 

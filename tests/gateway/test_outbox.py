@@ -11,7 +11,7 @@ import pytest
 from gradsense.gateway.alerting.alert import Alert, Severity
 from gradsense.gateway.alerting.sinks.sink import Refused, SinkError
 from gradsense.gateway.delivery import Outbox
-from gradsense.gateway.store import Batch, Journal
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from tests.support.sample_alerts import sample
 
 
@@ -36,7 +36,7 @@ def quick(event: threading.Event, seconds: float) -> bool:
     return event.wait(min(seconds, 0.005))
 
 
-def outbox(journal: Journal, *sinks: Probe, least: Severity = "info", mb: float = 1) -> Outbox:
+def outbox(journal: GatewayStore, *sinks: Probe, least: Severity = "info", mb: float = 1) -> Outbox:
     names = [sink.name for sink in sinks]
     return Outbox(
         journal,
@@ -52,16 +52,16 @@ def alerts(count: int, **changes: object) -> list[Alert]:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path)
+def journal(tmp_path: Path) -> GatewayStore:
+    return GatewayStore(tmp_path)
 
 
-def test_all_arrive_in_order_at_every_sink(journal: Journal) -> None:
+def test_all_arrive_in_order_at_every_sink(journal: GatewayStore) -> None:
     one, two = Probe("one"), Probe("two")
     box = outbox(journal, one, two)
     box.start()
     for start in range(0, 250, 50):
-        journal.commit(Batch(messages=alerts(250)[start : start + 50]))
+        journal.commit(StoreBatch(messages=alerts(250)[start : start + 50]))
         box.wake()
     assert box.flush(5)
     box.close()
@@ -71,10 +71,10 @@ def test_all_arrive_in_order_at_every_sink(journal: Journal) -> None:
 
 
 @pytest.mark.parametrize("fault", [SinkError("down"), ValueError("a surprise")])
-def test_a_failing_sink_gets_everything_later(journal: Journal, fault: Exception) -> None:
+def test_a_failing_sink_gets_everything_later(journal: GatewayStore, fault: Exception) -> None:
     bad, good = Probe("bad", fault, fault), Probe("good")
     box = outbox(journal, bad, good)
-    journal.commit(Batch(messages=alerts(3)))
+    journal.commit(StoreBatch(messages=alerts(3)))
     box.start()
     assert box.flush(5)
     box.close()
@@ -82,10 +82,10 @@ def test_a_failing_sink_gets_everything_later(journal: Journal, fault: Exception
     assert journal.backlogs()["bad"].delivered == 3
 
 
-def test_what_is_refused_is_given_up_and_counted(journal: Journal) -> None:
+def test_what_is_refused_is_given_up_and_counted(journal: GatewayStore) -> None:
     sink = Probe("s", Refused("400 what is this", 1))
     box = outbox(journal, sink)
-    journal.commit(Batch(messages=alerts(3)))
+    journal.commit(StoreBatch(messages=alerts(3)))
     box.start()
     assert box.flush(5)
     box.close()
@@ -93,20 +93,20 @@ def test_what_is_refused_is_given_up_and_counted(journal: Journal) -> None:
     assert (queue.waiting, queue.delivered, queue.dropped) == (0, 2, 1)
 
 
-def test_severities_below_the_least_are_not_sent(journal: Journal) -> None:
+def test_severities_below_the_least_are_not_sent(journal: GatewayStore) -> None:
     sink = Probe("s")
     box = outbox(journal, sink, least="high")
-    journal.commit(Batch(messages=[*alerts(2, severity="low"), sample(severity="critical")]))
+    journal.commit(StoreBatch(messages=[*alerts(2, severity="low"), sample(severity="critical")]))
     box.start()
     assert box.flush(5)
     box.close()
     assert sink.got == [sample().id]
 
 
-def test_a_dead_sink_costs_its_oldest_messages_only(journal: Journal) -> None:
+def test_a_dead_sink_costs_its_oldest_messages_only(journal: GatewayStore) -> None:
     dead = Probe("dead", *[SinkError("no")] * 10_000)
     box = outbox(journal, dead, mb=0.003)
-    journal.commit(Batch(messages=alerts(20)))
+    journal.commit(StoreBatch(messages=alerts(20)))
     box.start()
     assert box.trim() > 0
     assert not box.flush(0.1)
@@ -118,13 +118,13 @@ def test_a_dead_sink_costs_its_oldest_messages_only(journal: Journal) -> None:
 
 
 def test_a_restart_goes_on_where_delivery_stopped(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
+    journal = GatewayStore(tmp_path)
     down = outbox(journal, Probe("s", *[SinkError("no")] * 1000))
-    journal.commit(Batch(messages=alerts(3)))
+    journal.commit(StoreBatch(messages=alerts(3)))
     down.start()
     down.close()
     journal.close()
-    again, sink = Journal(tmp_path), Probe("s")
+    again, sink = GatewayStore(tmp_path), Probe("s")
     box = outbox(again, sink)
     box.start()
     assert box.flush(5)

@@ -15,9 +15,9 @@ from gradsense.data.datasets.labels import BENIGN
 from gradsense.errors import GradsenseError
 from gradsense.gateway.adapt.operator_feedback import training_data
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import Batch, Journal, JournalFull
+from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
 from gradsense.gateway.watch import Watch
 from tests.data.sources.test_fuzz_stream import HEADS, mutated, tsv_line
 
@@ -38,8 +38,8 @@ class Ear:
 
 
 @pytest.fixture
-def plan(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> Plan:
-    return Plan(
+def plan(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> WatchPlan:
+    return WatchPlan(
         logs=[edge_log],
         model=edge_bundle,
         state=tmp_path / "state",
@@ -50,19 +50,19 @@ def plan(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> Plan:
     )
 
 
-def lines_of(plan: Plan) -> list[dict]:
+def lines_of(plan: WatchPlan) -> list[dict]:
     assert plan.verdicts is not None
     return [json.loads(line) for line in plan.verdicts.read_bytes().splitlines()]
 
 
-def finished(plan: Plan, **changes: object) -> Watch:
-    watch = open_watch(Plan(**{**vars(plan), **changes}))
+def finished(plan: WatchPlan, **changes: object) -> Watch:
+    watch = open_watch(WatchPlan(**{**vars(plan), **changes}))
     watch.run(once=True)
     watch.journal.close()
     return watch
 
 
-def test_once_judges_every_flow_and_tells_every_alert(plan: Plan) -> None:
+def test_once_judges_every_flow_and_tells_every_alert(plan: WatchPlan) -> None:
     ear = Ear()
     watch = open_watch(plan, extra={"ear": ear})
     watch.run(once=True)
@@ -81,7 +81,7 @@ def test_once_judges_every_flow_and_tells_every_alert(plan: Plan) -> None:
     assert summary["inferred"] < summary["flows"]
 
 
-def test_a_log_read_in_pieces_gives_the_same_verdicts(plan: Plan, tmp_path: Path) -> None:
+def test_a_log_read_in_pieces_gives_the_same_verdicts(plan: WatchPlan, tmp_path: Path) -> None:
     finished(plan)
     whole = lines_of(plan)
     log = tmp_path / "conn.log"
@@ -90,7 +90,7 @@ def test_a_log_read_in_pieces_gives_the_same_verdicts(plan: Plan, tmp_path: Path
     for share in (0.3, 0.31, 0.8, 1.0):  # each a process of its own, as far as the state goes
         log.write_bytes(data[: int(share * len(data))])
         watch = open_watch(
-            Plan(**{**vars(plan), "logs": [log], "verdicts": pieces, "state": tmp_path / "s2"})
+            WatchPlan(**{**vars(plan), "logs": [log], "verdicts": pieces, "state": tmp_path / "s2"})
         )
         while watch.step(watch.sources[0], final=share == 1.0):
             pass
@@ -101,7 +101,7 @@ def test_a_log_read_in_pieces_gives_the_same_verdicts(plan: Plan, tmp_path: Path
     assert [[one[k] for k in keys] for one in again] == [[one[k] for k in keys] for one in whole]
 
 
-def test_a_restart_repeats_nothing(plan: Plan) -> None:
+def test_a_restart_repeats_nothing(plan: WatchPlan) -> None:
     first = finished(plan)
     again = finished(plan)
     assert first.counts["flows"] > 0
@@ -109,7 +109,7 @@ def test_a_restart_repeats_nothing(plan: Plan) -> None:
     assert len(lines_of(plan)) == first.counts["flows"]
 
 
-def test_verdicts_that_were_never_committed_are_taken_back(plan: Plan) -> None:
+def test_verdicts_that_were_never_committed_are_taken_back(plan: WatchPlan) -> None:
     finished(plan)
     before = lines_of(plan)
     assert plan.verdicts is not None
@@ -119,7 +119,7 @@ def test_verdicts_that_were_never_committed_are_taken_back(plan: Plan) -> None:
     assert lines_of(plan) == before
 
 
-def test_several_logs_keep_their_own_context(plan: Plan, tmp_path: Path) -> None:
+def test_several_logs_keep_their_own_context(plan: WatchPlan, tmp_path: Path) -> None:
     other = tmp_path / "other.log"
     other.write_bytes(plan.logs[0].read_bytes())
     watch = finished(plan, logs=[plan.logs[0], other])
@@ -130,11 +130,11 @@ def test_several_logs_keep_their_own_context(plan: Plan, tmp_path: Path) -> None
     assert one == [v["verdict"] for v in verdicts if v["log"] != str(other)]
 
 
-def test_what_is_no_flow_is_counted_with_an_example(plan: Plan, tmp_path: Path) -> None:
+def test_what_is_no_flow_is_counted_with_an_example(plan: WatchPlan, tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     lines = plan.logs[0].read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([*lines[:20], b"garbage\n", b"\xff\xfe\n", *lines[20:40]]))
-    watch = open_watch(Plan(**{**vars(plan), "logs": [log]}))
+    watch = open_watch(WatchPlan(**{**vars(plan), "logs": [log]}))
     watch.run(once=True)
     summary = watch.summary()
     assert sum(drop["count"] for drop in summary["dropped"].values()) == 2
@@ -144,11 +144,11 @@ def test_what_is_no_flow_is_counted_with_an_example(plan: Plan, tmp_path: Path) 
 
 @pytest.mark.parametrize("live", [False, True], ids=["in blocks", "line by line"])
 def test_hostile_lines_go_all_the_way_and_are_counted(
-    plan: Plan, tmp_path: Path, live: bool
+    plan: WatchPlan, tmp_path: Path, live: bool
 ) -> None:
     rng, log, lines = Random(5), tmp_path / "conn.log", 300 if live else 6000
     log.write_bytes(b"\n".join(HEADS[tsv_line]) + b"\n")
-    watch = open_watch(Plan(**{**vars(plan), "logs": [log], "once": not live}))
+    watch = open_watch(WatchPlan(**{**vars(plan), "logs": [log], "once": not live}))
     with log.open("ab", buffering=0) as file:
         for _ in range(lines):
             line = tsv_line(rng)
@@ -164,14 +164,14 @@ def test_hostile_lines_go_all_the_way_and_are_counted(
 
 
 def test_a_full_disk_stops_reading_and_loses_nothing(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: WatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = open_watch(plan)
     commit, faults = watch.journal.commit, iter([True, True, False, True])
 
-    def flaky(batch: Batch) -> None:
+    def flaky(batch: StoreBatch) -> None:
         if next(faults, False):
-            raise JournalFull("the journal cannot be written: database or disk is full")
+            raise StoreFull("the journal cannot be written: database or disk is full")
         commit(batch)
 
     monkeypatch.setattr(watch.journal, "commit", flaky)
@@ -183,13 +183,13 @@ def test_a_full_disk_stops_reading_and_loses_nothing(
 
 
 def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
-    plan: Plan, monkeypatch: pytest.MonkeyPatch
+    plan: WatchPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch = open_watch(plan)
 
-    def full(batch: Batch) -> None:
+    def full(batch: StoreBatch) -> None:
         watch.stop.set()
-        raise JournalFull("disk full")
+        raise StoreFull("disk full")
 
     monkeypatch.setattr(watch.journal, "commit", full)
     with pytest.raises(GradsenseError, match="nothing is lost"):
@@ -199,7 +199,7 @@ def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
     assert len(lines_of(plan)) == again.counts["flows"] > 500
 
 
-def test_alerts_outlive_the_process_and_close_in_silence(plan: Plan) -> None:
+def test_alerts_outlive_the_process_and_close_in_silence(plan: WatchPlan) -> None:
     ear = Ear()
     watch = open_watch(plan, extra={"ear": ear}, clock=lambda: 0.0)
     while watch.step(watch.sources[0]):
@@ -216,7 +216,7 @@ def test_alerts_outlive_the_process_and_close_in_silence(plan: Plan) -> None:
     assert len(again.grouper) == 0
 
 
-def test_feedback_silences_and_is_training_data(plan: Plan) -> None:
+def test_feedback_silences_and_is_training_data(plan: WatchPlan) -> None:
     ear = Ear()
     watch = open_watch(plan, extra={"ear": ear})
     watch.run(once=True)
@@ -227,7 +227,7 @@ def test_feedback_silences_and_is_training_data(plan: Plan) -> None:
     assert data["flows"].sum() <= alert.flows
     texts = set(data["text"])
     watch.journal.close()
-    fresh = Plan(**{**vars(plan), "verdicts": plan.state / "again.jsonl"})
+    fresh = WatchPlan(**{**vars(plan), "verdicts": plan.state / "again.jsonl"})
     with sqlite3.connect(plan.state / "watch.sqlite3") as db:
         db.execute("DELETE FROM places")
     again = open_watch(fresh)
@@ -239,7 +239,7 @@ def test_feedback_silences_and_is_training_data(plan: Plan) -> None:
     assert all(len(text.split()) == len(fields) for text in texts)
 
 
-def test_a_dead_sink_does_not_stop_detection(plan: Plan) -> None:
+def test_a_dead_sink_does_not_stop_detection(plan: WatchPlan) -> None:
     class Dead(Ear):
         name = "dead"
 
@@ -254,8 +254,8 @@ def test_a_dead_sink_does_not_stop_detection(plan: Plan) -> None:
     assert watch.summary()["sinks"]["dead"]["waiting"] > 0
 
 
-def test_it_stops_when_told_and_leaves_alerts_open(plan: Plan, tmp_path: Path) -> None:
-    live = Plan(**{**vars(plan), "once": False})
+def test_it_stops_when_told_and_leaves_alerts_open(plan: WatchPlan, tmp_path: Path) -> None:
+    live = WatchPlan(**{**vars(plan), "once": False})
     watch = open_watch(live)
     thread = threading.Thread(target=watch.run, kwargs={"once": False})
     thread.start()
@@ -267,4 +267,4 @@ def test_it_stops_when_told_and_leaves_alerts_open(plan: Plan, tmp_path: Path) -
     thread.join(20)
     assert not thread.is_alive()
     watch.journal.close()
-    assert Journal(plan.state).open_groups()
+    assert GatewayStore(plan.state).open_groups()

@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection import bundle
-from gradsense.detection.bundle import Threshold
+from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.detector import Detector
 from gradsense.detection.head import Head, with_head
 from gradsense.errors import GradsenseError
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.instruments import Metrics
 from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
@@ -50,8 +50,8 @@ def model(edge_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan(model: Path, tmp_path: Path) -> Plan:
-    return Plan(
+def plan(model: Path, tmp_path: Path) -> WatchPlan:
+    return WatchPlan(
         logs=[tmp_path / "conn.log"],
         model=model,
         state=tmp_path / "state",
@@ -78,7 +78,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_twenty_bundles_under_a_log_that_grows(
-    plan: Plan, edge_bundle: Path, edge_log: Path
+    plan: WatchPlan, edge_bundle: Path, edge_log: Path
 ) -> None:
     log, ear = plan.logs[0], Ear()
     data = edge_log.read_bytes().splitlines(keepends=True)
@@ -133,7 +133,7 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def test_everything_that_depends_on_the_model_follows_it(
-    plan: Plan, edge_bundle: Path, edge_log: Path
+    plan: WatchPlan, edge_bundle: Path, edge_log: Path
 ) -> None:
     shutil.copyfile(edge_log, plan.logs[0])
     watch = open_watch(plan)
@@ -168,7 +168,7 @@ def test_everything_that_depends_on_the_model_follows_it(
     watch.journal.close()
 
 
-def test_drift_remembers_when_it_last_wished(plan: Plan, edge_bundle: Path) -> None:
+def test_drift_remembers_when_it_last_wished(plan: WatchPlan, edge_bundle: Path) -> None:
     watch = open_watch(plan)
     drift = watch.judge.drift
     assert drift is not None
@@ -206,7 +206,7 @@ def of_another_reference(model: Path) -> None:
 @pytest.mark.parametrize("spoil", [damaged, of_another_template, of_another_reference])
 def test_a_bundle_that_cannot_take_over_is_told_once(
     spoil: Callable[[Path], None],
-    plan: Plan,
+    plan: WatchPlan,
     edge_bundle: Path,
     edge_log: Path,
     caplog: pytest.LogCaptureFixture,
@@ -231,10 +231,10 @@ def test_a_bundle_that_cannot_take_over_is_told_once(
     watch.journal.close()
 
 
-def test_a_threshold_that_is_calibrated_anew_is_taken_over(plan: Plan) -> None:
+def test_a_threshold_that_is_calibrated_anew_is_taken_over(plan: WatchPlan) -> None:
     watch = open_watch(plan)
     manifest, _ = bundle.read(plan.model)
-    alarm = Threshold(value=0.75, share=0.0, flows=9, source="a quiet day")
+    alarm = BundleThreshold(value=0.75, share=0.0, flows=9, source="a quiet day")
     bundle.rewrite_manifest(plan.model, manifest.model_copy(update={"alarm": alarm}))
     settled(watch, lambda: watch.judge.detector.manifest.alarm == alarm)
     watch.journal.close()

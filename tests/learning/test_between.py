@@ -38,8 +38,8 @@ def made() -> tuple[Trainer, Examples, Tensors]:
     classifier = build("nano", template=template, labels=labels, seed=0, readout="pooled")
     rng = np.random.default_rng(0)
     sizes = [len(field.phrases) for field in template.fields]
-    picks = np.array([[rng.integers(size) for size in sizes] for _ in range(60)], np.uint16)
-    encoded = classifier.encode(template.texts(picks))
+    phrase_ids = np.array([[rng.integers(size) for size in sizes] for _ in range(60)], np.uint16)
+    encoded = classifier.encode(template.texts(phrase_ids))
     data = Examples(encoded, torch.arange(60), torch.from_numpy(rng.integers(2, size=60)))
     return Trainer(classifier, batch_size=8), data, classifier.tensors()
 

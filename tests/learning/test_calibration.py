@@ -118,9 +118,9 @@ def test_ties_at_the_threshold_do_not_ring() -> None:
 
 def test_the_reference_counts_phrases_and_confidence() -> None:
     template = get_template("context")
-    picks = np.zeros((4, len(template.fields)), dtype=np.uint16)
-    picks[3, 0] = 2
-    found = reference(picks, template, np.array([1.0, 0.95, 0.9, 0.05]))
+    phrase_ids = np.zeros((4, len(template.fields)), dtype=np.uint16)
+    phrase_ids[3, 0] = 2
+    found = reference(phrase_ids, template, np.array([1.0, 0.95, 0.9, 0.05]))
     assert found.flows == 4
     assert found.fields["proto"] == (0.75, 0.0, 0.25, 0.0, 0.0)
     assert {name: len(shares) for name, shares in found.fields.items()} == {

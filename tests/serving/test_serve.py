@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
+from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.detector import Verdict
-from gradsense.serving.batching import Batcher, Full
+from gradsense.serving.batching import Full, RequestBatcher
 from gradsense.serving.server import create_app
 
 TOKEN = "0123456789abcdef"
@@ -34,7 +34,7 @@ class Fake:
             labels=("Benign", "C&C"),
             template=TemplateName(name="context", version=1),
             tokens=Tokens(kind="words", max_tokens=19),
-            alarm=Threshold(value=0.5, share=0.0, flows=0, source="test"),
+            alarm=BundleThreshold(value=0.5, share=0.0, flows=0, source="test"),
             files={},
         )
         self.batches: list[list[str]] = []
@@ -210,7 +210,7 @@ def test_what_arrives_while_the_model_works_is_the_next_batch() -> None:
         return [verdict(text) for text in texts]
 
     async def run() -> None:
-        batcher = Batcher(judge, most=4, wait_s=0.0)
+        batcher = RequestBatcher(judge, most=4, wait_s=0.0)
         task = asyncio.create_task(batcher.run())
         first = asyncio.create_task(batcher.ask(["x"]))
         while not batches:
@@ -234,7 +234,7 @@ def test_a_question_whose_asker_has_gone_costs_nothing() -> None:
         return [verdict(text) for text in texts]
 
     async def run() -> None:
-        batcher = Batcher(judge, wait_s=0.01)
+        batcher = RequestBatcher(judge, wait_s=0.01)
         gone = asyncio.create_task(batcher.ask(["gone"]))
         await asyncio.sleep(0)
         gone.cancel()
@@ -256,7 +256,7 @@ def test_a_question_larger_than_a_batch_goes_in_one_piece_and_one_beyond_the_que
         return [verdict(text) for text in texts]
 
     async def run() -> None:
-        batcher = Batcher(judge, most=4, wait_s=0.0, waiting=10)
+        batcher = RequestBatcher(judge, most=4, wait_s=0.0, waiting=10)
         task = asyncio.create_task(batcher.run())
         assert len(await batcher.ask(["x"] * 7)) == 7
         with pytest.raises(Full):

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from gradsense.errors import InputError
-from gradsense.simulation.devices import MIXES, Device, assign
+from gradsense.simulation.devices import MIXES, DeviceProfile, assign
 
-DEVICE = Device("toy", 2e9, 8e6, 16e6, 0.5, 4.0, 1.0, "made up")
+DEVICE = DeviceProfile("toy", 2e9, 8e6, 16e6, 0.5, 4.0, 1.0, "made up")
 
 
 def test_times_by_hand() -> None:

@@ -17,7 +17,7 @@ from gradsense.federation.strategies import STRATEGIES, get_strategy
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.simulation.cost import Cost
-from gradsense.simulation.devices import Device
+from gradsense.simulation.devices import DeviceProfile
 from gradsense.simulation.simulator import Faults, Simulator
 from tests.support.toys import ToyLearner, tensor
 
@@ -29,8 +29,8 @@ HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 
 HEAD_BYTES = len(CODECS["none"].pack(HEAD))
 #: 10 FLOP a flow, and 10 flows a visit: 100 FLOP, so 1 s on ``FAST`` and 4 s on ``SLOW``.
 COST = Cost(training=10.0, inference=1.0, width=4)
-FAST = Device("fast", 100.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
-SLOW = Device("slow", 25.0, 4_000.0, 8_000.0, 0.5, 2.0, 0.5, "made up")
+FAST = DeviceProfile("fast", 100.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
+SLOW = DeviceProfile("slow", 25.0, 4_000.0, 8_000.0, 0.5, 2.0, 0.5, "made up")
 
 
 def message_bytes(client: str) -> int:
@@ -58,7 +58,7 @@ class Fleet:
         self,
         strategy: str,
         learners: dict[str, ToyLearner],
-        devices: Sequence[Device] = (FAST, SLOW),
+        devices: Sequence[DeviceProfile] = (FAST, SLOW),
         *,
         visits: int = 9,
         aggregations: int = 2,

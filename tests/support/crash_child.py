@@ -35,7 +35,7 @@ PLACES = {
     "rename": ("gradsense.coordinator.snapshots.os", "rename"),
     "save": ("gradsense.coordinator.snapshots", "save"),
     "sweep": ("gradsense.coordinator.snapshots", "sweep"),
-    "commit": ("gradsense.coordinator.journal.Ledger", "commit"),
+    "commit": ("gradsense.coordinator.journal.RunJournal", "commit"),
     "out": ("gradsense.coordinator.run.Run", "_out"),
 }
 

@@ -21,7 +21,7 @@ from gradsense.data.datasets.captures import discover, load
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.fleet.enrolment import create
 from gradsense.fleet.jobs import RUNS, Job
-from gradsense.localfleet.local_fleet import LocalFleet, Site
+from gradsense.localfleet.local_fleet import LocalDevice, LocalFleet
 from tests.support.fleet_lines import Line, Proxy
 
 
@@ -74,11 +74,11 @@ class Rig(LocalFleet):
         open_run(self.fleet, job, size=self._size, on_step=on_step)
         for number, capture in enumerate(discover(captures)[: self._devices], 1):
             name = f"site-{number:02d}"
-            site = Site(name, capture.path, self.out / "devices" / name)
+            site = LocalDevice(name, capture.path, self.out / "devices" / name)
             self._enrol(site)
             self.sites.append(site)
 
-    def start_device(self, site: Site, *options: str) -> None:
+    def start_device(self, site: LocalDevice, *options: str) -> None:
         """Start a device, in the namespace of its line if it has one."""
         line = self.within.get(site.name)
         within = [] if line is None else ["ip", "netns", "exec", line.name]
@@ -92,14 +92,14 @@ class Rig(LocalFleet):
             ],
         )
 
-    def through(self, site: Site, proxy: Proxy) -> None:
+    def through(self, site: LocalDevice, proxy: Proxy) -> None:
         """Have a device that was not started yet reach the broker by a proxy."""
         file = site.folder / "bundle" / "device" / "device.json"
         about = json.loads(file.read_bytes())
         about["broker"]["port"] = proxy.port
         file.write_text(json.dumps(about), encoding="utf-8")
 
-    def feed(self, site: Site, flows: int) -> None:
+    def feed(self, site: LocalDevice, flows: int) -> None:
         """Append so many lines to a device's log, as long as there are any."""
         until = min(site.played + flows, len(site.lines))
         with site.log.open("ab") as log:

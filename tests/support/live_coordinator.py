@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gradsense.coordinator.run import Run
-from gradsense.coordinator.service import Process
+from gradsense.coordinator.service import CoordinatorService
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message, messages, read, sign_of_life, written
 from gradsense.transport.payloads import ONLINE, Ack, pack_update
-from gradsense.transport.protocol import NO_MODEL, Origin
+from gradsense.transport.protocol import NO_MODEL, MessageHeader
 from tests.support.tls_broker import TlsBroker
 
 WAIT_S = 20.0
@@ -42,15 +42,15 @@ def eventually(true: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def working(fleet: Path) -> Iterator[Process]:
+def working(fleet: Path) -> Iterator[CoordinatorService]:
     """The coordinator of a fleet; SQLite wants it made in the thread that it works in.
 
     Other threads may read ``told``, which is new several times a second here.
     """
-    made: queue.SimpleQueue[Process] = queue.SimpleQueue()
+    made: queue.SimpleQueue[CoordinatorService] = queue.SimpleQueue()
 
     def work() -> None:
-        process = Process(fleet, rng=random.Random(0), status_s=0.05)
+        process = CoordinatorService(fleet, rng=random.Random(0), status_s=0.05)
         made.put(process)
         process.run()
 
@@ -88,7 +88,9 @@ class Teller:
 
     def sent(self, update: Update, base: str, raw: bytes | None = None) -> list[Message]:
         """The publishes of an update, or of another body under its name."""
-        origin = Origin("update", self.run, self.name, update.sequence, update.base_version, base)
+        origin = MessageHeader(
+            "update", self.run, self.name, update.sequence, update.base_version, base
+        )
         body = pack_update(update) if raw is None else raw
         return messages(written(origin, body, self.identity.signing_key))
 

@@ -9,14 +9,16 @@ from gradsense.experiments.results import (
     ClassScores,
     Point,
     Row,
-    Scores,
+    ScoreSummary,
     SiteScores,
     UploadMark,
 )
 
 
-def scores(value: float) -> Scores:
-    return Scores(accuracy=value, precision=value, recall=value, f1_weighted=value, f1_macro=value)
+def scores(value: float) -> ScoreSummary:
+    return ScoreSummary(
+        accuracy=value, precision=value, recall=value, f1_weighted=value, f1_macro=value
+    )
 
 
 def federated(

@@ -16,10 +16,10 @@ from gradsense.coordinator.run import Run
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet.jobs import Job
 from gradsense.transport import payloads
-from gradsense.transport.chunks import Ask, Resume, message_id
+from gradsense.transport.chunks import Resume, ResumeRequest, message_id
 from gradsense.transport.identity import Identity
-from gradsense.transport.messages import Letter, Message, messages, read, written
-from gradsense.transport.protocol import COORDINATOR, Origin
+from gradsense.transport.messages import Message, SignedMessage, messages, read, written
+from gradsense.transport.protocol import COORDINATOR, MessageHeader
 from tests.support.toys import tensor
 
 RUN = "porch"
@@ -85,7 +85,7 @@ def letter_of(
     key: Ed25519PrivateKey | None = None,
     sealed: bool = False,
     **origin: Any,
-) -> Letter:
+) -> SignedMessage:
     """An update as it travels; ``raw`` takes the place of its body."""
     place = {
         "kind": "update",
@@ -96,7 +96,7 @@ def letter_of(
         "base_hash": base_hash,
     } | origin
     return written(
-        Origin(**place),
+        MessageHeader(**place),
         payloads.pack_update(update) if raw is None else raw,
         key or signing_key(update.client),
         seal_for=seal_key(COORDINATOR).public_key() if sealed else None,
@@ -108,16 +108,19 @@ def sent(update: Update, base_hash: str, **about: Any) -> list[Message]:
 
 
 def status(device: str, online: bool = True, version: int = 0, held: str = NO_HASH) -> Message:
-    place = Origin("status", RUN, device, 0, version, held)
+    place = MessageHeader("status", RUN, device, 0, version, held)
     said = payloads.ONLINE if online else payloads.OFFLINE
     (message,) = messages(written(place, said, signing_key(device)), retain=True)
     return message
 
 
-def ask(letter: Letter) -> Message:
+def ask(letter: SignedMessage) -> Message:
     properties = letter.properties
-    said, origin = Ask(message_id(properties), properties.chunk_count).pack(), properties.origin
-    place = Origin(
+    said, origin = (
+        ResumeRequest(message_id(properties), properties.chunk_count).pack(),
+        properties.origin,
+    )
+    place = MessageHeader(
         "ask", RUN, origin.device, origin.sequence, origin.base_version, origin.base_hash
     )
     (message,) = messages(written(place, said, signing_key(origin.device)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
@@ -28,8 +28,10 @@ def update(client: str = "a", **fields: object) -> Update:
     return Update(client=client, **values)
 
 
-def entry(client: str, *delta: float, samples: int = 1, staleness: int = 0) -> Entry:
-    return Entry(update(client, samples=samples, delta={"w": tensor(*delta)}), 0.0, staleness)
+def entry(client: str, *delta: float, samples: int = 1, staleness: int = 0) -> PooledUpdate:
+    return PooledUpdate(
+        update(client, samples=samples, delta={"w": tensor(*delta)}), 0.0, staleness
+    )
 
 
 @dataclass

@@ -15,17 +15,17 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gradsense.errors import UpdateRefused
 from gradsense.transport.chunks import (
     HEADER_BYTES,
-    Ask,
     BadChunk,
     BadResume,
     Chunk,
     ChunkMismatch,
     Resume,
+    ResumeRequest,
     check_chunk,
     chunk_count,
     split,
 )
-from gradsense.transport.protocol import Origin, Properties, WrongHash, describe
+from gradsense.transport.protocol import MessageHeader, Properties, WrongHash, describe
 from gradsense.transport.reassembly import (
     CHUNK_OVERHEAD,
     Assembler,
@@ -36,7 +36,7 @@ from gradsense.transport.reassembly import (
 
 
 def message(body: bytes, count: int, sequence: int = 1) -> tuple[Properties, list[Chunk]]:
-    origin = Origin("update", "plant", "gate-7", sequence, 0, "00" * 32)
+    origin = MessageHeader("update", "plant", "gate-7", sequence, 0, "00" * 32)
     properties = describe(origin, body, chunks=count)
     return properties, split(body, properties)
 
@@ -61,7 +61,7 @@ def test_any_order_loss_and_repetition_give_the_body(
     bodies = [assembler.add("gate-7", Chunk.parse(c.pack()), 0.0).body for c in arrived]
     values, pieces = assembler.state()
     assembler = Assembler.restored(json.loads(json.dumps(values)), pieces)
-    answer = assembler.resume("gate-7", Ask(chunks[0].message, len(chunks)))
+    answer = assembler.resume("gate-7", ResumeRequest(chunks[0].message, len(chunks)))
     assert set(answer.missing) == set(range(len(chunks))) - {chunk.index for chunk in arrived}
     for chunk in split(body, properties, Resume.parse(answer.pack()).missing):
         check_chunk(chunk, properties.at(chunk.index))
@@ -80,7 +80,7 @@ def test_hostile_bytes_are_refused_by_name(noise: bytes, tail: bytes) -> None:
         with suppress(UpdateRefused):
             Assembler().add("gate-7", Chunk.parse(payload), 0.0)
     for payload in (noise, b"GSR1" + noise, b"GSQ1" + noise):
-        for kind in (Ask, Resume):
+        for kind in (ResumeRequest, Resume):
             with suppress(BadResume):
                 assert kind.parse(payload).pack() == payload
 

@@ -14,7 +14,7 @@ from gradsense.errors import InputError
 from gradsense.fleet import enrolment
 from gradsense.transport.identity import Identity, of_coordinator, of_device
 from gradsense.transport.messages import messages, read, unsealed, written
-from gradsense.transport.protocol import Origin
+from gradsense.transport.protocol import MessageHeader
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def test_each_side_knows_itself_and_the_broker(made: Path) -> None:
 def test_what_one_seals_the_other_opens(made: Path) -> None:
     device, coordinator = of_device(made / "fleet-cam"), of_coordinator(made / "fleet")
 
-    def passes(sender: Identity, recipient: Identity, origin: Origin) -> bytes:
+    def passes(sender: Identity, recipient: Identity, origin: MessageHeader) -> bytes:
         letter = written(origin, b"hello", sender.signing_key, seal_for=sender.peer_seal_key)
         (message,) = messages(letter)
         found = read(message, lambda _topic: sender.signing_key.public_key())
         return unsealed(found.body, found.properties, recipient.own_seal_key)
 
-    up = Origin("ask", "run1", "cam", 7, 1, "0" * 64)
-    down = Origin("ack", "run1", "cam", 7, 1, "0" * 64)
+    up = MessageHeader("ask", "run1", "cam", 7, 1, "0" * 64)
+    down = MessageHeader("ack", "run1", "cam", 7, 1, "0" * 64)
     assert passes(device, coordinator, up) == b"hello"
     assert passes(coordinator, device, down) == b"hello"
 

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.transport.chunks import Ask, Resume, message_id, split
+from gradsense.transport.chunks import Resume, ResumeRequest, message_id, split
 from gradsense.transport.payloads import Ack, compress, expand
-from gradsense.transport.protocol import Origin, Properties, describe
+from gradsense.transport.protocol import MessageHeader, Properties, describe
 from gradsense.transport.signing import (
     SEAL_OVERHEAD,
     BadSignature,
@@ -31,7 +31,7 @@ VECTORS = Path(__file__).parent / "vectors" / "messages.json"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 RECIPIENT = X25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 EPHEMERAL = X25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
-ORIGIN = Origin("update", "plant", "gate-7", 3, 2, "ab" * 32)
+ORIGIN = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
 SEALED = replace(ORIGIN, sealed=True)
 BODY = b"0123456789"
 SIGNED = sign(describe(ORIGIN, BODY, chunks=3), KEY)
@@ -40,7 +40,9 @@ SIGNED = sign(describe(ORIGIN, BODY, chunks=3), KEY)
 def vectors() -> dict[str, object]:
     """Everything in the vectors file, computed afresh."""
     sealed = seal(BODY, RECIPIENT.public_key(), associated_data(SEALED), ephemeral=EPHEMERAL)
-    model = sign(describe(Origin("model", "plant", "coordinator", 2, 2, "cd" * 32), BODY), KEY)
+    model = sign(
+        describe(MessageHeader("model", "plant", "coordinator", 2, 2, "cd" * 32), BODY), KEY
+    )
     name = message_id(SIGNED)
     return {
         "ed25519_private": bytes(range(32)).hex(),
@@ -52,7 +54,7 @@ def vectors() -> dict[str, object]:
         "model_signature_input": signature_input(model).hex(),
         "update_message_id": name.hex(),
         "update_chunks": [chunk.pack().hex() for chunk in split(BODY, SIGNED)],
-        "ask": Ask(name, 3).pack().hex(),
+        "ask": ResumeRequest(name, 3).pack().hex(),
         "resume_missing_0_and_2": Resume(name, 3, (0, 2)).pack().hex(),
         "ack_accepted": Ack(3).pack().hex(),
         "ack_not_finite": Ack(3, "not-finite").pack().hex(),

@@ -36,9 +36,9 @@ from gradsense.transport.payloads import (
 from gradsense.transport.protocol import (
     BadProperties,
     BadTopic,
-    Limits,
-    Origin,
+    MessageHeader,
     Properties,
+    SizeLimits,
     TooLarge,
     Topic,
     UnsupportedSchema,
@@ -52,7 +52,7 @@ from gradsense.transport.protocol import (
 
 VECTORS = Path(__file__).parent / "vectors"
 WORDS = ["gradsense", "v1", "up", "down", "device", "model", "a"]
-ORIGIN = Origin("update", "plant", "gate-7", 3, 2, "ab" * 32)
+ORIGIN = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
 TENSORS = {"head": np.array([[1.0, -2.0], [0.5, 0.0]], dtype=np.float32)}
 MODEL = GlobalModel(2, TENSORS, frozenset({"gate-7", "gate-1"}))
 
@@ -62,8 +62,8 @@ def update(codec: str = "none", **changes: object) -> Update:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def model_origin() -> Origin:
-    return Origin("model", "plant", "coordinator", 2, 2, model_hash(TENSORS))
+def model_origin() -> MessageHeader:
+    return MessageHeader("model", "plant", "coordinator", 2, 2, model_hash(TENSORS))
 
 
 def test_topics_are_those_of_the_document() -> None:
@@ -91,7 +91,7 @@ def test_any_topic_is_its_own_text_or_refused(text: str | list[str]) -> None:
     st.booleans(),
 )
 def test_properties_survive_the_way(name: str, number: int, chunks: int, sealed: bool) -> None:
-    origin = Origin("update", name, name, number, number, "0f" * 32, sealed)
+    origin = MessageHeader("update", name, name, number, number, "0f" * 32, sealed)
     sent = describe(origin, b"x" * 1000, chunks=chunks).at(chunks - 1)
     assert Properties.parse(sent.pairs()) == sent
     assert Properties.parse([("traceparent", "00"), *reversed(sent.pairs())]) == sent
@@ -186,7 +186,7 @@ def test_bodies_are_verified_before_they_are_parsed() -> None:
         with pytest.raises(WrongHash):
             check_body(altered, properties)
     with pytest.raises(TooLarge):
-        check_body(body, properties, Limits(body=len(body) - 1))
+        check_body(body, properties, SizeLimits(body=len(body) - 1))
     with pytest.raises(TooLarge):
         check_body(body, replace(properties, body_size=1 << 40))
 
@@ -239,7 +239,7 @@ def test_decompression_bombs_use_no_memory() -> None:
     with pytest.raises(BadBody):
         expand(compress(b"a") * 2, 1 << 20)
     with pytest.raises(TooLarge):
-        open_update(compress(inner), describe(ORIGIN, inner), Limits(raw=1 << 20))
+        open_update(compress(inner), describe(ORIGIN, inner), SizeLimits(raw=1 << 20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -249,7 +249,7 @@ def test_shapes_that_ask_for_more_than_the_limit_are_refused() -> None:
     vast = np.zeros((4096, 4096), dtype=np.float32)
     body = pack_update(update("topk", delta={"head": vast}, packed=b""))
     with pytest.raises(TooLarge):
-        open_update(body, describe(ORIGIN, body), Limits(raw=16 << 20))
+        open_update(body, describe(ORIGIN, body), SizeLimits(raw=16 << 20))
 
 
 @settings(max_examples=100, deadline=None)
@@ -262,7 +262,7 @@ def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
     message[place] ^= 1 << data.draw(st.integers(0, 7))
     body = compress(bytes(message))
     with suppress(UpdateRefused):
-        open_update(body, describe(ORIGIN, body), Limits(raw=1 << 20))
+        open_update(body, describe(ORIGIN, body), SizeLimits(raw=1 << 20))
 
 
 def test_small_bodies() -> None:

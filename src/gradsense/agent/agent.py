@@ -4,7 +4,7 @@ One thread does it all. Training is interrupted between two blocks: to rest with
 send and to receive. A newer model ends a slice at once; what the slice had done is lost, and the
 flows are read again from the model that came.
 
-Everything that must survive is in ``Memory`` before anybody is told of it, so whatever goes wrong,
+Everything that must survive is in the store before anybody hears of it, so whatever goes wrong,
 a full disk too, the agent may simply end: started again it goes on from there.
 """
 
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 from gradsense.agent.downlink import Downlink, Repeated
 from gradsense.agent.handover import hand_over, hand_over_weights, handed_over
 from gradsense.agent.label_rules import Rules
-from gradsense.agent.labelling import Batcher, Harvest
-from gradsense.agent.limits import Interrupted, Limits, Throttle
+from gradsense.agent.labelling import BatchBuilder, Harvest
+from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
 from gradsense.agent.reader import Reader
-from gradsense.agent.store import Memory
+from gradsense.agent.store import AgentStore
 from gradsense.agent.uplink import Uplink
 from gradsense.data.networks import Networks
 from gradsense.detection import bundle as bundles
@@ -40,10 +40,10 @@ from gradsense.learning.learner import Learner
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import Letter, Message, sign_of_life, written
+from gradsense.transport.messages import Message, SignedMessage, sign_of_life, written
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, pack_update
-from gradsense.transport.protocol import Origin, device_filters
+from gradsense.transport.protocol import MessageHeader, device_filters
 
 if TYPE_CHECKING:  # it brings torch, which few devices need
     from gradsense.agent.weight_learners import WeightLearners
@@ -63,7 +63,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class AgentPlan:
     """What an agent works with.
 
     Args:
@@ -85,7 +85,7 @@ class Plan:
     rules: Rules | None = None
     journal: Path | None = None
     networks: Networks = field(default_factory=Networks)
-    limits: Limits = field(default_factory=Limits)
+    limits: ResourceLimits = field(default_factory=ResourceLimits)
     settle_s: float = 60.0
     uplink: float | None = None
     downlink: float | None = None
@@ -105,7 +105,7 @@ class Agent:
     """
 
     def __init__(
-        self, plan: Plan, *, rng: random.Random, timer: Callable[[], float] = time.monotonic
+        self, plan: AgentPlan, *, rng: random.Random, timer: Callable[[], float] = time.monotonic
     ) -> None:
         self.plan, self._timer = plan, timer
         self.stop = threading.Event()
@@ -115,7 +115,7 @@ class Agent:
         self._job, self._start = jobs.read(start), start
         strategy = self._job.rules
         manifest, template = bundles.read(start / jobs.EDGE)
-        self.memory = Memory(plan.state)
+        self.memory = AgentStore(plan.state)
         self.memory.claim(self._job.run, self._identity.name)
         self._throttle = Throttle(plan.limits, wanted=self._wanted)
         self._weights: WeightLearners | None = None
@@ -145,7 +145,7 @@ class Agent:
             places=self.memory.places(),
             taken=self.memory.taken(),
         )
-        self._batcher = Batcher(settle_s=plan.settle_s)
+        self._batcher = BatchBuilder(settle_s=plan.settle_s)
         self._newer: GlobalModel | None = None
         self._insists = False  # the last visit was interrupted
         self._refused: list[Ack] = []
@@ -185,7 +185,7 @@ class Agent:
 
     def run(self) -> None:
         """Work until ``stop`` is set."""
-        self._mend_detector()
+        self._repair_detector()
         self.link.start()
         try:
             while not self.stop.is_set():
@@ -339,9 +339,9 @@ class Agent:
         """Steps of one visit at most: what moments are taken of is in memory at once."""
         return _MOST_BATCHES if self._weights is None else self.client.visit_steps
 
-    def _letter(self, update: Update) -> Letter:
+    def _letter(self, update: Update) -> SignedMessage:
         _, digest = self.memory.held()
-        origin = Origin(
+        origin = MessageHeader(
             "update", self._job.run, update.client, update.sequence, update.base_version, digest
         )
         seal_for = self._identity.peer_seal_key if self._job.sealed else None
@@ -370,7 +370,7 @@ class Agent:
             hand_over_weights(self._start / jobs.MODEL, out, model, batches=self.memory, run=run)
         self.counts["handed_over"] += 1
 
-    def _mend_detector(self) -> None:
+    def _repair_detector(self) -> None:
         """Where the process was killed between adopting a model and handing it over."""
         held = self.memory.model()
         if held is not None and not handed_over(

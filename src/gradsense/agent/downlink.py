@@ -22,8 +22,8 @@ from gradsense.transport.messages import Message, Read, read, unsealed
 from gradsense.transport.payloads import Ack, open_model
 from gradsense.transport.protocol import (
     COORDINATOR,
-    Limits,
     Properties,
+    SizeLimits,
     TooLarge,
     Topic,
     WrongDevice,
@@ -70,14 +70,14 @@ class Downlink:
         device: str,
         coordinator_key: Ed25519PublicKey,
         seal_key: X25519PrivateKey | None = None,
-        limits: Limits | None = None,
+        limits: SizeLimits | None = None,
         *,
         held: GlobalModel | None = None,
     ) -> None:
         self.refused: Counter[str] = Counter()
         self._run, self._device = run, device
         self._coordinator_key, self._seal_key = coordinator_key, seal_key
-        self._limits = limits or Limits()
+        self._limits = limits or SizeLimits()
         self._version = -1 if held is None else held.version
         self._shapes = None if held is None else _shapes(held.tensors)
         # Chunks of two versions are mixed while one is published over the other.

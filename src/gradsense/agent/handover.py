@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gradsense.agent.reader import Batches, Rows
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection import bundle
-from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, Manifest, Threshold
+from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.calibrate import MARGIN, log_odds
 from gradsense.detection.detector import BATCH
 from gradsense.detection.head import Head, with_head
@@ -139,26 +139,26 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     rows = _newest(batches)
     if rows is None or BENIGN not in labels:
         return {}
-    picks, truth, weights = rows
+    phrase_ids, truth, weights = rows
     benign = labels.index(BENIGN)
     quiet = truth == benign
     flows = int(weights[quiet].sum())
     if flows < ENOUGH:
         return {}
-    logits = _logits(opened, picks)
+    logits = _logits(opened, phrase_ids)
     temperature = opened.manifest.temperature
     if weights[~quiet].sum() >= ENOUGH:
         temperature = fitted_temperature(logits, truth, weights)
     odds = log_odds(logits / temperature, benign)[quiet]
     at = max(0.0, exceeded_by(odds, weights[quiet], FALSE_ALARM_SHARE) + MARGIN)
-    alarm = Threshold(
+    alarm = BundleThreshold(
         value=float(1 / (1 + np.exp(-at))),
         share=float(weights[quiet][odds > at].sum() / flows),
         flows=flows,
         source=_HERE,
     )
     sure = softmax(logits, temperature).max(axis=1)
-    reference = _reference(picks, weights, sure, opened.template)
+    reference = _reference(phrase_ids, weights, sure, opened.template)
     return {"alarm": alarm, "temperature": temperature, "reference": reference}
 
 
@@ -206,22 +206,22 @@ def _newest(batches: Batches) -> Rows | None:
         rows += len(found[-1][1])
     if not rows:
         return None
-    picks, truth, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return picks[:_MOST_ROWS], truth[:_MOST_ROWS], weights[:_MOST_ROWS]
+    phrase_ids, truth, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return phrase_ids[:_MOST_ROWS], truth[:_MOST_ROWS], weights[:_MOST_ROWS]
 
 
-def _logits(opened: Opened, picks: NDArray[np.uint16]) -> Floats:
+def _logits(opened: Opened, phrase_ids: NDArray[np.uint16]) -> Floats:
     """By the graph that will judge, each distinct prompt once, [n, classes]."""
-    distinct, places = np.unique(picks, axis=0, return_inverse=True)
+    distinct, places = np.unique(phrase_ids, axis=0, return_inverse=True)
     parts = []
     for start in range(0, len(distinct), BATCH):
-        inputs = opened.encoder.picks(distinct[start : start + BATCH])
+        inputs = opened.encoder.phrase_ids(distinct[start : start + BATCH])
         parts += opened.session.run(["logits"], inputs)
     return np.concatenate(parts).astype(np.float64)[places.reshape(-1)]
 
 
 def _reference(
-    picks: NDArray[np.uint16], weights: NDArray[np.int64], sure: Floats, template: Template
+    phrase_ids: NDArray[np.uint16], weights: NDArray[np.int64], sure: Floats, template: Template
 ) -> Reference:
     """``learning.calibration.reference`` of rows that stand for many flows each."""
     flows = int(weights.sum())
@@ -229,7 +229,7 @@ def _reference(
         field.name: tuple(
             (np.bincount(column, weights=weights, minlength=len(field.phrases)) / flows).tolist()
         )
-        for field, column in zip(template.fields, picks.T, strict=True)
+        for field, column in zip(template.fields, phrase_ids.T, strict=True)
     }
     histogram, _ = np.histogram(sure, bins=10, range=(0.0, 1.0), weights=weights)
     return Reference(flows=flows, fields=fields, confidence=tuple((histogram / flows).tolist()))

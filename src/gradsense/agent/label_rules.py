@@ -31,7 +31,7 @@ from gradsense.errors import InputError
 _MAX_BYTES, _MAX_RULES = 1 << 20, 1000
 #: What stands for a value that the log leaves unset, as in Zeek.
 _UNSET = "-"
-_MEND = "docs/rules.md has all keys"
+_HINT = "docs/rules.md has all keys"
 _REMEMBERED = 65_536
 _LAST_PORT = 65_535
 
@@ -164,17 +164,17 @@ def read(path: Path | str) -> Rules:
         with path.open("rb") as stream:
             text = stream.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
-            raise InputError("the file is larger than 1 MiB", mend=_MEND, file=path)
+            raise InputError("the file is larger than 1 MiB", hint=_HINT, file=path)
         return Rules(_File.model_validate(tomllib.loads(text.decode())).rule)
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror or error})", mend="check the path", file=path
+            f"cannot be read ({error.strerror or error})", hint="check the path", file=path
         ) from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise InputError(_what(fault), mend=_MEND, file=path, field=_place(fault["loc"])) from error
+        raise InputError(_what(fault), hint=_HINT, file=path, field=_place(fault["loc"])) from error
     except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", mend="mend that line", file=path) from error
+        raise InputError(f"is no TOML: {error}", hint="mend that line", file=path) from error
 
 
 def _what(fault: Any) -> str:

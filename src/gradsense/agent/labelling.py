@@ -26,7 +26,7 @@ from gradsense.data.networks import Networks
 from gradsense.data.sources.live import Source
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
-from gradsense.gateway.store import FILE, Journal
+from gradsense.gateway.store import FILE, GatewayStore
 from gradsense.prompts.templates import Template
 
 #: Bytes of one log read at once, about a thousand flows.
@@ -41,7 +41,7 @@ class Gathered:
     """What some steps of gathering came to.
 
     Args:
-        picks: phrases of each distinct (prompt, label), uint16 [n, fields].
+        phrase_ids: phrases of each distinct (prompt, label), uint16 [n, fields].
         labels: its class number, int64 [n].
         weights: the flows that read so, int64 [n]. Rows are sorted, so neither the order of the
             flows nor the cuts between steps change anything.
@@ -52,7 +52,7 @@ class Gathered:
             ``other-template``, ``dropped:REASON`` (lines), ``words`` and ``corrected`` (words).
     """
 
-    picks: NDArray[np.uint16]
+    phrase_ids: NDArray[np.uint16]
     labels: NDArray[np.int64]
     weights: NDArray[np.int64]
     places: Mapping[str, Any]
@@ -73,10 +73,10 @@ class Gathered:
         )
 
     def _rows(self) -> tuple[NDArray[Any], ...]:
-        return self.picks, self.labels, self.weights
+        return self.phrase_ids, self.labels, self.weights
 
 
-class Batcher:
+class BatchBuilder:
     """Makes batches of what is gathered: large where there is much, soon where there is little.
 
     A batch carries the places of all that is in it. They are to be stored with it and not before.
@@ -187,15 +187,15 @@ class Harvest:
             return None
         place = source.place()
         places = {} if place is None else {str(source.log): place}
-        picks, numbers, counts = self._labelled(_frame(flows))
+        phrase_ids, numbers, counts = self._labelled(_frame(flows))
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
-        rows = _distinct(picks, numbers, np.ones(len(numbers), np.int64))
+        rows = _distinct(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
 
     def _labelled(
         self, flows: pl.DataFrame
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64], Counter[str]]:
-        """Picks and class numbers of the flows that have a class which the model knows."""
+        """PhraseIds and class numbers of the flows that have a class which the model knows."""
         own = with_view(flows, self._view)["class"]
         label = own
         if self._rules is not None:
@@ -263,17 +263,17 @@ class _Feedback:
         self.taken = taken
         self._classes, self._folder, self._most_rows = classes, folder, most_rows
         self._sizes = np.array([len(field.phrases) for field in template.fields])
-        self._journal: Journal | None = None
+        self._journal: GatewayStore | None = None
         try:
             self._known = _TAKEN.validate_json(taken) if taken else {}
         except ValidationError as error:
             raise InputError(
                 "what is remembered of the feedback is damaged",
-                mend="begin with a fresh state of the agent",
+                hint="begin with a fresh state of the agent",
             ) from error
 
     def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:
-        """Picks, labels and weights of the next words, and counts; None where nobody spoke."""
+        """PhraseIds, labels and weights of the next words, and counts; None where nobody spoke."""
         journal = self._opened()
         if journal is None:
             return None
@@ -305,10 +305,10 @@ class _Feedback:
         self.taken = _TAKEN.dump_json(self._known)
         return self._arrays(rows), counts
 
-    def _opened(self) -> Journal | None:
+    def _opened(self) -> GatewayStore | None:
         """The watch's journal, which it makes itself."""
         if self._journal is None and self._folder is not None and (self._folder / FILE).is_file():
-            self._journal = Journal(self._folder, exclusive=False)
+            self._journal = GatewayStore(self._folder, exclusive=False)
         return self._journal
 
     def _rows(
@@ -317,29 +317,29 @@ class _Feedback:
         """A word's rows: none if the model does not know its class, or not its prompts."""
         rows = []
         for prompt, flows in prompts:
-            picks = self._picks(prompt)
+            phrase_ids = self._phrase_ids(prompt)
             if label not in self._classes:
                 counts[f"unknown-class:{label}"] += flows
-            elif picks is None:
+            elif phrase_ids is None:
                 counts["other-template"] += flows
             else:
                 counts["labelled:feedback"] += flows
-                rows.append((picks, self._classes[label], flows))
+                rows.append((phrase_ids, self._classes[label], flows))
         return rows
 
-    def _picks(self, prompt: bytes) -> NDArray[np.uint16] | None:
+    def _phrase_ids(self, prompt: bytes) -> NDArray[np.uint16] | None:
         """The phrases of a prompt, or None where the template has no such."""
         if len(prompt) != 2 * len(self._sizes):
             return None
-        picks = np.frombuffer(prompt, np.uint16)
-        return picks if (picks < self._sizes).all() else None
+        phrase_ids = np.frombuffer(prompt, np.uint16)
+        return phrase_ids if (phrase_ids < self._sizes).all() else None
 
     def _arrays(
         self, rows: Sequence[tuple[NDArray[np.uint16], int, int]]
     ) -> tuple[NDArray[Any], ...]:
-        picks = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
+        phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
-        return picks, numbers[:, 0], numbers[:, 1]
+        return phrase_ids, numbers[:, 0], numbers[:, 1]
 
 
 def _frame(flows: Flows) -> pl.DataFrame:
@@ -350,12 +350,12 @@ def _frame(flows: Flows) -> pl.DataFrame:
 
 
 def _distinct(
-    picks: NDArray[np.uint16], labels: NDArray[np.int64], weights: NDArray[np.int64]
+    phrase_ids: NDArray[np.uint16], labels: NDArray[np.int64], weights: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
     """Each distinct (prompt, label) once, sorted, with the sum of its weights."""
     if not len(labels):
-        return picks, labels, weights
-    table = np.column_stack([picks.astype(np.int64), labels])
+        return phrase_ids, labels, weights
+    table = np.column_stack([phrase_ids.astype(np.int64), labels])
     rows, place = np.unique(table, axis=0, return_inverse=True)
     sums = np.zeros(len(rows), np.int64)
     np.add.at(sums, place.reshape(-1), weights)

@@ -28,7 +28,7 @@ _OOM_SCORE = 500
 _MB = 1 << 20
 
 
-class Limits(BaseModel):
+class ResourceLimits(BaseModel):
     """What training may take of its machine.
 
     Args:
@@ -56,7 +56,7 @@ class Interrupted(Exception):
     """Something newer came in the middle of training. No fault: whoever trains catches it."""
 
 
-class Machine:
+class Host:
     """What Linux says of this process and its machine; None where it says nothing.
 
     Args:
@@ -105,16 +105,16 @@ class Throttle:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: ResourceLimits,
         *,
         wanted: Callable[[], bool] = lambda: False,
-        machine: Machine | None = None,
+        machine: Host | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.limits = limits
         self.paused = dict.fromkeys(("cpu", "temperature", "memory"), 0.0)
-        self._wanted, self._machine = wanted, machine or Machine()
+        self._wanted, self._machine = wanted, machine or Host()
         self._clock, self._sleep = clock, sleep
         self._at, self._cpu = clock(), self._machine.cpu_s()
         self._ahead = 0.0  # CPU seconds taken beyond the share; negative: saved up
@@ -180,7 +180,7 @@ class Throttle:
             self.paused[reason] += self._clock() - began
 
 
-def lower_priority(limits: Limits, root: Path = Path("/")) -> None:
+def lower_priority(limits: ResourceLimits, root: Path = Path("/")) -> None:
     """Let everything else on the machine go first, and let the kernel kill this process first.
 
     For the process that calls it and its children; it cannot be undone without privileges.

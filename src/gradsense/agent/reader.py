@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gradsense.detection.detector import BATCH, Picks
+from gradsense.detection.detector import BATCH, PhraseIds
 from gradsense.detection.head import Head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.errors import GradsenseError
@@ -23,7 +23,7 @@ from gradsense.learning.statistics import observed
 
 #: Phrases uint16 [n, fields], class numbers int64 [n], and how many flows each row stands for,
 #: int64 [n].
-Rows = tuple[Picks, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Rows = tuple[PhraseIds, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class Batches(Protocol):
@@ -103,8 +103,8 @@ class Reader:
             head = Head.of(tensors, len(self._labels))
         except ValueError as error:
             raise GradsenseError(f"the global model is of another run: {error}") from error
-        picks, labels, weights = self._read(first_step, steps)
-        features = self._features(picks)
+        phrase_ids, labels, weights = self._read(first_step, steps)
+        features = self._features(phrase_ids)
         if features.shape[1] != head.weight.shape[1]:
             raise GradsenseError(
                 f"the global model's head reads {head.weight.shape[1]} features, this device's "
@@ -148,18 +148,18 @@ class Reader:
         labels = np.concatenate([labels for _, labels, _ in rows])
         # Class numbers fit: a bundle has at most 1,000.
         both = np.column_stack(
-            [np.concatenate([picks for picks, _, _ in rows]), labels.astype(np.uint16)]
+            [np.concatenate([phrase_ids for phrase_ids, _, _ in rows]), labels.astype(np.uint16)]
         )
         distinct, places = np.unique(both, axis=0, return_inverse=True)
         weights = np.zeros(len(distinct), np.int64)
         np.add.at(weights, places.reshape(-1), np.concatenate([w for _, _, w in rows]))
         return distinct[:, :-1], distinct[:, -1].astype(np.int64), weights
 
-    def _features(self, picks: Picks) -> npt.NDArray[np.float32]:
+    def _features(self, phrase_ids: PhraseIds) -> npt.NDArray[np.float32]:
         """What the head reads, [n, d]."""
         opened, blocks = self._opened, []
-        for start in range(0, len(picks), BATCH):
+        for start in range(0, len(phrase_ids), BATCH):
             self._between()
-            inputs = opened.encoder.picks(picks[start : start + BATCH])
+            inputs = opened.encoder.phrase_ids(phrase_ids[start : start + BATCH])
             blocks += opened.session.run(["features"], inputs)
         return np.concatenate(blocks)

@@ -29,7 +29,7 @@ from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
 from gradsense.storage import checkpoint
 from gradsense.storage.folders import migrate, transaction
-from gradsense.transport.messages import Letter
+from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import NO_MODEL, Properties
 
@@ -62,7 +62,7 @@ class MemoryFull(GradsenseError):
     """The disk is full or failed for now; nothing of the transaction was taken in."""
 
 
-class Memory:
+class AgentStore:
     """One agent's memory, and the sequence of the batches in it. Threads may share it.
 
     Args:
@@ -87,13 +87,13 @@ class Memory:
         except BlockingIOError:
             raise InputError(
                 "another gradsense edge trains with this state",
-                mend="stop it, or give another --state",
+                hint="stop it, or give another --state",
                 file=folder,
             ) from None
         except OSError as error:
             raise InputError(
                 f"cannot keep its state there ({error.strerror or error})",
-                mend="give a writable folder as --state",
+                hint="give a writable folder as --state",
                 file=folder,
             ) from error
         self._db = self._open()
@@ -113,7 +113,7 @@ class Memory:
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"is no state of gradsense's agent ({error})",
-                mend="move it away or give another --state",
+                hint="move it away or give another --state",
                 file=self.file,
             ) from error
         return db
@@ -123,7 +123,7 @@ class Memory:
         if version > len(MIGRATIONS):
             raise InputError(
                 f"the agent's state has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                mend="use the gradsense that wrote it, or give another --state",
+                hint="use the gradsense that wrote it, or give another --state",
                 file=self.file,
             )
         migrate(db, MIGRATIONS)
@@ -178,7 +178,7 @@ class Memory:
         elif rows[0][0] != owner:
             raise InputError(
                 f"this state is of {rows[0][0].decode()} (run/device), not of {owner.decode()}",
-                mend="give every device and every run a --state of its own",
+                hint="give every device and every run a --state of its own",
                 file=self.file,
             )
 
@@ -196,7 +196,7 @@ class Memory:
         self,
         client: ClientState,
         *,
-        letter: Letter | None = None,
+        letter: SignedMessage | None = None,
         model: GlobalModel | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> None:
@@ -252,10 +252,12 @@ class Memory:
 
     # The outbox -----------------------------------------------------------------------------
 
-    def head(self) -> Letter | None:
+    def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
         rows = self._all("SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1")
-        return next((Letter(Properties.parse(json.loads(said)), body) for said, body in rows), None)
+        return next(
+            (SignedMessage(Properties.parse(json.loads(said)), body) for said, body in rows), None
+        )
 
     @property
     def outbox_bytes(self) -> int:
@@ -305,7 +307,7 @@ class Memory:
         Raises:
             MemoryFull: it could not be written, no part of it; try again.
         """
-        names = ("picks", "labels", "weights")
+        names = ("phrase_ids", "labels", "weights")
         rows = {name: np.asarray(getattr(gathered, name)) for name in names}
         body = checkpoint.dumps({}, {"batch": rows}) if len(gathered) else None
         places = [(log, json.dumps(place)) for log, place in gathered.places.items()]
@@ -334,7 +336,7 @@ class Memory:
         return self._number("SELECT count(*) FROM batches")
 
     def __getitem__(self, number: int) -> Rows:
-        """A batch: picks uint16 [n, fields], labels int64 [n], weights int64 [n].
+        """A batch: phrase_ids uint16 [n, fields], labels int64 [n], weights int64 [n].
 
         Numbers are 0, 1, 2, ... and stay.
 
@@ -349,7 +351,7 @@ class Memory:
             batch: Mapping[str, NDArray[Any]] = checkpoint.loads(rows[0][0])[1]["batch"]
         except ValueError as error:
             raise self._damaged(error) from error
-        return batch["picks"], batch["labels"], batch["weights"]
+        return batch["phrase_ids"], batch["labels"], batch["weights"]
 
 
 def _pack_model(model: GlobalModel) -> tuple[tuple[int, str], bytes]:

@@ -78,7 +78,7 @@ class Supervisor:
         self._process = None
         if code == InputError.exit_code:
             raise InputError(
-                "the training agent cannot work", mend="see its message above; detection is stopped"
+                "the training agent cannot work", hint="see its message above; detection is stopped"
             )
         if now - self._began > _WELL_S:
             self._pause = _FIRST_S

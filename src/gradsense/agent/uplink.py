@@ -17,17 +17,17 @@ from collections import Counter, deque
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsense.agent.store import ClientState, Memory
-from gradsense.transport.chunks import Ask, Resume, message_id
-from gradsense.transport.messages import Letter, Message, messages, written
+from gradsense.agent.store import AgentStore, ClientState
+from gradsense.transport.chunks import Resume, ResumeRequest, message_id
+from gradsense.transport.messages import Message, SignedMessage, messages, written
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
-from gradsense.transport.protocol import Origin
+from gradsense.transport.protocol import MessageHeader
 from gradsense.transport.signing import sign
 
 
 class Uplink:
-    """Sends what waits in a ``Memory``.
+    """Sends what waits in a ``AgentStore``.
 
     Args:
         memory: the outbox, and which model the device holds.
@@ -46,7 +46,7 @@ class Uplink:
 
     def __init__(
         self,
-        memory: Memory,
+        memory: AgentStore,
         key: Ed25519PrivateKey,
         rate: Rate,
         *,
@@ -77,11 +77,11 @@ class Uplink:
         """Whether every update was acknowledged."""
         return self._head() is None
 
-    def _oldest(self) -> Letter | None:
+    def _oldest(self) -> SignedMessage | None:
         letter = self._memory.head()
-        return letter and Letter(sign(letter.properties, self._key), letter.body)
+        return letter and SignedMessage(sign(letter.properties, self._key), letter.body)
 
-    def _head(self) -> Letter | None:
+    def _head(self) -> SignedMessage | None:
         if self._letter is None:
             self._letter = self._oldest()
             self._begun = False
@@ -194,7 +194,7 @@ class Uplink:
             found.append(message)
         return found
 
-    def _repeat(self, head: Letter, now: float, unacked: int) -> None:
+    def _repeat(self, head: SignedMessage, now: float, unacked: int) -> None:
         if unacked:  # what was sent is still on its way: the coordinator owes no answer yet
             self._again_at = now + self._patience_s
             return
@@ -206,16 +206,16 @@ class Uplink:
         else:
             self._chunks.append(0)
 
-    def _next(self, head: Letter) -> Message | None:
+    def _next(self, head: SignedMessage) -> Message | None:
         if self._ask:
             return self._question(head)
         return messages(head, [self._chunks[0]])[0] if self._chunks else None
 
-    def _question(self, head: Letter) -> Message:
+    def _question(self, head: SignedMessage) -> Message:
         origin = head.properties.origin
         version, digest = self._memory.held()
-        ask = Ask(message_id(head.properties), head.properties.chunk_count)
-        place = Origin("ask", origin.run, origin.device, origin.sequence, version, digest)
+        ask = ResumeRequest(message_id(head.properties), head.properties.chunk_count)
+        place = MessageHeader("ask", origin.run, origin.device, origin.sequence, version, digest)
         return messages(written(place, ask.pack(), self._key))[0]
 
     def _sent(self, now: float) -> None:

@@ -56,23 +56,25 @@ class WeightLearners:
             none = torch.zeros(0, dtype=torch.int64)
             nothing = Examples(self.classifier.encode([]), none, none)
             return LocalLearner(self._trainer, nothing, nothing, stream)
-        picks = np.concatenate([picks for picks, _, _ in rows])
+        phrase_ids = np.concatenate([phrase_ids for phrase_ids, _, _ in rows])
         labels = np.concatenate([labels for _, labels, _ in rows])
         weights = np.concatenate([weights for _, _, weights in rows])
         held = np.fromiter(
-            (zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in picks), bool, len(picks)
+            (zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in phrase_ids),
+            bool,
+            len(phrase_ids),
         )
         if held.all():
             held[:] = False
-        train = self._examples(picks[~held], labels[~held], weights[~held])
+        train = self._examples(phrase_ids[~held], labels[~held], weights[~held])
         validation = train
         if held.any():
-            validation = self._examples(picks[held], labels[held], weights[held])
+            validation = self._examples(phrase_ids[held], labels[held], weights[held])
         return LocalLearner(self._trainer, train, validation, stream)
 
-    def _examples(self, picks: Any, labels: Any, weights: Any) -> Examples:
-        distinct, index = np.unique(picks, axis=0, return_inverse=True)
-        flows = np.repeat(np.arange(len(picks)), weights)
+    def _examples(self, phrase_ids: Any, labels: Any, weights: Any) -> Examples:
+        distinct, index = np.unique(phrase_ids, axis=0, return_inverse=True)
+        flows = np.repeat(np.arange(len(phrase_ids)), weights)
         return Examples(
             self.classifier.encode(self.classifier.template.texts(distinct)),
             torch.from_numpy(index.reshape(-1)[flows].astype(np.int64)),

@@ -12,7 +12,7 @@ from rich.table import Table
 from gradsense.cli.console import results_console, show_notes
 
 if TYPE_CHECKING:
-    from gradsense.detection.bundle import Manifest, Threshold
+    from gradsense.detection.bundle import BundleThreshold, Manifest
 
 
 def calibrate(
@@ -81,10 +81,10 @@ def _show(path: Path, manifest: Manifest, before: Manifest, console: Console) ->
     )
 
 
-def _odds(found: Threshold) -> str:
+def _odds(found: BundleThreshold) -> str:
     # A suspicion of 0.99998 says little to the eye; what is left of p(benign) does.
     return f"p(benign) below {1 - found.value:.2g} ({found.share:.2%} of these flows)"
 
 
-def _plain(found: Threshold) -> str:
+def _plain(found: BundleThreshold) -> str:
     return f"{found.value:.3f} ({found.share:.2%} of these flows)"

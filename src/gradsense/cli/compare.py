@@ -16,7 +16,7 @@ from gradsense.cli.progress import bars, news
 from gradsense.config import RunSettings
 
 if TYPE_CHECKING:
-    from gradsense.experiments.compare import Job
+    from gradsense.experiments.compare import PlannedRun
     from gradsense.experiments.results import Row
 
 
@@ -71,7 +71,7 @@ def run_comparison(
         shares = dict.fromkeys((job.name for job in planned), 0.0)
         finished: set[str] = set()
 
-        def on_news(job: Job, message: dict[str, Any]) -> None:
+        def on_news(job: PlannedRun, message: dict[str, Any]) -> None:
             if job.name not in tasks:
                 tasks[job.name] = progress.add_task(job.name, total=1.0, news="")
             if message["event"] == "done":

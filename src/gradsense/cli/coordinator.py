@@ -29,12 +29,12 @@ def coordinator(
     from prometheus_client import CollectorRegistry
 
     from gradsense.coordinator.exporter import StatusCollector
-    from gradsense.coordinator.service import Process
+    from gradsense.coordinator.service import CoordinatorService
     from gradsense.gateway.instruments import serve
 
     log_to_stderr(logging.INFO)
     with ExitStack() as stack:
-        process = Process(fleet, rng=random.Random())
+        process = CoordinatorService(fleet, rng=random.Random())
         if metrics is not None:
             registry = CollectorRegistry()
             registry.register(StatusCollector(lambda: process.told))
@@ -48,5 +48,5 @@ def coordinator(
 def _address(text: str) -> str:
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError("is no address", mend="give HOST:PORT", field=f"--metrics {text}")
+        raise InputError("is no address", hint="give HOST:PORT", field=f"--metrics {text}")
     return text

@@ -79,9 +79,9 @@ def edge(
     """
     place = state or state_folder()
     if agent_of or not detect:
-        from gradsense.agent.agent import Agent, Plan
+        from gradsense.agent.agent import Agent, AgentPlan
         from gradsense.agent.label_rules import read as read_rules
-        from gradsense.agent.limits import Limits, lower_priority
+        from gradsense.agent.limits import ResourceLimits, lower_priority
         from gradsense.agent.supervisor import die_with_parent
         from gradsense.data.networks import Networks
         from gradsense.gateway.settings import Settings
@@ -90,9 +90,9 @@ def edge(
         log_to_stderr(logging.INFO)
         if agent_of:
             die_with_parent(agent_of)
-        limits = Limits(cpu_share=cpu, memory_mb=memory, temperature_c=temperature or None)
+        limits = ResourceLimits(cpu_share=cpu, memory_mb=memory, temperature_c=temperature or None)
         settings = Settings() if config is None else read_settings(config)
-        plan = Plan(
+        plan = AgentPlan(
             bundle=bundle,
             logs=logs,
             state=place,
@@ -119,7 +119,7 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
     from gradsense.agent.labelling import find_logs
     from gradsense.agent.start import first_detector
     from gradsense.agent.supervisor import Supervisor
-    from gradsense.gateway.assembly import Plan, open_watch
+    from gradsense.gateway.assembly import WatchPlan, open_watch
     from gradsense.gateway.settings import Settings, read
 
     log_to_stderr()
@@ -139,7 +139,7 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
             pass
         if model is not None:
             watch = open_watch(
-                Plan(logs=find_logs(logs), model=model, state=state, settings=settings)
+                WatchPlan(logs=find_logs(logs), model=model, state=state, settings=settings)
             )
             stack.callback(watch.journal.close)
             watch.stop = stop

@@ -15,7 +15,7 @@ from rich.table import Table
 from gradsense.cli.console import results_console, show_notes
 
 if TYPE_CHECKING:
-    from gradsense.detection.bundle import Manifest, Threshold
+    from gradsense.detection.bundle import BundleThreshold, Manifest
     from gradsense.detection.export import Exported
 
 
@@ -99,7 +99,7 @@ def _show(exported: Exported, console: Console) -> None:
     )
 
 
-def _threshold(name: str, found: Threshold) -> str:
+def _threshold(name: str, found: BundleThreshold) -> str:
     passed = f"{found.share:.2%} of {found.flows:,} flows" if found.flows else "no flows"
     return f"{name} above {found.value:.3f}; {passed} were, {found.source}"
 

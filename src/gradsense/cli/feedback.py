@@ -38,12 +38,12 @@ def feedback(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Say what an alert really was: false alarms fall silent at once, and all of it trains."""
-    from gradsense.gateway.store import Journal
+    from gradsense.gateway.store import GatewayStore
 
     folder = state or state_folder()
     if not (folder / "watch.sqlite3").is_file():
-        raise InputError("no watch has kept its state there", mend="give its --state", file=folder)
-    journal = Journal(folder, exclusive=False)
+        raise InputError("no watch has kept its state there", hint="give its --state", file=folder)
+    journal = GatewayStore(folder, exclusive=False)
     if not alert:
         _list(journal.alerts(20), as_json=as_json)
         return
@@ -54,7 +54,7 @@ def feedback(
     ]
     if len(words) != 1:
         raise InputError(
-            "an alert is one thing", mend="give one of --benign, --malicious or --label X"
+            "an alert is one thing", hint="give one of --benign, --malicious or --label X"
         )
     found = journal.alert(alert)
     prompts = journal.judge(found, words[0], time.time())

@@ -15,7 +15,7 @@ from gradsense.cli.console import results_console
 from gradsense.errors import InputError
 
 if TYPE_CHECKING:
-    from gradsense.fleet.registry import Entry
+    from gradsense.fleet.registry import Enrolment
 
 app = typer.Typer(
     help="Certificates and access: make a fleet, let devices in, shut them out.",
@@ -132,7 +132,7 @@ def rotate(
     from gradsense.fleet.registry import device_id
 
     if bool(device) + broker + coordinator != 1:
-        raise InputError("one thing is rotated", mend="give an ID, --broker or --coordinator")
+        raise InputError("one thing is rotated", hint="give an ID, --broker or --coordinator")
     now = time.time()
     place = out or Path(f"{device_id(device)}.zip") if device else fleet
     with opened(fleet) as found:
@@ -163,7 +163,7 @@ def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None
     results_console().print(table)
 
 
-def _row(entry: Entry, now: float) -> dict[str, str]:
+def _row(entry: Enrolment, now: float) -> dict[str, str]:
     return {
         "id": entry.name,
         "role": entry.role,
@@ -174,7 +174,7 @@ def _row(entry: Entry, now: float) -> dict[str, str]:
     }
 
 
-def _show(entry: Entry, now: float, as_json: bool, note: str) -> None:
+def _show(entry: Enrolment, now: float, as_json: bool, note: str) -> None:
     row = _row(entry, now)
     if as_json:
         _print({**row, "note": note})

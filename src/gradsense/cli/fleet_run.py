@@ -62,7 +62,7 @@ def run(
     if len(classes) < 2:
         raise InputError(
             "a new model needs its classes",
-            mend="give --labels Benign,DDoS,... or --model FOLDER",
+            hint="give --labels Benign,DDoS,... or --model FOLDER",
             field="--labels",
         )
     job = make_job(
@@ -106,7 +106,7 @@ def make_job(**values: Any) -> Job:
         first = error.errors()[0]
         raise InputError(
             f"{first['input']!r} does not fit: {first['msg']}",
-            mend="see --help for what it takes",
+            hint="see --help for what it takes",
             field="--" + "-".join(str(part) for part in first["loc"]).replace("_", "-"),
         ) from None
 
@@ -121,7 +121,7 @@ def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     if told is None:
         raise InputError(
             "no coordinator has worked here yet",
-            mend=f"gradsense coordinator --fleet {fleet}",
+            hint=f"gradsense coordinator --fleet {fleet}",
             file=fleet,
         )
     if as_json:

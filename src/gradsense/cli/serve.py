@@ -29,19 +29,19 @@ def serve(
     from gradsense.gateway.escalation.secret import read_secret
 
     if (cert is None) != (key is None):
-        raise InputError("a certificate needs its key", mend="give both --cert and --key")
+        raise InputError("a certificate needs its key", hint="give both --cert and --key")
     from gradsense.data.networks import is_loopback
 
     if not is_loopback(host) and (cert is None or token_file is None):
         raise InputError(
             f"{host} can be reached by others, who would need neither TLS nor a token",
-            mend="give --cert, --key and --token-file, or listen on 127.0.0.1",
+            hint="give --cert, --key and --token-file, or listen on 127.0.0.1",
             field="--host",
         )
     token = None if token_file is None else read_secret(token_file)
     for file in (cert, key):
         if file is not None and not file.is_file():
-            raise InputError("no such file", mend="check the path", file=file)
+            raise InputError("no such file", hint="check the path", file=file)
     _run(model, host, port, cert, key, token, threads, max_prompts)
 
 
@@ -64,7 +64,7 @@ def _run(
         from gradsense.serving.server import create_app
     except ModuleNotFoundError as error:
         raise InputError(
-            f"serving needs the library {error.name}", mend="pip install 'gradsense[serve]'"
+            f"serving needs the library {error.name}", hint="pip install 'gradsense[serve]'"
         ) from error
 
     config = uvicorn.Config(
@@ -84,7 +84,7 @@ def _run(
     except (ssl.SSLError, OSError) as error:
         raise InputError(
             f"certificate and key cannot be used ({error})",
-            mend="give a PEM chain and the key that belongs to it",
+            hint="give a PEM chain and the key that belongs to it",
             file=cert,
         ) from error
     if config.ssl is not None:

@@ -28,7 +28,7 @@ def train(
     from gradsense.experiments.corpus import load_corpus
     from gradsense.experiments.preflight import check
     from gradsense.experiments.report import write_report
-    from gradsense.experiments.run import Progress
+    from gradsense.experiments.run import RunProgress
     from gradsense.experiments.run import train as train_run
     from gradsense.experiments.rundir import MODEL, REPORT, claimable
     from gradsense.experiments.table import footnotes, table
@@ -40,7 +40,7 @@ def train(
         corpus = load_corpus(run, lambda name, i, n: progress.update(task, news=f"reading {name}"))
         bench = set_up(run, corpus)
 
-        def on_progress(now: Progress) -> None:
+        def on_progress(now: RunProgress) -> None:
             line = news(now.aggregation, now.accuracy, now.f1_macro, now.uplink_bytes)
             progress.update(task, completed=now.share, news=line)
 

@@ -86,7 +86,7 @@ def watch(
     ] = 32_768,
 ) -> None:
     """Follow logs, judge every flow once, and tell of what is wrong."""
-    from gradsense.gateway.assembly import Plan, open_watch
+    from gradsense.gateway.assembly import WatchPlan, open_watch
     from gradsense.gateway.settings import Settings, read
 
     log_to_stderr()
@@ -97,7 +97,7 @@ def watch(
                 if once
                 else state_folder()
             )
-        plan = Plan(
+        plan = WatchPlan(
             logs=logs,
             model=model,
             state=state,

@@ -36,7 +36,7 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
         runs = sorted(path.name for path in (fleet / jobs.RUNS).glob("[!.]*"))
         raise InputError(
             "there is no such run",
-            mend=f"give one of {', '.join(runs)}" if runs else "gradsense fleet run NAME opens one",
+            hint=f"give one of {', '.join(runs)}" if runs else "gradsense fleet run NAME opens one",
             file=place,
         )
     about = jobs.read(place / jobs.START)

@@ -14,13 +14,20 @@ from itertools import groupby
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradsense.coordinator.records import Batch, Piece, Upload
+from gradsense.coordinator.records import JournalEntry, Piece, Upload
 from gradsense.federation.update import Update
 from gradsense.transport import messages
-from gradsense.transport.chunks import Ask, Chunk, Resume
+from gradsense.transport.chunks import Chunk, Resume, ResumeRequest
 from gradsense.transport.messages import Message, Read
 from gradsense.transport.payloads import BadBody, Mismatch, open_update
-from gradsense.transport.protocol import BadTopic, Limits, Properties, TooLarge, Topic, WrongHash
+from gradsense.transport.protocol import (
+    BadTopic,
+    Properties,
+    SizeLimits,
+    TooLarge,
+    Topic,
+    WrongHash,
+)
 from gradsense.transport.reassembly import Assembler, DeviceQuota, Quota
 from gradsense.transport.signing import CannotOpen
 
@@ -34,7 +41,7 @@ _UP = ("update", "ask", "status")
 FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody, Mismatch)
 
 
-class Intake:
+class Inbox:
     """Verifies, assembles and opens what devices send to one run.
 
     Args:
@@ -53,7 +60,7 @@ class Intake:
         seal_key: X25519PrivateKey | None,
         pieces: Iterable[Piece],
         quota: Quota,
-        limits: Limits,
+        limits: SizeLimits,
     ) -> None:
         self.run, self.limits = run, limits
         self._key_of, self._seal_key = key_of, seal_key
@@ -130,7 +137,7 @@ class Intake:
         Raises:
             BadResume: it asks nothing.
         """
-        return self._assembler.resume(device, Ask.parse(body))
+        return self._assembler.resume(device, ResumeRequest.parse(body))
 
     # Room -----------------------------------------------------------------------------------
 
@@ -154,7 +161,7 @@ class Intake:
         for upload in (self._kept | self._fresh.keys()) - self._waiting():
             self._drop(upload)
 
-    def flush(self, batch: Batch) -> dict[str, int]:
+    def flush(self, batch: JournalEntry) -> dict[str, int]:
         """Put into ``batch`` what changed since the last call.
 
         Returns:

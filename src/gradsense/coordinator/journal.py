@@ -18,7 +18,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gradsense.coordinator.records import Batch, Device, Event, Issued, Piece, Verdict
+from gradsense.coordinator.records import (
+    DeviceRecord,
+    Event,
+    IssuedModel,
+    JournalEntry,
+    Outcome,
+    Piece,
+)
 from gradsense.errors import GradsenseError, InputError
 from gradsense.storage.folders import migrate, transaction
 
@@ -55,10 +62,10 @@ MIGRATIONS = [
 ]
 #: "GSRJ": tells a run's journal from any other SQLite file.
 _APPLICATION = 0x4753524A
-_MEND = "restore the run's folder from its backup, or make a new run"
+_HINT = "restore the run's folder from its backup, or make a new run"
 
 
-class LedgerFull(GradsenseError):
+class JournalFull(GradsenseError):
     """The disk is full or failed for now. Nothing of the batch was taken in or acknowledged."""
 
 
@@ -75,7 +82,7 @@ def _values(row: Any) -> tuple[Any, ...]:
     return tuple(vars(row).values())
 
 
-class Ledger:
+class RunJournal:
     """One run's file. One process at a time has it open.
 
     Args:
@@ -84,13 +91,13 @@ class Ledger:
 
     Raises:
         InputError: the file is missing, damaged, foreign, of a newer gradsense, or in use.
-        LedgerFull: it cannot be opened for now.
+        JournalFull: it cannot be opened for now.
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
         self.file = folder / FILE
         if not (make or self.file.exists()):
-            raise InputError("there is no run", mend="gradsense fleet run makes one", file=folder)
+            raise InputError("there is no run", hint="gradsense fleet run makes one", file=folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             (folder / "lock").touch(mode=0o600)
@@ -100,10 +107,10 @@ class Ledger:
         except BlockingIOError:
             self._guard.close()
             raise InputError(
-                "another coordinator works on this run", mend="stop it first", file=folder
+                "another coordinator works on this run", hint="stop it first", file=folder
             ) from None
         except OSError as error:
-            raise LedgerFull(f"{self.file}: cannot open the journal: {error}") from error
+            raise JournalFull(f"{self.file}: cannot open the journal: {error}") from error
         try:
             with self._guarded():
                 self._db = sqlite3.connect(self.file, timeout=10, isolation_level=None)
@@ -117,11 +124,11 @@ class Ledger:
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if application != _APPLICATION and (application or version or tables):
-            raise InputError("is no run's journal", mend=_MEND, file=self.file)
+            raise InputError("is no run's journal", hint=_HINT, file=self.file)
         if version > len(MIGRATIONS):
             raise InputError(
                 f"the journal has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                mend="use the gradsense that wrote it",
+                hint="use the gradsense that wrote it",
                 file=self.file,
             )
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -141,10 +148,10 @@ class Ledger:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise LedgerFull(f"{self.file}: the journal cannot be used now: {error}") from error
+            raise JournalFull(f"{self.file}: the journal cannot be used now: {error}") from error
         except sqlite3.DatabaseError as error:
             raise InputError(
-                f"the journal is damaged, or is none ({error})", mend=_MEND, file=self.file
+                f"the journal is damaged, or is none ({error})", hint=_HINT, file=self.file
             ) from error
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -153,7 +160,7 @@ class Ledger:
 
     # Changes --------------------------------------------------------------------------------
 
-    def begin(self, job: str, first: Issued) -> None:
+    def begin(self, job: str, first: IssuedModel) -> None:
         """Write down the run itself and its version 0.
 
         Raises:
@@ -161,15 +168,15 @@ class Ledger:
         """
         with self._guarded(), transaction(self._db):
             if self._db.execute("SELECT 1 FROM run").fetchone():
-                raise InputError("the run exists", mend="give another name", file=self.file)
+                raise InputError("the run exists", hint="give another name", file=self.file)
             self._db.execute("INSERT INTO run VALUES (1, ?, 0, 0)", (job,))
             self._insert_models([first])
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: JournalEntry) -> None:
         """Take in one step; once this returns, it is durable.
 
         Raises:
-            LedgerFull: it could not be written, no part of it.
+            JournalFull: it could not be written, no part of it.
         """
         with self._guarded(), transaction(self._db):
             db = self._db
@@ -187,7 +194,7 @@ class Ledger:
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
             db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
             db.executemany(
-                _insert("devices", Device, "INSERT OR REPLACE"),
+                _insert("devices", DeviceRecord, "INSERT OR REPLACE"),
                 map(_values, batch.devices.values()),
             )
             db.executemany(
@@ -196,12 +203,12 @@ class Ledger:
                 [(*key, value) for key, value in batch.counts.items()],
             )
 
-    def _insert_models(self, models: list[Issued]) -> None:
+    def _insert_models(self, models: list[IssuedModel]) -> None:
         rows = []
         for model in models:
             row = vars(model) | {"contributors": json.dumps(model.contributors)}
             rows.append(tuple(row.values()))
-        self._db.executemany(_insert("models", Issued), rows)
+        self._db.executemany(_insert("models", IssuedModel), rows)
         if rows:
             self._db.execute(
                 "UPDATE models SET file = NULL, file_sha256 = NULL, state = NULL WHERE version "
@@ -221,7 +228,7 @@ class Ledger:
         rows = self._all("SELECT job, now FROM run")
         if not rows:
             raise InputError(
-                "the run was not made completely", mend="make it again", file=self.file
+                "the run was not made completely", hint="make it again", file=self.file
             )
         return str(rows[0][0]), float(rows[0][1])
 
@@ -235,17 +242,19 @@ class Ledger:
         query = f"SELECT {_columns(Event)} FROM events WHERE id > ? ORDER BY id"
         return [Event(*row) for row in self._all(query, (after,))]
 
-    def verdict(self, device: str, sequence: int) -> Verdict | None:
+    def verdict(self, device: str, sequence: int) -> Outcome | None:
         """What became of this update; None: it never was whole."""
         query = "SELECT body_sha256, refusal FROM events WHERE device = ? AND sequence = ?"
         rows = self._all(query, (device, sequence))
-        return Verdict(*rows[0]) if rows else None
+        return Outcome(*rows[0]) if rows else None
 
-    def newest(self) -> Issued:
+    def newest(self) -> IssuedModel:
         """The last model issued; its snapshot is there."""
-        (row,) = self._all(f"SELECT {_columns(Issued)} FROM models ORDER BY version DESC LIMIT 1")
-        issued = dict(zip((column.name for column in fields(Issued)), row, strict=True))
-        return Issued(**issued | {"contributors": tuple(json.loads(issued["contributors"]))})
+        (row,) = self._all(
+            f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
+        )
+        issued = dict(zip((column.name for column in fields(IssuedModel)), row, strict=True))
+        return IssuedModel(**issued | {"contributors": tuple(json.loads(issued["contributors"]))})
 
     def hashes(self) -> dict[int, str]:
         """Version to hash, of every model ever issued."""
@@ -265,10 +274,10 @@ class Ledger:
         query = f"SELECT {_columns(Piece)} FROM pieces ORDER BY device, message, place"
         return [Piece(*row) for row in self._all(query)]
 
-    def devices(self) -> dict[str, Device]:
+    def devices(self) -> dict[str, DeviceRecord]:
         """All that ever spoke, by name."""
-        rows = self._all(f"SELECT {_columns(Device)} FROM devices ORDER BY name")
-        return {row[0]: Device(*row) for row in rows}
+        rows = self._all(f"SELECT {_columns(DeviceRecord)} FROM devices ORDER BY name")
+        return {row[0]: DeviceRecord(*row) for row in rows}
 
     def counts(self) -> Counter[tuple[str, str]]:
         """(device or nothing, name) to number, since the run was made."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 
-from gradsense.coordinator.records import Event, Issued
+from gradsense.coordinator.records import Event, IssuedModel
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.scaffold import weights_of
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from gradsense.transport.protocol import Limits, Properties, TooLarge
+from gradsense.transport.protocol import Properties, SizeLimits, TooLarge
 
 
 class RunFinished(UpdateRefused):
@@ -41,7 +41,7 @@ def fresh(job: Job, tensors: Tensors) -> Coordinator:
     )
 
 
-class Machine:
+class RunMachine:
     """A run's state in memory.
 
     Args:
@@ -54,7 +54,7 @@ class Machine:
     """
 
     def __init__(
-        self, job: Job, newest: Issued, groups: Mapping[str, Tensors], hashes: dict[int, str]
+        self, job: Job, newest: IssuedModel, groups: Mapping[str, Tensors], hashes: dict[int, str]
     ) -> None:
         self.job, self.hashes = job, hashes
         self.coordinator = fresh(job, weights_of(groups["model"]))
@@ -71,7 +71,7 @@ class Machine:
         """Enough devices have come for version 0 to be issued."""
         return not self.started and len(self.coordinator.enrolled) >= self.job.min_devices
 
-    def admit(self, properties: Properties, limits: Limits) -> None:
+    def admit(self, properties: Properties, limits: SizeLimits) -> None:
         """What an update's signed properties alone decide, before any of it is kept.
 
         Raises:
@@ -137,5 +137,5 @@ class Machine:
 def _elsewhere(event: Event, what: str) -> InputError:
     return InputError(
         f"event {event.id} ({event.kind}), played again, {what}",
-        mend="use the gradsense that wrote the journal, or restore the run from its backup",
+        hint="use the gradsense that wrote the journal, or restore the run from its backup",
     )

@@ -53,7 +53,7 @@ def open_run(
     """
     place = fleet / RUNS / job.run
     if place.exists():
-        raise InputError("is there already", mend="give the run another name", file=place)
+        raise InputError("is there already", hint="give the run another name", file=place)
     on_step("building the model")
     classifier = _fresh(job, size, template) if model is None else _given(job, model)
     try:
@@ -88,7 +88,7 @@ def trainable(job: Job, model: Path) -> TextClassifier:
     if not isinstance(loaded.model, Readout):
         raise InputError(
             f"strategy '{job.strategy}' trains a head of gradsense's own, which this model lacks",
-            mend="give a model that gsfs trained, or none; or choose gsfs-tune",
+            hint="give a model that gsfs trained, or none; or choose gsfs-tune",
             file=model,
         )
     loaded.model.base.requires_grad_(False)
@@ -106,7 +106,7 @@ def _given(job: Job, model: Path) -> TextClassifier:
     if classifier.labels != job.labels:
         raise InputError(
             f"the model's labels are {', '.join(classifier.labels)}",
-            mend="leave --labels out, or give a model of these",
+            hint="leave --labels out, or give a model of these",
             file=model,
         )
     return classifier

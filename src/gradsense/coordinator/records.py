@@ -41,7 +41,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedModel:
     """A global model, and where the state after its aggregation rests.
 
     Attributes:
@@ -79,7 +79,7 @@ class Piece:
 
 
 @dataclass
-class Device:
+class DeviceRecord:
     """What is known of a device that spoke.
 
     Attributes:
@@ -97,7 +97,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """What became of an update: pooled where ``refusal`` is empty."""
 
     body_sha256: str
@@ -105,7 +105,7 @@ class Verdict:
 
 
 @dataclass
-class Batch:
+class JournalEntry:
     """What one step changes, all of it or nothing.
 
     Attributes:
@@ -118,10 +118,10 @@ class Batch:
 
     now: float
     events: list[Event] = field(default_factory=list)
-    models: list[Issued] = field(default_factory=list)
+    models: list[IssuedModel] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     gone: set[Upload] = field(default_factory=set)
-    devices: dict[str, Device] = field(default_factory=dict)
+    devices: dict[str, DeviceRecord] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     forget: int | None = None
     widest: int = 0

@@ -16,16 +16,16 @@ from typing import Any
 
 from gradsense.coordinator import snapshots, status
 from gradsense.coordinator.inbox import KeyOf
-from gradsense.coordinator.journal import Ledger, LedgerFull
+from gradsense.coordinator.journal import JournalFull, RunJournal
 from gradsense.coordinator.machine import fresh
-from gradsense.coordinator.records import Batch, Issued
-from gradsense.coordinator.state import Memory, Setting, Step
+from gradsense.coordinator.records import IssuedModel, JournalEntry
+from gradsense.coordinator.state import RunState, Setting, Step
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from gradsense.transport.identity import Identity
-from gradsense.transport.messages import Letter, Message, messages, written
+from gradsense.transport.messages import Message, SignedMessage, messages, written
 from gradsense.transport.payloads import model_hash, pack_model
-from gradsense.transport.protocol import COORDINATOR, Limits, Origin, Topic
+from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
 from gradsense.transport.reassembly import Quota
 
 
@@ -46,7 +46,7 @@ class Run:
 
     Raises:
         InputError: no run there, one that another process works on, or a damaged one.
-        LedgerFull: it cannot be opened for now.
+        JournalFull: it cannot be opened for now.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Run:
         key_of: KeyOf,
         identity: Identity,
         quota: Quota | None = None,
-        limits: Limits | None = None,
+        limits: SizeLimits | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._files = folder / snapshots.FOLDER
-        self._setting = Setting(key_of, identity, quota or Quota(), limits or Limits(), timer)
-        self._memory: Memory | None = None
-        self._letter: Letter | None = None
-        self._ledger = Ledger(folder)
+        self._setting = Setting(key_of, identity, quota or Quota(), limits or SizeLimits(), timer)
+        self._memory: RunState | None = None
+        self._letter: SignedMessage | None = None
+        self._ledger = RunJournal(folder)
         try:
             self._sweep()
             self._remember()
@@ -81,19 +81,19 @@ class Run:
 
         Raises:
             InputError: there is a run.
-            LedgerFull: it cannot be written.
+            JournalFull: it cannot be written.
         """
-        ledger = Ledger(folder, make=True)
+        ledger = RunJournal(folder, make=True)
         coordinator = fresh(job, tensors)
         values, groups = coordinator.state()
         try:
             (folder / snapshots.FOLDER).mkdir(mode=0o700, exist_ok=True)
             name, sha256 = snapshots.save(folder / snapshots.FOLDER, 0, groups)
             digest = model_hash(coordinator.model.tensors)
-            first = Issued(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
+            first = IssuedModel(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
             ledger.begin(job.text(), replace(first, state=json.dumps(values)))
         except OSError as error:
-            raise LedgerFull(f"{folder}: the run cannot be written: {error}") from error
+            raise JournalFull(f"{folder}: the run cannot be written: {error}") from error
         finally:
             ledger.close()
 
@@ -114,7 +114,7 @@ class Run:
             what to publish: acknowledgements, answers to questions, a new model.
 
         Raises:
-            LedgerFull: there is no room; nothing was taken in. Call again later.
+            JournalFull: there is no room; nothing was taken in. Call again later.
         """
         with self._step(now) as (memory, step):
             for message in arrivals:
@@ -127,23 +127,23 @@ class Run:
             memory.tick(step)
         return self._out(step)
 
-    def _remember(self) -> Memory:
+    def _remember(self) -> RunState:
         if self._memory is None:
             self._letter = None
-            self._memory = Memory(self._ledger, self._files, self._setting)
+            self._memory = RunState(self._ledger, self._files, self._setting)
         return self._memory
 
     @contextmanager
-    def _step(self, now: float) -> Iterator[tuple[Memory, Step]]:
+    def _step(self, now: float) -> Iterator[tuple[RunState, Step]]:
         """What the block does to memory is in the journal afterwards, or forgotten."""
         memory, self._memory = self._remember(), None
-        step = Step(Batch(max(now, memory.now)))
+        step = Step(JournalEntry(max(now, memory.now)))
         memory.intake.expire(step.batch.now)
         yield memory, step
         self._write(memory, step)
         self._memory = memory
 
-    def _write(self, memory: Memory, step: Step) -> None:
+    def _write(self, memory: RunState, step: Step) -> None:
         batch = step.batch
         memory.finish(step)
         if step.publish:
@@ -159,14 +159,14 @@ class Run:
             self._sweep()
 
     def _save(
-        self, batch: Batch, values: dict[str, Any], groups: snapshots.Groups, *, keep: bool
+        self, batch: JournalEntry, values: dict[str, Any], groups: snapshots.Groups, *, keep: bool
     ) -> None:
         """Write the newest model's snapshot, before the journal names it."""
         newest = batch.models[-1]
         try:
             name, sha256 = snapshots.save(self._files, newest.version, groups)
         except OSError as error:
-            raise LedgerFull(f"{self._files}: no model can be written: {error}") from error
+            raise JournalFull(f"{self._files}: no model can be written: {error}") from error
         batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=json.dumps(values))
         if not keep:
             batch.forget = newest.event
@@ -188,12 +188,12 @@ class Run:
             found += messages(written(plain, body, self._setting.identity.signing_key))
         return [*found, *self.announce()] if step.publish else found
 
-    def _written(self, memory: Memory) -> Letter:
+    def _written(self, memory: RunState) -> SignedMessage:
         """The newest model, signed."""
         job, identity, model = memory.job, self._setting.identity, memory.machine.coordinator.model
         version, digest = model.version, memory.machine.hashes[model.version]
         return written(
-            Origin("model", job.run, COORDINATOR, version, version, digest),
+            MessageHeader("model", job.run, COORDINATOR, version, version, digest),
             pack_model(model),
             identity.signing_key,
             seal_for=identity.peer_seal_key if job.sealed else None,
@@ -228,7 +228,7 @@ class Run:
         return self._remember().now
 
     @property
-    def newest(self) -> Issued:
+    def newest(self) -> IssuedModel:
         """The last model issued."""
         return self._remember().newest
 

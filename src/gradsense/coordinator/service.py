@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradsense.coordinator.journal import LedgerFull
+from gradsense.coordinator.journal import JournalFull
 from gradsense.coordinator.run import Run
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
@@ -44,7 +44,7 @@ _POLL_S, _LOOK_S, _RETRY_S = 0.25, 5.0, 1.0
 _log = logging.getLogger(__name__)
 
 
-class Process:
+class CoordinatorService:
     """Coordinates all runs of a fleet until ``stop`` is set.
 
     Args:
@@ -138,7 +138,7 @@ class Process:
                     self._publish(run.tick(self._now(name)))
                     self._report(name, run)
             self._look_after()
-        except LedgerFull as full:
+        except JournalFull as full:
             # What could not be taken in is still at hand, and nobody was told that it was.
             self.counts["stalls"] += 1
             _log.warning("%s; trying again", full)

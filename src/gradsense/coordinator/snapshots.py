@@ -70,19 +70,19 @@ def load(file: Path, sha256: str) -> dict[str, dict[str, Array]]:
     Raises:
         InputError: it is gone or altered.
     """
-    mend = "put this file back from a backup; the journal beside it may stay as it is"
+    hint = "put this file back from a backup; the journal beside it may stay as it is"
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(
-            f"the newest snapshot cannot be read ({error.strerror or error})", mend=mend, file=file
+            f"the newest snapshot cannot be read ({error.strerror or error})", hint=hint, file=file
         ) from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError("the newest snapshot is damaged", mend=mend, file=file)
+        raise InputError("the newest snapshot is damaged", hint=hint, file=file)
     try:
         named = load_tensors(data)
     except SafetensorError as error:
-        raise InputError(f"is no snapshot ({error})", mend=mend, file=file) from error
+        raise InputError(f"is no snapshot ({error})", hint=hint, file=file) from error
     groups: dict[str, dict[str, Array]] = {"model": {}, "server": {}}
     for key, tensor in named.items():
         group, _, name = key.partition("/")

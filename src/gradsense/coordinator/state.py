@@ -14,19 +14,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from gradsense.coordinator import snapshots
-from gradsense.coordinator.inbox import FINAL, Intake, KeyOf
-from gradsense.coordinator.journal import Ledger
-from gradsense.coordinator.machine import Machine, RunFinished
+from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
+from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.machine import RunFinished, RunMachine
 from gradsense.coordinator.records import (
     DUPLICATES,
     GIVEN_UP,
     REFUSED,
-    Batch,
-    Device,
+    DeviceRecord,
     Event,
-    Issued,
+    IssuedModel,
+    JournalEntry,
     Kind,
-    Verdict,
+    Outcome,
 )
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
 from gradsense.federation.message import decode
@@ -35,7 +35,13 @@ from gradsense.fleet.jobs import Job
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, Read
 from gradsense.transport.payloads import Ack, expand, model_hash, open_status
-from gradsense.transport.protocol import BadTopic, Limits, Origin, Properties, parse_topic
+from gradsense.transport.protocol import (
+    BadTopic,
+    MessageHeader,
+    Properties,
+    SizeLimits,
+    parse_topic,
+)
 from gradsense.transport.reassembly import Quota
 
 #: Refusals that no repetition mends; they are written down and answered.
@@ -53,13 +59,13 @@ class Step:
         publish: there is a model to tell of.
     """
 
-    batch: Batch
-    answers: dict[tuple[str, str, int], tuple[Origin, bytes]] = field(default_factory=dict)
-    verdicts: dict[tuple[str, int], Verdict] = field(default_factory=dict)
+    batch: JournalEntry
+    answers: dict[tuple[str, str, int], tuple[MessageHeader, bytes]] = field(default_factory=dict)
+    verdicts: dict[tuple[str, int], Outcome] = field(default_factory=dict)
     snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
     publish: bool = False
 
-    def acknowledge(self, origin: Origin, refusal: str) -> None:
+    def acknowledge(self, origin: MessageHeader, refusal: str) -> None:
         """Answer an update once, however often it came in this batch."""
         body = Ack(origin.sequence, refusal).pack()
         self.answers["ack", origin.device, origin.sequence] = replace(origin, kind="ack"), body
@@ -72,11 +78,11 @@ class Setting:
     key_of: KeyOf
     identity: Identity
     quota: Quota
-    limits: Limits
+    limits: SizeLimits
     timer: Callable[[], float]
 
 
-class Memory:
+class RunState:
     """Exactly what the journal has.
 
     Attributes:
@@ -88,17 +94,17 @@ class Memory:
         LedgerFull: they cannot be read for now.
     """
 
-    def __init__(self, ledger: Ledger, files: Path, setting: Setting) -> None:
+    def __init__(self, ledger: RunJournal, files: Path, setting: Setting) -> None:
         self._ledger, self._setting = ledger, setting
         text, self.now = ledger.run()
         self.job = _job(text, ledger.file)
         self.newest = newest = ledger.newest()
         groups = snapshots.load(files / (newest.file or ""), newest.file_sha256 or "")
-        self.machine = Machine(self.job, newest, groups, ledger.hashes())
+        self.machine = RunMachine(self.job, newest, groups, ledger.hashes())
         self.machine.replay(ledger.events(newest.event), self._recorded)
         self.last_event = ledger.last_event()
         self.devices, self.counts = ledger.devices(), ledger.counts()
-        self.intake = Intake(
+        self.intake = Inbox(
             self.job.run,
             key_of=setting.key_of,
             seal_key=setting.identity.own_seal_key,
@@ -115,7 +121,7 @@ class Memory:
         for reason, number in self.intake.flush(step.batch).items():
             self._count(step, "", GIVEN_UP + reason, number)
 
-    def written(self, batch: Batch) -> None:
+    def written(self, batch: JournalEntry) -> None:
         """The journal has it now."""
         self.now = batch.now
         self.last_event += len(batch.events)
@@ -138,7 +144,7 @@ class Memory:
             self._turn_away(step, self._known(message.topic), refusal.reason, wall)
             return
         origin = read.properties.origin
-        device = self.devices.setdefault(origin.device, Device(origin.device))
+        device = self.devices.setdefault(origin.device, DeviceRecord(origin.device))
         device.seen = step.batch.now
         device.bytes += len(message.payload)
         step.batch.devices[device.name] = device
@@ -169,7 +175,7 @@ class Memory:
             return ""
         return device if device in self.devices else ""
 
-    def _update(self, step: Step, device: Device, read: Read) -> None:
+    def _update(self, step: Step, device: DeviceRecord, read: Read) -> None:
         properties, chunk = read.properties, read.chunk
         assert chunk is not None
         if self._answered(step, device, read):
@@ -195,7 +201,7 @@ class Memory:
         else:
             self._decide(step, device, read, "")
 
-    def _answered(self, step: Step, device: Device, read: Read) -> bool:
+    def _answered(self, step: Step, device: DeviceRecord, read: Read) -> bool:
         """Say again what became of an update, if that is known."""
         properties, origin = read.properties, read.properties.origin
         found = self._verdict(step, device, origin.sequence)
@@ -208,13 +214,13 @@ class Memory:
         step.acknowledge(origin, found.refusal)
         return True
 
-    def _verdict(self, step: Step, device: Device, sequence: int) -> Verdict | None:
+    def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> Outcome | None:
         if sequence > device.sequence:
             return None
         found = step.verdicts.get((device.name, sequence))
         return found or self._ledger.verdict(device.name, sequence)
 
-    def _refuse(self, step: Step, device: Device, read: Read, refusal: UpdateRefused) -> None:
+    def _refuse(self, step: Step, device: DeviceRecord, read: Read, refusal: UpdateRefused) -> None:
         """Write a refusal down; the fleet waits no longer for this device's answer."""
         properties, reason = read.properties, refusal.reason
         if read.chunk is not None:
@@ -223,14 +229,14 @@ class Memory:
         self._count(step, device.name, REFUSED + reason)
         self._decide(step, device, read, reason)
 
-    def _decide(self, step: Step, device: Device, read: Read, refusal: str) -> None:
+    def _decide(self, step: Step, device: DeviceRecord, read: Read, refusal: str) -> None:
         origin = read.properties.origin
         device.sequence = max(device.sequence, origin.sequence)
-        verdict = Verdict(read.properties.body_sha256, refusal)
+        verdict = Outcome(read.properties.body_sha256, refusal)
         step.verdicts[device.name, origin.sequence] = verdict
         step.acknowledge(origin, refusal)
 
-    def _ask(self, step: Step, device: Device, read: Read) -> None:
+    def _ask(self, step: Step, device: DeviceRecord, read: Read) -> None:
         origin = read.properties.origin
         found = self._verdict(step, device, origin.sequence)
         if found is not None:
@@ -240,7 +246,7 @@ class Memory:
         place = replace(origin, kind="resume")
         step.answers["resume", device.name, origin.sequence] = place, answer.pack()
 
-    def _status(self, step: Step, device: Device, read: Read) -> None:
+    def _status(self, step: Step, device: DeviceRecord, read: Read) -> None:
         online, origin = open_status(read.body), read.properties.origin
         holds = self.machine.hashes.get(origin.base_version) == origin.base_hash
         device.held = origin.base_version if holds else None
@@ -286,7 +292,7 @@ class Memory:
         speakers = tuple(entry.update.client for entry in pooled)
         took_s = self._setting.timer() - began
         step.batch.models.append(
-            Issued(model.version, digest, event.at, event.id, speakers, took_s)
+            IssuedModel(model.version, digest, event.at, event.id, speakers, took_s)
         )
         step.snapshot = coordinator.state()
         step.publish = True
@@ -302,6 +308,6 @@ def _job(text: str, file: Path) -> Job:
     except ValidationError as error:
         raise InputError(
             f"the job in the journal cannot be read ({error.errors()[0]['msg']})",
-            mend="use the gradsense that wrote it",
+            hint="use the gradsense that wrote it",
             file=file,
         ) from error

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, Device, Issued
-from gradsense.coordinator.state import Memory
+from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, DeviceRecord, IssuedModel
+from gradsense.coordinator.state import RunState
 from gradsense.federation.coordinator import Coordinator
 
 
@@ -107,7 +107,7 @@ class RunStatus:
         return asdict(self)
 
 
-def of(memory: Memory, *, journal_bytes: int) -> RunStatus:
+def of(memory: RunState, *, journal_bytes: int) -> RunStatus:
     """How a run stands, as its memory has it."""
     machine, devices, counts = memory.machine, memory.devices, memory.counts
     coordinator = machine.coordinator
@@ -148,7 +148,7 @@ def _pool(coordinator: Coordinator) -> PoolStatus:
 
 
 def _devices(
-    devices: Mapping[str, Device], coordinator: Coordinator, counts: Counter[tuple[str, str]]
+    devices: Mapping[str, DeviceRecord], coordinator: Coordinator, counts: Counter[tuple[str, str]]
 ) -> dict[str, DeviceStatus]:
     """Every device that ever spoke, by name."""
     refused: dict[str, dict[str, int]] = {}
@@ -187,7 +187,7 @@ def _given_up(counts: Counter[tuple[str, str]]) -> dict[str, int]:
     }
 
 
-def _last(newest: Issued) -> LastAggregation | None:
+def _last(newest: IssuedModel) -> LastAggregation | None:
     """None while version 0 is the newest."""
     if newest.version == 0:
         return None

@@ -48,7 +48,7 @@ class Tokens(_Value):
     pad_id: int = Field(0, ge=0)
 
 
-class Threshold(_Value):
+class BundleThreshold(_Value):
     """Ring above ``value``, which ``share`` of ``flows`` benign flows of ``source`` passed."""
 
     value: float
@@ -78,8 +78,8 @@ class Manifest(_Value):
     tokens: Tokens
     precision: Literal["float32", "int8"] = "float32"
     temperature: float = Field(1.0, gt=0)
-    alarm: Threshold
-    novelty: Threshold | None = None
+    alarm: BundleThreshold
+    novelty: BundleThreshold | None = None
     reference: Reference | None = None
     provenance: dict[str, Any] = {}
     verified: dict[str, Any] | None = None
@@ -103,24 +103,24 @@ def read(path: Path | str) -> tuple[Manifest, Template]:
     if not file.is_file():
         raise InputError(
             "no edge bundle there (it has no manifest.json)",
-            mend="make one: gradsense export --model RUN/model --out EDGE",
+            hint="make one: gradsense export --model RUN/model --out EDGE",
             file=path,
         )
     try:
         if file.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise InputError("the manifest is too large", mend="export the bundle again", file=file)
+            raise InputError("the manifest is too large", hint="export the bundle again", file=file)
         manifest = Manifest.model_validate_json(file.read_bytes())
     except ValidationError as error:
         fault = error.errors()[0]
         raise InputError(
             fault["msg"],
-            mend="export the bundle again with this version of gradsense",
+            hint="export the bundle again with this version of gradsense",
             file=file,
             field=".".join(str(part) for part in fault["loc"]) or None,
         ) from error
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror or error})", mend="check its permissions", file=file
+            f"cannot be read ({error.strerror or error})", hint="check its permissions", file=file
         ) from error
     for name in dict.fromkeys((GRAPH_FILE, TOKENIZER_FILE, *manifest.files)):
         _check(path / name, manifest.files.get(name))  # type: ignore[call-overload]
@@ -179,7 +179,7 @@ def claimable(path: Path) -> None:
     if path.exists() and not empty and not (path / MANIFEST_FILE).is_file():
         raise InputError(
             "it exists and is no edge bundle",
-            mend="give a new path; nothing was touched",
+            hint="give a new path; nothing was touched",
             file=path,
         )
 
@@ -217,13 +217,13 @@ def _check(file: Path, said: File | None) -> None:
         if said is None or file.stat().st_size != said.bytes or describe(file) != said:
             raise InputError(
                 "the file is not the one that was exported",
-                mend="copy the bundle again, or export it again",
+                hint="copy the bundle again, or export it again",
                 file=file,
             )
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror or error})",
-            mend="copy the bundle again, all of its files",
+            hint="copy the bundle again, all of its files",
             file=file,
         ) from error
 
@@ -235,13 +235,13 @@ def _template(manifest: Manifest, file: Path) -> Template:
         template = get_template(wanted.name)
     except InputError as error:
         raise InputError(
-            error.what, mend=f"use gradsense {made_by}", file=file, field="template"
+            error.what, hint=f"use gradsense {made_by}", file=file, field="template"
         ) from None
     if template.version != wanted.version:
         raise InputError(
             f"it was made for version {wanted.version} of template '{template.name}', "
             f"this gradsense has version {template.version}",
-            mend=f"use gradsense {made_by} or export the model again",
+            hint=f"use gradsense {made_by} or export the model again",
             file=file,
             field="template",
         )

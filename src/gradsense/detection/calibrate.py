@@ -25,8 +25,8 @@ from gradsense.data.networks import Networks
 from gradsense.data.sources.blocks import read_blocks
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
-from gradsense.detection.bundle import Manifest, Threshold
-from gradsense.detection.detector import Detector, Picks
+from gradsense.detection.bundle import BundleThreshold, Manifest
+from gradsense.detection.detector import Detector, PhraseIds
 from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
@@ -50,14 +50,14 @@ class Traffic:
     """Flows that are held to be benign.
 
     Args:
-        picks: phrases of the flows, uint16 [n, fields], in the order of the logs.
+        phrase_ids: phrases of the flows, uint16 [n, fields], in the order of the logs.
         names: of the logs, without their folders.
         left_out: flows whose label says that they are not benign.
         older: flows before the last ``MOST``.
         tally: lines read and dropped.
     """
 
-    picks: Picks
+    phrase_ids: PhraseIds
     names: tuple[str, ...]
     left_out: int = 0
     older: int = 0
@@ -90,7 +90,7 @@ def read(
         InputError: a log cannot be read, or no flow is left.
     """
     networks = networks or Networks()
-    tally, kept, found, left_out = Tally(), _no_picks(template), 0, 0
+    tally, kept, found, left_out = Tally(), _no_phrase_ids(template), 0, 0
     for log in logs:
         stream, context = LogStream(log), ContextWindow()
         for block in read_blocks(log, _BLOCK_BYTES):
@@ -108,7 +108,7 @@ def read(
         raise InputError(
             f"no flow to calibrate on ({left_out:,} are labelled as not benign, "
             f"{tally.total_dropped:,} lines could not be read)",
-            mend="give logs of this network that hold benign traffic",
+            hint="give logs of this network that hold benign traffic",
             file=", ".join(map(str, logs)),
         )
     return Traffic(kept, tuple(log.name for log in logs), left_out, found - len(kept), tally)
@@ -145,12 +145,12 @@ def calibrate(
     if BENIGN not in manifest.labels:
         raise InputError(
             f"the model has no class '{BENIGN}'",
-            mend="there is nothing to calibrate; take a model that knows benign flows",
+            hint="there is nothing to calibrate; take a model that knows benign flows",
             field="labels",
         )
     if not 0 <= share < 1:
-        raise InputError(f"a share of {share}", mend="give 0 to 1, say 0.0025", field="share")
-    distinct, rows = np.unique(traffic.picks, axis=0, return_inverse=True)
+        raise InputError(f"a share of {share}", hint="give 0 to 1, say 0.0025", field="share")
+    distinct, rows = np.unique(traffic.phrase_ids, axis=0, return_inverse=True)
     logits, scores = detector.answers(distinct)
     scaled = logits.astype(np.float64) / manifest.temperature
     odds = log_odds(scaled, manifest.labels.index(BENIGN))[rows]
@@ -158,12 +158,14 @@ def calibrate(
     at = max(_exceeded_by(odds, share) + MARGIN, 0.0)
     source = ", ".join(traffic.names)
 
-    def threshold(value: float, above: NDArray[np.bool_]) -> Threshold:
-        return Threshold(value=value, share=float(above.mean()), flows=len(rows), source=source)
+    def threshold(value: float, above: NDArray[np.bool_]) -> BundleThreshold:
+        return BundleThreshold(
+            value=value, share=float(above.mean()), flows=len(rows), source=source
+        )
 
     update: dict[str, Any] = {
         "alarm": threshold(_probability(at), odds > at),
-        "reference": reference(traffic.picks, detector.template, sure[rows]),
+        "reference": reference(traffic.phrase_ids, detector.template, sure[rows]),
         "provenance": manifest.provenance | {"site": _site(manifest, traffic, share)},
     }
     if novelty and scores is not None:
@@ -199,7 +201,7 @@ def _site(manifest: Manifest, traffic: Traffic, share: float) -> dict[str, Any]:
     return {
         "logs": list(traffic.names),
         "share": share,
-        "flows": len(traffic.picks),
+        "flows": len(traffic.phrase_ids),
         "left_out": traffic.left_out,
         "older": traffic.older,
         "dropped": traffic.tally.total_dropped,
@@ -240,5 +242,5 @@ def _benign(flows: pl.DataFrame) -> pl.DataFrame:
     return binary(flows).filter(pl.col("class").is_null() | (pl.col("class") == BENIGN))
 
 
-def _no_picks(template: Template) -> Picks:
+def _no_phrase_ids(template: Template) -> PhraseIds:
     return np.zeros((0, len(template.fields)), np.uint16)

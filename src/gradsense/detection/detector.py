@@ -27,7 +27,7 @@ BATCH = 32
 #: Up to so many flows are read one by one; a polars query costs as much as some thirty of them.
 _FEW = 32
 
-Picks = npt.NDArray[np.uint16]
+PhraseIds = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Detector:
         manifest, template: of the bundle.
         session: its graph.
         encoder: makes the graph's inputs.
-        cache: verdicts remembered, by the phrases that a flow picks. A verdict is a function of
+        cache: verdicts remembered, by the phrase ids of a flow. A verdict is a function of
             these alone, so the cache changes nothing but the time. 0 switches it off.
 
     Attributes:
@@ -106,9 +106,9 @@ class Detector:
                 template reads the host's recent flows (CONTEXT_SCHEMA) and they are not there
                 yet, ``flows`` are taken for a log of their own from its first line.
         """
-        return self.judge(self.picks(flows))
+        return self.judge(self.phrase_ids(flows))
 
-    def picks(self, flows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> Picks:
+    def phrase_ids(self, flows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> PhraseIds:
         """The phrases that flows pick, [flows, fields]; ``flows`` as for ``predict``."""
         few = len(flows) <= _FEW
         if isinstance(flows, pl.DataFrame):
@@ -129,12 +129,12 @@ class Detector:
 
     # Prompts --------------------------------------------------------------------------------
 
-    def judge(self, picks: Picks) -> list[Verdict]:
+    def judge(self, phrase_ids: PhraseIds) -> list[Verdict]:
         """One verdict for each row of phrase indices, uint16 [n, fields]."""
-        self.judged += len(picks)
+        self.judged += len(phrase_ids)
         if not self.cache.size:
-            return self._infer(self._encoder.picks(picks))
-        raw, width = picks.tobytes(), picks.shape[1] * picks.itemsize
+            return self._infer(self._encoder.phrase_ids(phrase_ids))
+        raw, width = phrase_ids.tobytes(), phrase_ids.shape[1] * phrase_ids.itemsize
         keys = [raw[start : start + width] for start in range(0, len(raw), width)]
         get = self.cache.get
         found = [get(key) for key in keys]
@@ -144,7 +144,7 @@ class Detector:
         fresh = dict(
             zip(
                 unknown,
-                self._infer(self._encoder.picks(picks[list(unknown.values())])),
+                self._infer(self._encoder.phrase_ids(phrase_ids[list(unknown.values())])),
                 strict=True,
             )
         )
@@ -162,7 +162,7 @@ class Detector:
         return self._infer(self._encoder.texts(texts))
 
     def answers(
-        self, picks: Picks
+        self, phrase_ids: PhraseIds
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """What the graph itself says of prompts, before temperature and thresholds.
 
@@ -170,14 +170,14 @@ class Detector:
             logits [n, classes], and novelty [n] if the graph has it.
         """
         parts = [
-            self._run(self._encoder.picks(picks[start : start + BATCH]))
-            for start in range(0, len(picks), BATCH)
+            self._run(self._encoder.phrase_ids(phrase_ids[start : start + BATCH]))
+            for start in range(0, len(phrase_ids), BATCH)
         ]
         novelty = [scores for _, scores in parts if scores is not None]
         logits = np.concatenate([logits for logits, _ in parts])
         return logits, np.concatenate(novelty) if novelty else None
 
-    def explain(self, picks: Picks, most: int = 3) -> list[Reason]:
+    def explain(self, phrase_ids: PhraseIds, most: int = 3) -> list[Reason]:
         """The fields of one prompt, uint16 [1, fields], that its verdict rests on, by occlusion.
 
         Each field in turn is made unknown, and what that takes from the log-probability of the
@@ -187,17 +187,19 @@ class Detector:
             At most ``most`` reasons, the weightiest first, only those that speak for the verdict.
         """
         fields = self.template.fields
-        table = np.repeat(picks, len(fields) + 1, axis=0)
+        table = np.repeat(phrase_ids, len(fields) + 1, axis=0)
         for place, field in enumerate(fields):
             table[place + 1, place] = len(field.phrases) - 1  # the phrase for what is not known
-        logits, _ = self._run(self._encoder.picks(table))
+        logits, _ = self._run(self._encoder.phrase_ids(table))
         log_p = _log_softmax(logits / self.manifest.temperature)
         log_p = log_p[:, log_p[0].argmax()]
         weights = log_p[0] - log_p[1:]
         order = np.argsort(-weights, kind="stable")[:most]
         return [
             Reason(
-                fields[place].name, fields[place].phrases[picks[0, place]], float(weights[place])
+                fields[place].name,
+                fields[place].phrases[phrase_ids[0, place]],
+                float(weights[place]),
             )
             for place in order.tolist()
             if weights[place] > 0

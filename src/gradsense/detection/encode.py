@@ -22,7 +22,7 @@ _UNKNOWN = "[UNK]"
 class Encoder(Protocol):
     """Makes the graph's inputs."""
 
-    def picks(self, picks: npt.NDArray[np.uint16]) -> Inputs:
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
         """Of prompts as phrase indices, [n, fields]."""
 
     def texts(self, texts: Sequence[str]) -> Inputs:
@@ -58,8 +58,8 @@ class Words:
         sizes = [len(field.phrases) for field in template.fields]
         self._starts = np.cumsum([0, *sizes[:-1]])
 
-    def picks(self, picks: npt.NDArray[np.uint16]) -> Inputs:
-        return {"input_ids": self._ids[picks + self._starts]}
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+        return {"input_ids": self._ids[phrase_ids + self._starts]}
 
     def texts(self, texts: Sequence[str]) -> Inputs:
         words = [text.split() for text in texts]
@@ -81,8 +81,8 @@ class Subwords:
         self._tokenizer.enable_truncation(tokens.max_tokens)
         self._tokenizer.enable_padding(pad_id=tokens.pad_id)
 
-    def picks(self, picks: npt.NDArray[np.uint16]) -> Inputs:
-        return self.texts(self._template.texts(picks))
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+        return self.texts(self._template.texts(phrase_ids))
 
     def texts(self, texts: Sequence[str]) -> Inputs:
         encoded = self._tokenizer.encode_batch(list(texts))

@@ -17,7 +17,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 import gradsense
 from gradsense.data.datasets.labels import BENIGN, class_numbers
 from gradsense.detection import bundle
-from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, Manifest, Threshold
+from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.detector import Detector
 from gradsense.detection.sample import Sample, draw, synthetic_sample
 from gradsense.detection.verify import graph_answers, require
@@ -123,7 +123,7 @@ def _manifest(
         ),
         precision="int8" if int8 else "float32",
         temperature=1.0,
-        alarm=Threshold(value=LEAST_THRESHOLD, share=0.0, flows=0, source=_FROM_NOTHING),
+        alarm=BundleThreshold(value=LEAST_THRESHOLD, share=0.0, flows=0, source=_FROM_NOTHING),
         provenance=_provenance(card, classifier, model_dir),
         files={},
     )
@@ -144,8 +144,10 @@ def _calibrated(manifest: Manifest, measured: cards.Measured, source: str) -> Ma
     return manifest.model_copy(update=update)
 
 
-def _threshold(found: cards.Threshold, source: str) -> Threshold:
-    return Threshold(value=found.threshold, share=found.share, flows=found.flows, source=source)
+def _threshold(found: cards.AlarmThreshold, source: str) -> BundleThreshold:
+    return BundleThreshold(
+        value=found.threshold, share=found.share, flows=found.flows, source=source
+    )
 
 
 def _measured(
@@ -153,9 +155,11 @@ def _measured(
 ) -> tuple[cards.Measured, str]:
     """Calibration on the sample's labelled flows, by the graph itself."""
     flows = sample.known(classifier.labels)
-    picks = classifier.template.indices(flows)
+    phrase_ids = classifier.template.indices(flows)
     truth = class_numbers(flows, classifier.labels)
-    return measure(graph_answers(detector, picks), picks, truth, classifier), sample.source
+    return measure(
+        graph_answers(detector, phrase_ids), phrase_ids, truth, classifier
+    ), sample.source
 
 
 def _quantise(graph: Path) -> None:

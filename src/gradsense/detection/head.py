@@ -91,7 +91,7 @@ def read_head(path: Path, manifest: Manifest) -> Head | None:
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(
             f"the head cannot be used: {error}",
-            mend="copy the bundle again, all of its files",
+            hint="copy the bundle again, all of its files",
             file=file,
         ) from error
 

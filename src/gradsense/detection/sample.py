@@ -56,7 +56,7 @@ def draw(data: Path, labels: Sequence[str], most: int = MOST) -> Sample:
     tally, captures = Tally(), discover(data)
     parts = [part for capture in captures for part in _some(capture, view, most, tally)]
     if not parts:
-        raise InputError("the logs hold no flows", mend="give logs with flows", file=data)
+        raise InputError("the logs hold no flows", hint="give logs with flows", file=data)
     return Sample(
         pl.concat(parts),
         source=data.resolve().name,

@@ -93,7 +93,7 @@ def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> 
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
             f"the bundle cannot be opened: {lines[0]}",
-            mend="export it again with this version of gradsense",
+            hint="export it again with this version of gradsense",
             file=path,
         ) from error
     return opened
@@ -119,8 +119,8 @@ def _check_taken(opened: Opened, head: Head) -> None:
     session = opened.session
     if "features" not in session.outputs:
         raise ValueError("its graph says no features, so it takes no other head")
-    picks = np.zeros((1, len(opened.template.fields)), np.uint16)
-    logits, features = session.run(["logits", "features"], opened.encoder.picks(picks))
+    phrase_ids = np.zeros((1, len(opened.template.fields)), np.uint16)
+    logits, features = session.run(["logits", "features"], opened.encoder.phrase_ids(phrase_ids))
     if features.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"its graph has {features.shape[1]} features, the head reads {head.weight.shape[1]}"

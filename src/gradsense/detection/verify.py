@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.data.datasets.labels import class_numbers
-from gradsense.detection.detector import Detector, Picks
+from gradsense.detection.detector import Detector, PhraseIds
 from gradsense.detection.sample import Sample
 from gradsense.errors import GradsenseError
 from gradsense.learning.answers import Answers, answers
@@ -20,9 +20,9 @@ from gradsense.models.heads.influence import SketchedInfluence
 MAY_LOSE = 0.005
 
 
-def graph_answers(detector: Detector, picks: Picks) -> Answers:
+def graph_answers(detector: Detector, phrase_ids: PhraseIds) -> Answers:
     """What the bundle's graph says to flows that pick these phrases, [n, fields]."""
-    distinct, rows = np.unique(picks, axis=0, return_inverse=True)
+    distinct, rows = np.unique(phrase_ids, axis=0, return_inverse=True)
     logits, novelty = detector.answers(distinct)
     return Answers(logits[rows], None if novelty is None else novelty[rows])
 
@@ -49,9 +49,9 @@ def verify(
         f1_macro_torch, f1_macro_lost``.
     """
     labels, template = classifier.labels, classifier.template
-    picks = template.indices(sample.flows)
-    torch_said = answers(classifier, template.texts(picks), novelty)
-    graph_said = graph_answers(detector, picks)
+    phrase_ids = template.indices(sample.flows)
+    torch_said = answers(classifier, template.texts(phrase_ids), novelty)
+    graph_said = graph_answers(detector, phrase_ids)
     theirs, ours = torch_said.logits.argmax(axis=1), graph_said.logits.argmax(axis=1)
     rows = sample.flows["class"].is_in(list(labels)).fill_null(value=False).arg_true().to_numpy()
     labelled = len(rows)
@@ -64,7 +64,7 @@ def verify(
     return {
         "source": sample.source,
         "synthetic": sample.synthetic,
-        "flows": len(picks),
+        "flows": len(phrase_ids),
         "logits": _apart(torch_said.logits, graph_said.logits),
         "novelty": _apart(torch_said.novelty, graph_said.novelty),
         "agreement": float((theirs == ours).mean()),

@@ -165,9 +165,9 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
     )
 
 
-def scores_row(scores: metrics.Scores) -> results.Scores:
+def scores_row(scores: metrics.Scores) -> results.ScoreSummary:
     """The five figures of the contract."""
-    return results.Scores(
+    return results.ScoreSummary(
         accuracy=scores.accuracy,
         precision=scores.precision,
         recall=scores.recall,
@@ -176,10 +176,12 @@ def scores_row(scores: metrics.Scores) -> results.Scores:
     )
 
 
-def average(scores: Mapping[str, results.Scores]) -> results.Scores | None:
+def average(scores: Mapping[str, results.ScoreSummary]) -> results.ScoreSummary | None:
     """The mean over clients; None without any."""
     if not scores:
         return None
-    fields = results.Scores.model_fields
+    fields = results.ScoreSummary.model_fields
     rows = [one.model_dump() for one in scores.values()]
-    return results.Scores(**{key: float(np.mean([row[key] for row in rows])) for key in fields})
+    return results.ScoreSummary(
+        **{key: float(np.mean([row[key] for row in rows])) for key in fields}
+    )

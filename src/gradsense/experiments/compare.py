@@ -34,7 +34,7 @@ REFERENCE_NAMES = ("local-only", "centralised", "forest")
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedRun:
     """One row to be: a strategy or reference with one seed, and its folder."""
 
     settings: RunSettings
@@ -47,12 +47,12 @@ class Job:
 
 
 #: Told (job, its news): ``event`` is progress, done or error; see ``worker``.
-OnNews = Callable[[Job, dict[str, Any]], None]
+OnNews = Callable[[PlannedRun, dict[str, Any]], None]
 
 
 def plan(
     base: RunSettings, strategies: Sequence[str], seeds: int, out: Path, *, references: bool
-) -> list[Job]:
+) -> list[PlannedRun]:
     """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus.
 
     Raises:
@@ -60,11 +60,11 @@ def plan(
     """
     names = list(dict.fromkeys([*strategies, *(REFERENCE_NAMES if references else ())]))
     if not names:
-        raise InputError("nothing to compare", mend="name a strategy", field="--strategies")
+        raise InputError("nothing to compare", hint="name a strategy", field="--strategies")
     for name in names:
         check(base.model_copy(update={"strategy": name}), reference=name in REFERENCE_NAMES)
     return [
-        Job(
+        PlannedRun(
             base.model_copy(update={"strategy": name, "seed": seed}),
             out / f"{re.sub(r'[^a-z0-9.-]', '_', name.replace('=', '-'))}-seed{seed}",
         )
@@ -74,7 +74,7 @@ def plan(
 
 
 def compare(
-    jobs: Sequence[Job],
+    jobs: Sequence[PlannedRun],
     out: Path,
     *,
     workers: int,
@@ -118,11 +118,11 @@ def prepare(out: Path, *, resume: bool) -> None:
     if runs and not resume:
         raise InputError(
             "the folder holds a comparison already",
-            mend="add --resume to continue it, or choose another --out",
+            hint="add --resume to continue it, or choose another --out",
             file=out,
         )
     if (out / SETTINGS).exists():
-        raise InputError("the folder holds a single run", mend="choose another --out", file=out)
+        raise InputError("the folder holds a single run", hint="choose another --out", file=out)
     if runs:
         writable(out)
     else:
@@ -139,7 +139,9 @@ def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
     return pairs | {f"note {i}": note for i, note in enumerate(notes, start=1)}
 
 
-def _run_all(jobs: Sequence[Job], workers: int, resume: bool, on_news: OnNews) -> tuple[str, ...]:
+def _run_all(
+    jobs: Sequence[PlannedRun], workers: int, resume: bool, on_news: OnNews
+) -> tuple[str, ...]:
     """Deal the jobs to worker processes; the notes on the first seed's data."""
     news: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
     waiting = list(enumerate(jobs))

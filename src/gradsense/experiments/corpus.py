@@ -98,7 +98,7 @@ def _prepare(settings: RunSettings, dataset: Dataset) -> Corpus:
     )
     for name, frame in (("train", parts.train), ("test", parts.test)):
         if frame.is_empty():
-            raise InputError(f"no flows left to {name} on", mend="give more flows, or raise --cap")
+            raise InputError(f"no flows left to {name} on", hint="give more flows, or raise --cap")
     trained = set(parts.train["client"].unique())
     silent = sorted(set(parts.test["client"].unique()) - trained)
     if silent:

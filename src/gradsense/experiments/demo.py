@@ -16,7 +16,7 @@ from gradsense.detection.export import export
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
 from gradsense.gateway.alerting.alert import SEVERITIES, Alert
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 
 #: Marks a folder that the demonstration made and may therefore make again.
 _MARK = "gradsense-demo"
@@ -34,14 +34,14 @@ def fresh_folder(out: Path) -> None:
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InputError(
                 "holds something that the demonstration did not make",
-                mend="choose another --out",
+                hint="choose another --out",
                 file=out,
             )
         out.mkdir(parents=True, exist_ok=True)
         (out / _MARK).write_text("made by `gradsense demo`, which replaces this folder\n")
     except OSError as error:
         raise InputError(
-            f"cannot write here: {error.strerror}", mend="choose another --out", file=out
+            f"cannot write here: {error.strerror}", hint="choose another --out", file=out
         ) from None
 
 
@@ -116,7 +116,7 @@ def guard(out: Path, model: Path, log: Path) -> Guarded:
     """Export the model for the edge and let it watch the log once."""
     bundle, collector = out / "edge", _Collector()
     export(model, bundle)
-    plan = Plan([log], bundle, state=out / "state", once=True)
+    plan = WatchPlan([log], bundle, state=out / "state", once=True)
     watch = open_watch(plan, extra={collector.name: collector})
     watch.run(once=True)
     watch.journal.close()

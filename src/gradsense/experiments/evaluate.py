@@ -69,7 +69,7 @@ def evaluate(
         InputError: a broken model folder, an unreadable log, no flows, an unwritable ``out``.
     """
     if cap < 0:
-        raise InputError(f"cap is {cap}", mend="give 0 for no cap, or more", field="cap")
+        raise InputError(f"cap is {cap}", hint="give 0 for no cap, or more", field="cap")
     torch.set_num_threads(threads)
     classifier = folder.load(model_dir)
     captures = discover(data)
@@ -88,7 +88,7 @@ def evaluate(
                     ).write_ndjson(sink)
         wall = time.perf_counter() - began
         if not counts.flows:
-            raise InputError("the logs hold no flows", mend="give logs with flows", file=data)
+            raise InputError("the logs hold no flows", hint="give logs with flows", file=data)
     return {
         "model": str(model_dir),
         "data": str(data),
@@ -220,13 +220,13 @@ def _verdict_file(path: Path | None) -> Iterator[IO[bytes] | None]:
         yield None
         return
     if path.is_dir():
-        raise InputError("is a folder", mend="give a file as --out", file=path)
+        raise InputError("is a folder", hint="give a file as --out", file=path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         sink = partial.open("wb")
     except OSError as error:
         raise InputError(
-            f"cannot write there: {error.strerror}", mend="give a writable --out", file=path
+            f"cannot write there: {error.strerror}", hint="give a writable --out", file=path
         ) from error
     try:
         with sink:

@@ -26,7 +26,7 @@ def check(settings: RunSettings, *, reference: bool = False) -> None:
         if settings.lora_rank and (strategy.frozen or strategy.readout != "last"):
             raise InputError(
                 f"'{settings.strategy}' trains no adapters",
-                mend="leave it out, or use a strategy that trains the base, such as gsfs-tune",
+                hint="leave it out, or use a strategy that trains the base, such as gsfs-tune",
                 field="--lora-rank",
             )
     get_template(settings.template)

@@ -48,12 +48,12 @@ def make_base(
         InputError: ``size`` is not an embedded one, or the template's prompts vary in length.
     """
     if size not in SIZES:
-        raise InputError(f"'{size}' is not embedded", mend=f"choose from {', '.join(SIZES)}")
+        raise InputError(f"'{size}' is not embedded", hint=f"choose from {', '.join(SIZES)}")
     template = get_template(template_name)
     texts = pretraining_texts(template, seed=seed)
     if len({text.count(" ") for text in texts}) > 1:
         raise InputError(
-            f"prompts of '{template_name}' vary in length", mend="choose compact or context"
+            f"prompts of '{template_name}' vary in length", hint="choose compact or context"
         )
     torch.set_num_threads(1)
     classifier = build(

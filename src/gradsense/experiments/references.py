@@ -12,7 +12,7 @@ from pathlib import Path
 from gradsense.experiments import forest as random_forest
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
-from gradsense.experiments.run import OnProgress, Progress, write_model
+from gradsense.experiments.run import OnProgress, RunProgress, write_model
 from gradsense.experiments.rundir import RESULTS, claim
 from gradsense.learning.learner import Tensors
 from gradsense.prompts.templates import get_template
@@ -35,7 +35,7 @@ def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tens
         mean = average(whole)
         assert mean is not None
         share = (number + 1) / len(bench.learners)
-        on_progress(Progress(share, 0, mean.accuracy, mean.f1_macro))
+        on_progress(RunProgress(share, 0, mean.accuracy, mean.f1_macro))
     return _row(
         bench,
         "local-only",
@@ -77,7 +77,7 @@ def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Ten
             )
         )
         share = epoch / settings.rounds
-        on_progress(Progress(share, epoch, scores.accuracy, scores.f1_macro))
+        on_progress(RunProgress(share, epoch, scores.accuracy, scores.f1_macro))
     return _row(
         bench,
         "centralised",
@@ -101,7 +101,7 @@ def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors 
         context=get_template(bench.settings.template).needs_context,
     )
     scores = bench.score(bench.test, predicted)
-    on_progress(Progress(1.0, 0, scores.accuracy, scores.f1_macro))
+    on_progress(RunProgress(1.0, 0, scores.accuracy, scores.f1_macro))
     return _row(
         bench,
         "forest",

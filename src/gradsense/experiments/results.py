@@ -29,7 +29,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Scores(_Model):
+class ScoreSummary(_Model):
     """Quality on a set of flows, each value 0..1. Without a suffix: support-weighted averages."""
 
     accuracy: float
@@ -118,9 +118,9 @@ class Row(_Model):
     seed: int
     rounds: int
     synthetic: bool
-    central: Scores | None = None
-    clients: Scores | None = None
-    clients_own: Scores | None = None
+    central: ScoreSummary | None = None
+    clients: ScoreSummary | None = None
+    clients_own: ScoreSummary | None = None
     alarms: Alarms | None = None
     central_latency_s: float | None = None
     client_latency_s: float | None = None
@@ -159,13 +159,13 @@ def load(path: Path) -> list[Row]:
         return _ROWS.validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror})", mend="give a results.json", file=path
+            f"cannot be read ({error.strerror})", hint="give a results.json", file=path
         ) from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(
             first["msg"],
-            mend="give a results.json as 'gradsense compare' writes it",
+            hint="give a results.json as 'gradsense compare' writes it",
             file=path,
             field=".".join(str(part) for part in first["loc"]) or None,
         ) from error
@@ -201,6 +201,6 @@ def write_text(path: Path, text: str) -> None:
             Path(temporary).unlink(missing_ok=True)
         raise InputError(
             f"cannot be written ({error.strerror})",
-            mend="choose a path in a folder that exists and can be written to",
+            hint="choose a path in a folder that exists and can be written to",
             file=path,
         ) from error

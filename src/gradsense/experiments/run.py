@@ -36,7 +36,7 @@ CLIENT_SAMPLE = 50
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """How far a run is. ``share`` is 0..1 of its local compute or of its aggregations."""
 
     share: float
@@ -47,7 +47,7 @@ class Progress:
     virtual_s: float = 0.0
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[RunProgress], None]
 
 
 class FederatedRun:
@@ -90,8 +90,8 @@ class FederatedRun:
         chosen = rng.permutation(len(names))[:CLIENT_SAMPLE]
         self.sample = {names[i] for i in chosen}
         self.curve: list[results.Point] = []
-        self.clients: dict[str, results.Scores] = {}
-        self.clients_own: dict[str, results.Scores] = {}
+        self.clients: dict[str, results.ScoreSummary] = {}
+        self.clients_own: dict[str, results.ScoreSummary] = {}
         self.wall_s = 0.0  # of earlier processes, where the run was resumed
 
     # While it runs --------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class FederatedRun:
             self.on_progress(self.progress())
         return more
 
-    def progress(self) -> Progress:
+    def progress(self) -> RunProgress:
         """How far the run is."""
         meter, last = self.simulator.meter, self.curve[-1]
         clients = list(self.simulator.clients.values())
@@ -117,7 +117,7 @@ class FederatedRun:
         # Who sends moments is done with what there is to tell, long before the budget.
         told = sum(c.told for c in clients) / sum(c.learner.steps_per_epoch for c in clients)
         share = max(spent, told, meter.aggregations / self.bench.settings.rounds)
-        return Progress(
+        return RunProgress(
             min(share, 1.0),
             meter.aggregations,
             last.accuracy,
@@ -184,8 +184,10 @@ class FederatedRun:
             self.simulator.restore(values["simulator"], groups)
             own = values["run"]
             self.curve = [results.Point(**point) for point in own["curve"]]
-            self.clients = {k: results.Scores(**one) for k, one in own["clients"].items()}
-            self.clients_own = {k: results.Scores(**one) for k, one in own["clients_own"].items()}
+            self.clients = {k: results.ScoreSummary(**one) for k, one in own["clients"].items()}
+            self.clients_own = {
+                k: results.ScoreSummary(**one) for k, one in own["clients_own"].items()
+            }
             self.wall_s = own["wall_s"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise checkpoint.damaged(path, f"lacks or misstates {error}") from error
@@ -346,12 +348,12 @@ def write_model(
     }
     parts, classifier = bench.corpus.parts, bench.trainer.classifier
     flows = parts.train if parts.validation.is_empty() else parts.validation
-    picks = classifier.template.indices(flows)
-    said = answers(classifier, classifier.template.texts(picks), score)
+    phrase_ids = classifier.template.indices(flows)
+    said = answers(classifier, classifier.template.texts(phrase_ids), score)
     folder.save(
         classifier,
         out / MODEL,
-        measured=measure(said, picks, class_numbers(flows, classifier.labels), classifier),
+        measured=measure(said, phrase_ids, class_numbers(flows, classifier.labels), classifier),
         score=score,
         extra=extra,
     )

@@ -59,7 +59,7 @@ def writable(out: Path) -> list[Path]:
             pass
     except OSError as error:
         raise InputError(
-            f"cannot write here: {error.strerror}", mend="choose another --out", file=out
+            f"cannot write here: {error.strerror}", hint="choose another --out", file=out
         ) from None
     return made
 
@@ -74,7 +74,7 @@ def load_row(out: Path) -> results.Row:
     if len(rows) != 1:
         raise InputError(
             f"{len(rows)} rows, not one",
-            mend="delete the run's folder to start it again",
+            hint="delete the run's folder to start it again",
             file=out / RESULTS,
         )
     return rows[0]
@@ -90,7 +90,7 @@ def _unclaimed(out: Path, *, resume: bool) -> None:
         if not resume:
             raise InputError(
                 "the folder holds a run already",
-                mend="add --resume to continue it, or choose another --out",
+                hint="add --resume to continue it, or choose another --out",
                 file=out,
             )
         return
@@ -98,7 +98,7 @@ def _unclaimed(out: Path, *, resume: bool) -> None:
         if (out / name).exists():  # without settings it is not of a run: a comparison, say
             raise InputError(
                 f"the folder holds a {name} that no run of this kind wrote",
-                mend="choose another --out",
+                hint="choose another --out",
                 file=out,
             )
 
@@ -121,7 +121,7 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
     except (OSError, ValueError, TypeError, KeyError):
         damaged = True
     if damaged:
-        raise InputError("damaged or unreadable", mend="choose another --out", file=path)
+        raise InputError("damaged or unreadable", hint="choose another --out", file=path)
     _compare(saved, own, path)
     return load_row(out) if (out / RESULTS).exists() else None
 
@@ -132,11 +132,11 @@ def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
         if before.get(key) != now.get(key):
             raise InputError(
                 f"that run had {key} {before.get(key)}, this one has {now.get(key)}",
-                mend="give the same options, or choose another --out",
+                hint="give the same options, or choose another --out",
                 file=path,
                 field=key,
             )
     if saved.get("data_sha256") != own["data_sha256"]:
         raise InputError(
-            "the data changed since that run", mend="choose another --out", file=path, field="data"
+            "the data changed since that run", hint="choose another --out", file=path, field="data"
         )

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradsense.experiments.results import Row, Scores
+from gradsense.experiments.results import Row, ScoreSummary
 
 NOTHING = "–"
 Part = Literal["quality", "cost"]
@@ -63,7 +63,7 @@ JOULES = ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))
 
 def _score(part: str, name: str) -> Callable[[Row], float | None]:
     def get(row: Row) -> float | None:
-        scores: Scores | None = getattr(row, part)
+        scores: ScoreSummary | None = getattr(row, part)
         return None if scores is None else float(getattr(scores, name))
 
     return get

@@ -21,7 +21,7 @@ from gradsense.errors import GradsenseError
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import Corpus, load_corpus
 from gradsense.experiments.references import REFERENCES, run_reference
-from gradsense.experiments.run import Progress, train
+from gradsense.experiments.run import RunProgress, train
 
 #: Settings that fix a corpus; the others say how it is learnt from.
 _CORPUS = {
@@ -56,7 +56,7 @@ class Corpora:
 
 
 def run_job(
-    job: dict[str, Any], corpora: Corpora, tell: Callable[[Progress], None]
+    job: dict[str, Any], corpora: Corpora, tell: Callable[[RunProgress], None]
 ) -> tuple[str, ...]:
     """One strategy or reference with one seed, into its folder; the notes on its data."""
     settings = RunSettings.model_validate(job["settings"])
@@ -106,7 +106,7 @@ def serve(jobs: TextIO, news: TextIO) -> None:
     for job in _received(jobs, busy):
         number = job["number"]
 
-        def tell(progress: Progress, number: int = number) -> None:
+        def tell(progress: RunProgress, number: int = number) -> None:
             say(number=number, event="progress", **asdict(progress))
 
         try:

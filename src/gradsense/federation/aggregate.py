@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
 
 Kind = Literal["adam", "yogi", "adagrad"]
@@ -31,7 +31,7 @@ class Aggregator(Protocol):
     def apply(
         self,
         tensors: Tensors,
-        entries: Sequence[Entry],
+        entries: Sequence[PooledUpdate],
         submissions: Mapping[str, int],
         state: ServerState,
     ) -> tuple[dict[str, Array], ServerState]:
@@ -46,7 +46,7 @@ class Aggregator(Protocol):
         ...
 
 
-def weighted_sum(entries: Sequence[Entry], weights: Sequence[float]) -> dict[str, Array]:
+def weighted_sum(entries: Sequence[PooledUpdate], weights: Sequence[float]) -> dict[str, Array]:
     """Σ w_i Δθ_i by tensor, summed in float64 in the order of arrival.
 
     A tensor that an update leaves out counts as zero movement: its client keeps the remainder and
@@ -80,7 +80,9 @@ class _Weighing(ABC):
     momentum: float = 0.0
 
     @abstractmethod
-    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+    def weights(
+        self, entries: Sequence[PooledUpdate], submissions: Mapping[str, int]
+    ) -> list[float]:
         """One weight an entry; the arguments are those of ``apply``."""
 
     def init(self, tensors: Tensors) -> ServerState:
@@ -91,7 +93,7 @@ class _Weighing(ABC):
     def apply(
         self,
         tensors: Tensors,
-        entries: Sequence[Entry],
+        entries: Sequence[PooledUpdate],
         submissions: Mapping[str, int],
         state: ServerState,
     ) -> tuple[dict[str, Array], ServerState]:
@@ -109,7 +111,9 @@ class _Weighing(ABC):
 class WeightedMean(_Weighing):
     """FedAvg (eq 2): θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
 
-    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+    def weights(
+        self, entries: Sequence[PooledUpdate], submissions: Mapping[str, int]
+    ) -> list[float]:
         total = sum(entry.update.samples for entry in entries)
         return [entry.update.samples / total for entry in entries]
 
@@ -157,7 +161,7 @@ class ServerOptimizer:
     def apply(
         self,
         tensors: Tensors,
-        entries: Sequence[Entry],
+        entries: Sequence[PooledUpdate],
         submissions: Mapping[str, int],
         state: ServerState,
     ) -> tuple[dict[str, Array], ServerState]:
@@ -182,7 +186,9 @@ class StalenessMean(_Weighing):
 
     exponent: float = 0.5
 
-    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+    def weights(
+        self, entries: Sequence[PooledUpdate], submissions: Mapping[str, int]
+    ) -> list[float]:
         return [(1 + entry.staleness) ** -self.exponent / len(entries) for entry in entries]
 
 
@@ -212,7 +218,9 @@ class FrequencyMean(_Weighing):
     staleness_exponent: float = 0.0
     full_step_share: float = 0.0
 
-    def weights(self, entries: Sequence[Entry], submissions: Mapping[str, int]) -> list[float]:
+    def weights(
+        self, entries: Sequence[PooledUpdate], submissions: Mapping[str, int]
+    ) -> list[float]:
         """As eq 14; untempered, they sum to 1 over distinct clients."""
         samples = {entry.update.client: entry.update.samples for entry in entries}
         frequency = {client: float(submissions[client]) for client in samples}

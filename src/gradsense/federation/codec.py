@@ -55,7 +55,7 @@ class Codec(Protocol):
 
 def _refuse(reason: object) -> InputError:
     return InputError(
-        f"the tensors cannot be read: {reason}", mend="have the client send its update again"
+        f"the tensors cannot be read: {reason}", hint="have the client send its update again"
     )
 
 

@@ -21,7 +21,7 @@ from gradsense.errors import (
     WrongDtype,
     WrongShape,
 )
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.federation.scaffold import with_controls
 from gradsense.federation.strategies import Strategy
 from gradsense.federation.update import GlobalModel, Update
@@ -69,7 +69,7 @@ class Coordinator:
         self.model = GlobalModel(0, tensors)
         self.enrolled: set[str] = set()
         self.connected: dict[str, None] = {}  # a dict, for an order that does not vary
-        self.entries: list[Entry] = []
+        self.entries: list[PooledUpdate] = []
         self.last_sequence: dict[str, int] = {}
         self.submissions: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -120,7 +120,7 @@ class Coordinator:
         self.last_sequence[update.client] = update.sequence
         self.submissions[update.client] += 1
         staleness = self.model.version - update.base_version
-        self.entries.append(Entry(update, now, staleness))
+        self.entries.append(PooledUpdate(update, now, staleness))
         return self._aggregate_if_ready()
 
     def excuse(self, client: str) -> GlobalModel | None:
@@ -285,4 +285,4 @@ class Coordinator:
             fields = dict(saved)
             arrived_s, staleness = fields.pop("arrived_s"), fields.pop("staleness")
             update = Update(**fields, delta=groups[f"entry{index}"])
-            self.entries.append(Entry(update, arrived_s, staleness))
+            self.entries.append(PooledUpdate(update, arrived_s, staleness))

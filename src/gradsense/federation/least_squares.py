@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, solve
 
@@ -37,7 +37,7 @@ class LeastSquares:
     def apply(
         self,
         tensors: Tensors,
-        entries: Sequence[Entry],
+        entries: Sequence[PooledUpdate],
         submissions: Mapping[str, int],
         state: ServerState,
     ) -> tuple[dict[str, Array], ServerState]:

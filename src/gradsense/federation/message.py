@@ -49,25 +49,25 @@ def decode(message: bytes) -> Update:
     Raises:
         InputError: too large, not a gradsense update, or a header that lacks a field.
     """
-    mend = "have the client send its update again"
+    hint = "have the client send its update again"
     if len(message) > MAX_MESSAGE_BYTES:
-        raise InputError(f"a message of {len(message)} bytes", mend="send fewer tensors")
+        raise InputError(f"a message of {len(message)} bytes", hint="send fewer tensors")
     if message[:4] != _MAGIC or len(message) < 8:
-        raise InputError("not a gradsense update", mend=mend)
+        raise InputError("not a gradsense update", hint=hint)
     (length,) = struct.unpack_from("<I", message, 4)
     if length > _MAX_HEADER_BYTES or 8 + length > len(message):
-        raise InputError("the header's length is out of bounds", mend=mend)
+        raise InputError("the header's length is out of bounds", hint=hint)
     try:
         header = json.loads(message[8 : 8 + length])
     except (ValueError, RecursionError):
-        raise InputError("the header is not JSON", mend=mend) from None
+        raise InputError("the header is not JSON", hint=hint) from None
     if not isinstance(header, dict):
-        raise InputError("the header is not a JSON object", mend=mend)
+        raise InputError("the header is not a JSON object", hint=hint)
     for field, types in _HEADER_TYPES.items():
         value = header.get(field)
         if not isinstance(value, types) or isinstance(value, bool):
-            raise InputError("missing or of the wrong type", field=field, mend=mend)
+            raise InputError("missing or of the wrong type", field=field, hint=hint)
     if header["codec"] not in CODECS:
-        raise InputError(f"unknown codec '{header['codec']}'", field="codec", mend=mend)
+        raise InputError(f"unknown codec '{header['codec']}'", field="codec", hint=hint)
     delta = CODECS[header["codec"]].unpack(message[8 + length :])
     return Update(**{field: header[field] for field in _HEADER_TYPES}, delta=delta)

@@ -11,7 +11,7 @@ from gradsense.federation.update import Update
 
 
 @dataclass(frozen=True)
-class Entry:
+class PooledUpdate:
     """One pooled update, (Δθ_k, time_k, k) of eq 12.
 
     Attributes:
@@ -42,12 +42,12 @@ class Pool(Protocol):
         """How many distinct clients it waits for, or updates, of so many that are invited."""
         ...
 
-    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+    def ready(self, entries: Sequence[PooledUpdate], invited: Collection[str]) -> bool:
         """Whether to aggregate now. ``invited`` are the connected clients asked to take part."""
         ...
 
 
-def _speakers(entries: Sequence[Entry]) -> set[str]:
+def _speakers(entries: Sequence[PooledUpdate]) -> set[str]:
     return {entry.update.client for entry in entries}
 
 
@@ -61,7 +61,7 @@ class AllInvited:
     def needed(self, invited: int) -> int:
         return max(1, invited)
 
-    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+    def ready(self, entries: Sequence[PooledUpdate], invited: Collection[str]) -> bool:
         # Counted first: a fleet of thousands is not compared by name at every update.
         enough = len(entries) >= self.needed(len(invited))
         return enough and _speakers(entries) >= set(invited)
@@ -83,7 +83,7 @@ class Quorum:
         # The epsilon keeps 0.6 × 5 = 3.0000000000000004 from asking for a fourth client.
         return max(1, math.ceil(self.share * invited - 1e-9))
 
-    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+    def ready(self, entries: Sequence[PooledUpdate], invited: Collection[str]) -> bool:
         needed = self.needed(len(invited))
         return len(entries) >= needed and len(_speakers(entries)) >= needed
 
@@ -102,5 +102,5 @@ class Count:
     def needed(self, invited: int) -> int:
         return max(1, min(self.updates, invited))
 
-    def ready(self, entries: Sequence[Entry], invited: Collection[str]) -> bool:
+    def ready(self, entries: Sequence[PooledUpdate], invited: Collection[str]) -> bool:
         return len(entries) >= self.needed(len(invited))

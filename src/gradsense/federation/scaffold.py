@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gradsense.federation.aggregate import WeightedMean
-from gradsense.federation.pool import Entry
+from gradsense.federation.pool import PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
 
 _PREFIX = "control/"
@@ -57,7 +57,7 @@ class ControlledMean(WeightedMean):
     def apply(
         self,
         tensors: Tensors,
-        entries: Sequence[Entry],
+        entries: Sequence[PooledUpdate],
         submissions: Mapping[str, int],
         state: ServerState,
     ) -> tuple[dict[str, Array], ServerState]:

@@ -27,7 +27,7 @@ from gradsense.federation.pool import AllInvited, Count, Pool, Quorum
 from gradsense.federation.scaffold import ControlledMean
 from gradsense.federation.trigger import (
     AnyOf,
-    EveryVisit,
+    EveryRound,
     Gradient,
     Performance,
     Silence,
@@ -88,14 +88,14 @@ _ROWS = (
     Strategy(
         "fedavg",
         "everyone trains, then the mean weighted by samples (eq 1-2)",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         WeightedMean(),
     ),
     Strategy(
         "fedprox",
         "as FedAvg, local steps drawn back to the global model",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         WeightedMean(),
         proximal=0.01,
@@ -103,7 +103,7 @@ _ROWS = (
     Strategy(
         "scaffold",
         "as FedAvg, local steps corrected by control variates; twice the bytes",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         ControlledMean(),
         controls=True,
@@ -111,42 +111,42 @@ _ROWS = (
     Strategy(
         "fedavgm",
         "as FedAvg, with momentum on the server",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         WeightedMean(momentum=0.5),
     ),
     Strategy(
         "fedopt",
         "as FedAvg, with Adam on the server (eq 3-6)",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         ServerOptimizer("adam"),
     ),
     Strategy(
         "fedadam",
         "FedOpt, by the name that says which optimizer it is",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         ServerOptimizer("adam"),
     ),
     Strategy(
         "fedyogi",
         "as FedAvg, with Yogi on the server (eq 3-6)",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         ServerOptimizer("yogi"),
     ),
     Strategy(
         "fedadagrad",
         "as FedAvg, with Adagrad on the server (eq 3-6)",
-        EveryVisit(),
+        EveryRound(),
         AllInvited(),
         ServerOptimizer("adagrad"),
     ),
     Strategy(
         "fedbuff",
         "whoever is done uploads; mean of every 10 updates, stale ones discounted",
-        EveryVisit(),
+        EveryRound(),
         Count(10),
         StalenessMean(),
     ),
@@ -285,7 +285,7 @@ def get_strategy(spec: str) -> Strategy:
     name, *changes = spec.split(":")
     if name not in STRATEGIES:
         raise InputError(
-            f"unknown strategy '{name}'", mend=f"choose from {', '.join(sorted(STRATEGIES))}"
+            f"unknown strategy '{name}'", hint=f"choose from {', '.join(sorted(STRATEGIES))}"
         )
     strategy = STRATEGIES[name]
     for change in changes:
@@ -296,7 +296,7 @@ def get_strategy(spec: str) -> Strategy:
             keys = _keys(strategy).difference(_IDLE[strategy.payload])
             raise InputError(
                 f"strategy '{name}' has no value '{key}'",
-                mend=f"write {name}:key=value with one of {', '.join(sorted(keys))}",
+                hint=f"write {name}:key=value with one of {', '.join(sorted(keys))}",
             )
         try:
             new = json.loads(text)
@@ -305,13 +305,13 @@ def get_strategy(spec: str) -> Strategy:
         if not all(_same_kind(value, new) for value in old) or not _in_range(key, new):
             raise InputError(
                 f"strategy '{name}': '{text}' does not fit '{key}'",
-                mend=f"give a value like the present {json.dumps(old[0])}{_range(key)}",
+                hint=f"give a value like the present {json.dumps(old[0])}{_range(key)}",
             )
         strategy, _ = _replace(strategy, key, new)
     if strategy.payload == "moments" and not strategy.frozen:
         raise InputError(
             f"strategy '{name}' sends moments of a base that stays as it is",
-            mend="leave frozen=false out, or use gsfs-tune, which trains the base",
+            hint="leave frozen=false out, or use gsfs-tune, which trains the base",
         )
     return dataclasses.replace(strategy, name=spec)
 

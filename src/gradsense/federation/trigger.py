@@ -71,7 +71,7 @@ class Trigger(Protocol):
 
 
 @dataclass(frozen=True)
-class EveryVisit:
+class EveryRound:
     """Upload after every visit: FedAvg and FedOpt (a visit is E epochs), FedBuff (K steps)."""
 
     needs_score: bool = False

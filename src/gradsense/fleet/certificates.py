@@ -32,7 +32,7 @@ _BACKDATED = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Issued:
+class IssuedCertificate:
     """A certificate with its private key, both PEM. ``expires`` is in seconds since 1970."""
 
     certificate: bytes
@@ -90,7 +90,7 @@ class Authority:
         )
         return cls(made.public_bytes(Encoding.PEM), _private_pem(key))
 
-    def client(self, name: str, now: float, days: int) -> Issued:
+    def client(self, name: str, now: float, days: int) -> IssuedCertificate:
         """A certificate to connect with; the broker knows its holder by ``name``.
 
         Raises:
@@ -98,7 +98,7 @@ class Authority:
         """
         return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), now, days)
 
-    def server(self, hosts: Sequence[str], now: float, days: int) -> Issued:
+    def server(self, hosts: Sequence[str], now: float, days: int) -> IssuedCertificate:
         """The broker's certificate for these names and IP addresses, the first is its subject.
 
         Raises:
@@ -108,14 +108,14 @@ class Authority:
 
     def _issue(
         self, name: str, usage: x509.ObjectIdentifier, hosts: Sequence[str], now: float, days: int
-    ) -> Issued:
+    ) -> IssuedCertificate:
         key, start = ec.generate_private_key(ec.SECP256R1()), datetime.fromtimestamp(now, UTC)
         end = start + timedelta(days=days)
         if not 1 <= days <= CA_DAYS or end > self._own.not_valid_after_utc:
             raise InputError(
                 f"{days} days reach beyond the authority, which ends on "
                 f"{self._own.not_valid_after_utc:%Y-%m-%d}",
-                mend="give fewer days, 1 or more",
+                hint="give fewer days, 1 or more",
                 field="--days",
             )
         authority_key = self._private.public_key()
@@ -136,7 +136,7 @@ class Authority:
             names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
             builder = builder.add_extension(names, critical=False)
         made = builder.sign(self._private, hashes.SHA256())
-        return Issued(
+        return IssuedCertificate(
             made.public_bytes(Encoding.PEM),
             _private_pem(key),
             made.serial_number,
@@ -203,5 +203,5 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
 def _unusable() -> InputError:
     return InputError(
         "the authority's certificate and key are damaged or do not belong together",
-        mend="restore ca/ of the fleet folder from its backup",
+        hint="restore ca/ of the fleet folder from its backup",
     )

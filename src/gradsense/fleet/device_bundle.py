@@ -40,14 +40,14 @@ def run_start(fleet: Path, name: str | None) -> Path | None:
         if len(names) > 1:
             raise InputError(
                 f"this fleet has several runs: {', '.join(names)}",
-                mend="give --run NAME",
+                hint="give --run NAME",
                 file=fleet,
             )
         name = names[0] if names else None
     elif name not in names:
         raise InputError(
             f"is no run of this fleet, which has {', '.join(names) or 'none'}",
-            mend="gradsense fleet run NAME makes one",
+            hint="gradsense fleet run NAME makes one",
             field=f"--run {name[:80]!r}",
         )
     return None if name is None else fleet / jobs.RUNS / name / jobs.START
@@ -63,7 +63,7 @@ def prepare(out: Path) -> None:
     packed = _is_packed(out)
     for place in (out,) if packed else (out / "device", out / "run"):
         if place.exists():
-            raise InputError("is there already", mend="give another --out", file=place)
+            raise InputError("is there already", hint="give another --out", file=place)
     (out.parent if packed else out).mkdir(parents=True, exist_ok=True)
 
 

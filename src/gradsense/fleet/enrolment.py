@@ -31,9 +31,9 @@ from pydantic import BaseModel, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_files, device_bundle, jobs
-from gradsense.fleet.certificates import Authority, Issued, signing_pair
+from gradsense.fleet.certificates import Authority, IssuedCertificate, signing_pair
 from gradsense.fleet.device_bundle import write_file, write_files
-from gradsense.fleet.registry import Entry, Registry, Role, device_id
+from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
 from gradsense.storage.folders import replacing
 from gradsense.transport.identity import Address, DeviceFile, FleetFile
 
@@ -60,7 +60,7 @@ class Fleet:
 
     def enroll(
         self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
-    ) -> Entry:
+    ) -> Enrolment:
         """Let a device in and write its bundle to ``out``: a .zip, or a folder.
 
         Args:
@@ -76,7 +76,7 @@ class Fleet:
 
     def rotate(
         self, device: str, out: Path, *, now: float, days: int, run: Path | None = None
-    ) -> Entry:
+    ) -> Enrolment:
         """New keys and a new certificate for a device; the old certificate is revoked.
 
         Raises: as ``enroll``, but the id must be in force.
@@ -85,7 +85,7 @@ class Fleet:
             device_id(device), out, self.registry.rotate, now=now, days=days, run=run
         )
 
-    def revoke(self, device: str, *, now: float) -> Entry:
+    def revoke(self, device: str, *, now: float) -> Enrolment:
         """Shut a device out. Doing so again is no error and writes the broker's files again.
 
         Raises:
@@ -95,7 +95,7 @@ class Fleet:
         self._publish(now)
         return entry
 
-    def rotate_broker(self, *, now: float) -> Entry:
+    def rotate_broker(self, *, now: float) -> Enrolment:
         """A new key and certificate for the broker, and its configuration afresh."""
         issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
         entry = _entry("broker", "broker", issued, now)
@@ -104,7 +104,7 @@ class Fleet:
         self._publish(now)
         return entry
 
-    def rotate_coordinator(self, *, now: float) -> Entry:
+    def rotate_coordinator(self, *, now: float) -> Enrolment:
         """A new key and certificate for the coordinator.
 
         Its signing and seal keys stay: every device holds the public parts and believes no other.
@@ -121,12 +121,12 @@ class Fleet:
         self,
         device: str,
         out: Path,
-        register: Callable[[Entry], None],
+        register: Callable[[Enrolment], None],
         *,
         now: float,
         days: int,
         run: Path | None,
-    ) -> Entry:
+    ) -> Enrolment:
         if run is not None:
             jobs.read(run)
         issued, signing = self._authority.client(device, now, days), signing_pair()
@@ -167,7 +167,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
     """
     folder = folder.absolute()
     if folder.exists() or folder.is_symlink():
-        raise InputError("is there already, nothing was changed", mend="give another", file=folder)
+        raise InputError("is there already, nothing was changed", hint="give another", file=folder)
     signing, identifier = signing_pair(), secrets.token_hex(8)
     address = Address(host=_host(host or "localhost"), port=port)
     own, shared = _seal_pair(), _seal_pair()
@@ -190,7 +190,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror or error})",
-            mend="give a folder that you may write",
+            hint="give a folder that you may write",
             file=folder,
         ) from error
     return about
@@ -238,7 +238,7 @@ def opened(folder: Path) -> Iterator[Fleet]:
     except OSError as error:
         raise InputError(
             f"the authority cannot be used ({error.strerror or error})",
-            mend="restore the folder from its backup, or run as its owner",
+            hint="restore the folder from its backup, or run as its owner",
             file=folder,
         ) from error
     with guard:
@@ -262,16 +262,16 @@ def read(folder: Path) -> FleetFile:
     except OSError as error:
         raise InputError(
             f"no fleet can be read there ({error.strerror or error})",
-            mend="gradsense fleet init --fleet DIR makes one",
+            hint="gradsense fleet init --fleet DIR makes one",
             file=folder,
         ) from error
     except ValidationError as error:
         raise InputError(
-            "is no fleet.json of this gradsense", mend="restore its backup", file=file
+            "is no fleet.json of this gradsense", hint="restore its backup", file=file
         ) from error
 
 
-def members(folder: Path) -> list[Entry]:
+def members(folder: Path) -> list[Enrolment]:
     """The newest certificate of every member, without waiting for the lock.
 
     Raises:
@@ -286,16 +286,16 @@ def members(folder: Path) -> list[Entry]:
 
 
 def _entry(
-    name: str, role: Role, issued: Issued, now: float, signing_key: bytes | None = None
-) -> Entry:
-    return Entry(name, role, issued.serial, now, issued.expires, signing_key)
+    name: str, role: Role, issued: IssuedCertificate, now: float, signing_key: bytes | None = None
+) -> Enrolment:
+    return Enrolment(name, role, issued.serial, now, issued.expires, signing_key)
 
 
-def _pair(issued: Issued) -> dict[str, bytes]:
+def _pair(issued: IssuedCertificate) -> dict[str, bytes]:
     return {"cert.pem": issued.certificate, "key.pem": issued.key}
 
 
-def _broker_files(folder: Path, about: FleetFile, issued: Issued) -> dict[str, bytes]:
+def _broker_files(folder: Path, about: FleetFile, issued: IssuedCertificate) -> dict[str, bytes]:
     port, here = about.broker.port, about.broker.host == "localhost"
     conf = broker_files.mosquitto_conf(
         folder / "broker",
@@ -330,7 +330,7 @@ def _host(text: str) -> str:
         if _HOST.fullmatch(text) is None:
             raise InputError(
                 "is no host name or address",
-                mend="give the name that devices reach the broker by",
+                hint="give the name that devices reach the broker by",
                 field=f"--broker {text[:80]!r}",
             ) from None
         return text

@@ -88,19 +88,19 @@ def read(folder: Path) -> Job:
     file = folder / JOB_FILE
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise InputError("is too large to be a job", mend="copy it again", file=file)
+            raise InputError("is too large to be a job", hint="copy it again", file=file)
         return Job.model_validate_json(file.read_bytes())
     except OSError as error:
         raise InputError(
             f"no job can be read ({error.strerror or error})",
-            mend="gradsense fleet run NAME makes one; fleet enroll puts it into a device's bundle",
+            hint="gradsense fleet run NAME makes one; fleet enroll puts it into a device's bundle",
             file=file,
         ) from error
     except ValidationError as error:
         fault = error.errors()[0]
         raise InputError(
             fault["msg"],
-            mend="copy the job again, or use the gradsense that wrote it",
+            hint="copy the job again, or use the gradsense that wrote it",
             file=file,
             field=".".join(str(part) for part in fault["loc"]) or None,
         ) from error

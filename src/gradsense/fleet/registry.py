@@ -41,7 +41,7 @@ _TAKEN = {"coordinator", "broker"}
 
 
 @dataclass(frozen=True)
-class Entry:
+class Enrolment:
     """One certificate. ``signing_key``: the holder's public Ed25519 key, 32 bytes, or None."""
 
     name: str
@@ -73,11 +73,11 @@ def device_id(text: str) -> str:
     if _ID.fullmatch(text) is None:
         raise InputError(
             "is no id for a device",
-            mend="give 1 to 64 of A-Z a-z 0-9 . _ - that begin with a letter or digit",
+            hint="give 1 to 64 of A-Z a-z 0-9 . _ - that begin with a letter or digit",
             field=repr(text[:80]),
         )
     if text.lower() in _TAKEN:
-        raise InputError("is the name of a part of the fleet", mend="give another id", field=text)
+        raise InputError("is the name of a part of the fleet", hint="give another id", field=text)
     return text
 
 
@@ -104,7 +104,7 @@ class Registry:
             raise GradsenseError(f"{file}: cannot open the registry: {error}") from error
         except sqlite3.DatabaseError as error:
             raise InputError(
-                f"is no registry of gradsense ({error})", mend="restore its backup", file=file
+                f"is no registry of gradsense ({error})", hint="restore its backup", file=file
             ) from error
 
     def _migrate(self) -> None:
@@ -112,7 +112,7 @@ class Registry:
         if version > len(MIGRATIONS):
             raise InputError(
                 f"the registry has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                mend="use the gradsense that wrote it",
+                hint="use the gradsense that wrote it",
                 file=self.file,
             )
         migrate(self._db, MIGRATIONS)
@@ -131,7 +131,7 @@ class Registry:
 
     # Changes --------------------------------------------------------------------------------
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Enrolment) -> None:
         """Take in a certificate for a name that has none in force.
 
         Raises:
@@ -141,12 +141,12 @@ class Registry:
             if _in_force(db, entry.name):
                 raise InputError(
                     "is enrolled",
-                    mend=f"gradsense fleet rotate {entry.name} gives it new keys",
+                    hint=f"gradsense fleet rotate {entry.name} gives it new keys",
                     field=entry.name,
                 )
             _insert(db, entry)
 
-    def rotate(self, entry: Entry) -> None:
+    def rotate(self, entry: Enrolment) -> None:
         """Take in a certificate and revoke, as it is issued, the one that it takes the place of.
 
         Raises:
@@ -156,13 +156,13 @@ class Registry:
             if not _in_force(db, entry.name):
                 raise InputError(
                     "is not enrolled, or is revoked",
-                    mend=f"gradsense fleet enroll {entry.name}",
+                    hint=f"gradsense fleet enroll {entry.name}",
                     field=entry.name,
                 )
             _revoke(db, entry.name, entry.issued)
             _insert(db, entry)
 
-    def revoke(self, device: str, now: float) -> Entry:
+    def revoke(self, device: str, now: float) -> Enrolment:
         """Revoke a device's certificate; one that is revoked keeps its time.
 
         Raises:
@@ -173,22 +173,22 @@ class Registry:
         found = self.find(device)
         if found is None:
             raise InputError(
-                "was never enrolled", mend="gradsense fleet list shows all", field=device
+                "was never enrolled", hint="gradsense fleet list shows all", field=device
             )
         return found
 
     # Questions ------------------------------------------------------------------------------
 
-    def _entries(self, rest: str, values: tuple[object, ...] = ()) -> list[Entry]:
+    def _entries(self, rest: str, values: tuple[object, ...] = ()) -> list[Enrolment]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM certificates {rest}", values)
-        return [replace(Entry(*row), serial=int(row[2], 16)) for row in rows]
+        return [replace(Enrolment(*row), serial=int(row[2], 16)) for row in rows]
 
-    def find(self, name: str) -> Entry | None:
+    def find(self, name: str) -> Enrolment | None:
         """The newest certificate of that name."""
         found = self._entries("WHERE name = ? ORDER BY rowid DESC LIMIT 1", (name,))
         return found[0] if found else None
 
-    def members(self) -> list[Entry]:
+    def members(self) -> list[Enrolment]:
         """The newest certificate of every name, by name."""
         newest = "WHERE rowid IN (SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
         return self._entries(newest)
@@ -226,7 +226,7 @@ def _revoke(db: sqlite3.Connection, name: str, now: float) -> None:
     )
 
 
-def _insert(db: sqlite3.Connection, entry: Entry) -> None:
+def _insert(db: sqlite3.Connection, entry: Enrolment) -> None:
     db.execute(
         f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (

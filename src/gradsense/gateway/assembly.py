@@ -15,7 +15,7 @@ from gradsense.data.sources.following import STDIN
 from gradsense.data.sources.live import Source
 from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
-from gradsense.gateway.adapt.baseline import Baseline
+from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
 from gradsense.gateway.alerting import sinks
 from gradsense.gateway.alerting.alert import Severity
@@ -26,7 +26,7 @@ from gradsense.gateway.judge import Judge, explainer
 from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import Journal
+from gradsense.gateway.store import GatewayStore
 from gradsense.gateway.verdicts import VerdictLog
 from gradsense.gateway.watch import Watch
 
@@ -39,7 +39,7 @@ _QUEUE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Plan:
+class WatchPlan:
     """What to watch, with what.
 
     Args:
@@ -63,7 +63,7 @@ class Plan:
 
 
 def open_watch(
-    plan: Plan,
+    plan: WatchPlan,
     *,
     extra: Mapping[str, Sink] | None = None,
     clock: Callable[[], float] = time.time,
@@ -85,7 +85,7 @@ def open_watch(
     # A log read once is judged by one model.
     successor = None if plan.once else Successor(plan.model, load)
     detector = load() if successor is None else successor.current
-    journal = Journal(plan.state)
+    journal = GatewayStore(plan.state)
     places = journal.places()
     sources = [Source(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
     judge = Judge(
@@ -93,7 +93,7 @@ def open_watch(
         LogClock(),
         networks=Networks(settings.networks),
         # A log read once is no life to get used to.
-        baseline=None if plan.once else Baseline(detector.template, settings.baseline),
+        baseline=None if plan.once else DeviceBaseline(detector.template, settings.baseline),
         drift=Drift(detector.template, detector.manifest.reference),
         escalator=_escalator(settings, detector),
     )
@@ -138,7 +138,7 @@ def _check_readable(log: Path) -> None:
         there = os.path.lexists(log)
         raise InputError(
             "may not be read" if there else "no such file",
-            mend="check its permissions" if there else "check the path",
+            hint="check its permissions" if there else "check the path",
             file=log,
         )
 

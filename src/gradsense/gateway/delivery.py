@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.alert import SEVERITIES, Severity
 from gradsense.gateway.alerting.sinks.sink import Refused, Sink
-from gradsense.gateway.store import Journal, JournalFull
+from gradsense.gateway.store import GatewayStore, StoreFull
 
 #: Messages handed over at once.
 BATCH = 100
@@ -32,7 +32,7 @@ class Outbox:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: GatewayStore,
         sinks: Mapping[str, Sink],
         *,
         most_bytes: Mapping[str, int],
@@ -64,7 +64,7 @@ class Outbox:
         """Keep every queue within its bound; returns how many messages were dropped."""
         try:
             return sum(self._journal.trim(name, self._most_bytes[name]) for name in self._sinks)
-        except JournalFull:
+        except StoreFull:
             return 0  # the disk is full anyway; the next round trims
 
     def flush(self, seconds: float) -> bool:

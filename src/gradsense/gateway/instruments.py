@@ -62,7 +62,7 @@ def serve(registry: CollectorRegistry, address: str) -> Callable[[], None]:
     except OSError as error:
         raise InputError(
             f"cannot listen on {address} ({error.strerror or error})",
-            mend="give another address",
+            hint="give another address",
         ) from error
 
     def close() -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradsense.data.flows import Flows, column, row_of
 from gradsense.data.networks import Networks
 from gradsense.detection.detector import Detector, Verdict
-from gradsense.gateway.adapt.baseline import Baseline
+from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
 from gradsense.gateway.alerting.advice import NOVEL
 from gradsense.gateway.alerting.alert import Example
@@ -65,7 +65,7 @@ class Judge:
         clock: LogClock,
         *,
         networks: Networks | None = None,
-        baseline: Baseline | None = None,
+        baseline: DeviceBaseline | None = None,
         drift: Drift | None = None,
         escalator: Escalator | None = None,
     ) -> None:
@@ -84,16 +84,16 @@ class Judge:
             flows: at least one.
             now: seconds since the epoch.
         """
-        picks = self.detector.picks(self.networks.disguise(flows))
-        verdicts = self.detector.judge(picks)
+        phrase_ids = self.detector.phrase_ids(self.networks.disguise(flows))
+        verdicts = self.detector.judge(phrase_ids)
         counts: Counter[str] = Counter()
         if self.escalator is not None:
-            self._escalate(self.escalator, verdicts, picks, counts)
+            self._escalate(self.escalator, verdicts, phrase_ids, counts)
         rings = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
         if self.drift is not None:
             sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
-            self.drift.add(picks, sure)
-        novel = self._novel(flows, picks, verdicts, ~rings)
+            self.drift.add(phrase_ids, sure)
+        novel = self._novel(flows, phrase_ids, verdicts, ~rings)
         clocks = self._clocks(flows, now)
         alarms = []
         loud = np.flatnonzero(rings | novel).tolist()
@@ -101,7 +101,7 @@ class Judge:
         ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if loud else []
         for row in loud:
             find = partial(_example, log, flows, row)
-            prompt = picks[row].tobytes()
+            prompt = phrase_ids[row].tobytes()
             alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
             if (alarm.device, prompt) in self.silenced:
                 counts["silenced"] += 1
@@ -137,7 +137,7 @@ class Judge:
         self,
         escalator: Escalator,
         verdicts: list[Verdict],
-        picks: NDArray[np.uint16],
+        phrase_ids: NDArray[np.uint16],
         counts: Counter[str],
     ) -> None:
         """Replace the verdicts that another model gives, the least sure asked first."""
@@ -146,7 +146,7 @@ class Judge:
             return
         unsure.sort(key=lambda row: verdicts[row].probability)
         before = Counter(escalator.counts)
-        answers = escalator.ask(self.detector.template.texts(picks[unsure]))
+        answers = escalator.ask(self.detector.template.texts(phrase_ids[unsure]))
         for row, answer in zip(unsure, answers, strict=True):
             if answer is not None:
                 verdicts[row] = answer
@@ -156,7 +156,7 @@ class Judge:
     def _novel(
         self,
         flows: Flows,
-        picks: NDArray[np.uint16],
+        phrase_ids: NDArray[np.uint16],
         verdicts: list[Verdict],
         quiet: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
@@ -171,7 +171,7 @@ class Judge:
         self._local += int(local.sum())
         rows = np.flatnonzero(local)
         _, off = self.baseline.observe(
-            [devices[row] for row in rows.tolist()], picks[rows], ts[rows], quiet[rows]
+            [devices[row] for row in rows.tolist()], phrase_ids[rows], ts[rows], quiet[rows]
         )
         novel = np.zeros(len(verdicts), bool)
         novel[rows] = off
@@ -232,7 +232,7 @@ def explainer(judge: Judge) -> Explain:
     """
 
     def explain(prompt: bytes) -> tuple[str, ...]:
-        picks = np.frombuffer(prompt, np.uint16).reshape(1, -1)
-        return tuple(reason.in_words() for reason in judge.detector.explain(picks))
+        phrase_ids = np.frombuffer(prompt, np.uint16).reshape(1, -1)
+        return tuple(reason.in_words() for reason in judge.detector.explain(phrase_ids))
 
     return explain

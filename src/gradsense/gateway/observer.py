@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.judge import Judge
-from gradsense.gateway.store import Batch, Journal
+from gradsense.gateway.store import GatewayStore, StoreBatch
 
 if TYPE_CHECKING:  # the library behind it is loaded only where somebody listens
     from gradsense.gateway.instruments import Metrics
@@ -21,12 +21,14 @@ class Observer:
         judge, grouper, journal: those of the watch.
     """
 
-    def __init__(self, metrics: Metrics, judge: Judge, grouper: Grouper, journal: Journal) -> None:
+    def __init__(
+        self, metrics: Metrics, judge: Judge, grouper: Grouper, journal: GatewayStore
+    ) -> None:
         self._metrics, self._judge, self._grouper = metrics, judge, grouper
         self._journal = journal
         self._told: Counter[tuple[str, str]] = Counter()
 
-    def committed(self, batch: Batch, seconds: float) -> None:
+    def committed(self, batch: StoreBatch, seconds: float) -> None:
         """A batch was taken in; judging it took ``seconds``."""
         metrics = self._metrics
         by_label = {

@@ -25,7 +25,7 @@ from pydantic import (
 
 from gradsense.data.networks import is_loopback
 from gradsense.errors import InputError
-from gradsense.gateway.adapt.baseline import Habits
+from gradsense.gateway.adapt.baseline import BaselineSettings
 from gradsense.gateway.alerting.alert import Severity
 from gradsense.gateway.alerting.formats import Format
 
@@ -240,7 +240,7 @@ class Settings(_Model):
     max_s: float = Field(default=86_400, gt=0, le=31_536_000)
     networks: tuple[IPvAnyNetwork, ...] = ()
     archive: Path | None = None
-    baseline: Habits = Field(default_factory=Habits)
+    baseline: BaselineSettings = Field(default_factory=BaselineSettings)
     escalate: EscalateSettings | None = None
     sink: tuple[SinkSetting, ...] = ()
 
@@ -278,27 +278,27 @@ def read(path: Path | str, *, environ: Mapping[str, str] = os.environ) -> Settin
         InputError: the file cannot be read, is no TOML, or a key is unknown, missing or wrong.
     """
     path = Path(path)
-    mend = "docs/sinks.md and docs/edge.md have all keys"
+    hint = "docs/sinks.md and docs/edge.md have all keys"
     try:
         with path.open("rb") as stream:
             text = stream.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
-            raise InputError("the file is larger than 1 MiB", mend=mend, file=path)
+            raise InputError("the file is larger than 1 MiB", hint=hint, file=path)
         return Settings.model_validate(tomllib.loads(text.decode()), context=environ)
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror or error})", mend="check the path", file=path
+            f"cannot be read ({error.strerror or error})", hint="check the path", file=path
         ) from error
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
         raise InputError(
             _UNKNOWN if fault["type"] == "extra_forbidden" else _plain(fault["msg"]),
-            mend=mend,
+            hint=hint,
             file=path,
             field=_place(fault["loc"]),
         ) from None  # its text would show what was given
     except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", mend="mend that line", file=path) from error
+        raise InputError(f"is no TOML: {error}", hint="mend that line", file=path) from error
 
 
 def _plain(message: str) -> str:

@@ -51,12 +51,12 @@ CREATE TABLE IF NOT EXISTS blobs (
 """
 
 
-class JournalFull(GradsenseError):
+class StoreFull(GradsenseError):
     """The disk is full or failed for now; nothing of the transaction was taken in."""
 
 
 @dataclass
-class Batch:
+class StoreBatch:
     """What one step of watching changes, all of it or nothing.
 
     Args:
@@ -93,7 +93,7 @@ class Feedback:
     at: float
 
 
-class Journal:
+class GatewayStore:
     """One gateway's memory. Threads may share it; a lock serialises them.
 
     Args:
@@ -115,13 +115,13 @@ class Journal:
         except BlockingIOError:
             raise InputError(
                 "another gradsense watch works with this state",
-                mend="stop it, or give another --state",
+                hint="stop it, or give another --state",
                 file=folder,
             ) from None
         except OSError as error:
             raise InputError(
                 f"cannot keep its state there ({error.strerror or error})",
-                mend="give a writable folder as --state",
+                hint="give a writable folder as --state",
                 file=folder,
             ) from error
         self._db = self._open(folder / FILE)
@@ -137,7 +137,7 @@ class Journal:
             if version not in {0, _VERSION}:
                 raise InputError(
                     f"the journal has version {version}, this gradsense knows {_VERSION}",
-                    mend="use the gradsense that wrote it, or give another --state",
+                    hint="use the gradsense that wrote it, or give another --state",
                     file=file,
                 )
             if version == 0:
@@ -147,7 +147,7 @@ class Journal:
         except sqlite3.DatabaseError as error:
             raise InputError(
                 f"is no journal of gradsense ({error})",
-                mend="move it away or give another --state",
+                hint="move it away or give another --state",
                 file=file,
             ) from error
         return db
@@ -165,9 +165,7 @@ class Journal:
                 with transaction(self._db):
                     yield self._db
             except sqlite3.OperationalError as error:
-                raise JournalFull(
-                    f"{self.folder}: the journal cannot be written: {error}"
-                ) from error
+                raise StoreFull(f"{self.folder}: the journal cannot be written: {error}") from error
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -175,11 +173,11 @@ class Journal:
 
     # Watching -------------------------------------------------------------------------------
 
-    def commit(self, batch: Batch) -> None:
+    def commit(self, batch: StoreBatch) -> None:
         """Take in one step.
 
         Raises:
-            JournalFull: it could not be written, no part of it; try again.
+            StoreFull: it could not be written, no part of it; try again.
         """
         with self._transaction() as db:
             db.executemany(
@@ -265,7 +263,7 @@ class Journal:
         """A sink is done with everything up to ``seq``: it took ``count`` and refused others.
 
         Raises:
-            JournalFull: it could not be noted; the sink will get these messages again.
+            StoreFull: it could not be noted; the sink will get these messages again.
         """
         with self._transaction() as db:
             db.execute(
@@ -279,7 +277,7 @@ class Journal:
         """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many.
 
         Raises:
-            JournalFull: it could not be noted.
+            StoreFull: it could not be noted.
         """
         with self._transaction() as db:
             (size,) = db.execute(
@@ -326,7 +324,7 @@ class Journal:
         if len(rows) != 1:
             what = "more than one alert starts so" if rows else "no such alert is remembered here"
             raise InputError(
-                what, mend="give the alert's id, as its message has it", field=start or "ALERT"
+                what, hint="give the alert's id, as its message has it", field=start or "ALERT"
             )
         return Alert.model_validate_json(rows[0][0])
 

@@ -35,7 +35,7 @@ class VerdictLog:
         except OSError as error:
             raise InputError(
                 f"cannot write there ({error.strerror or error})",
-                mend="give a writable file as --verdicts",
+                hint="give a writable file as --verdicts",
                 file=path,
             ) from error
         self.size = os.fstat(self._file.fileno()).st_size

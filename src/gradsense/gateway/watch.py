@@ -20,7 +20,7 @@ from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
 from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
-from gradsense.gateway.store import Batch, Journal, JournalFull
+from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
 from gradsense.gateway.verdicts import VerdictLog
 
 #: Bytes of one log judged at once, about a thousand flows: more are a little faster and take
@@ -57,7 +57,7 @@ class Watch:
         sources: Sequence[Source],
         judge: Judge,
         grouper: Grouper,
-        journal: Journal,
+        journal: GatewayStore,
         *,
         outbox: Outbox | None = None,
         verdicts: VerdictLog | None = None,
@@ -107,7 +107,7 @@ class Watch:
         flows = source.read(CHUNK_BYTES, tally, final=final)
         if flows is None:
             return False
-        batch = Batch()
+        batch = StoreBatch()
         verdicts: list[Verdict] = []
         began = self._timer()
         if len(flows):
@@ -142,7 +142,7 @@ class Watch:
         if real < self._next_round:
             return
         self._next_round = real + ROUND_S
-        batch = Batch()
+        batch = StoreBatch()
         if not once:
             batch.messages = self.grouper.tick(self.judge.clock.run_on(real))
             batch.groups = self.grouper.changed()
@@ -175,17 +175,17 @@ class Watch:
             self.judge.adopt(fresh)
         except GradsenseError as error:
             _log.warning("%s; the model before goes on", error)
-            self._commit(Batch(counts={"models_refused": 1}))
+            self._commit(StoreBatch(counts={"models_refused": 1}))
             return
         self.grouper.model = fresh.manifest.id
-        batch = Batch(counts={"models_adopted": 1})
+        batch = StoreBatch(counts={"models_adopted": 1})
         self._remember_habits(batch)
         self._commit(batch)
         _log.info("model %s took over", fresh.manifest.id)
 
     def finish(self, *, close_alerts: bool) -> None:
         """Commit what is left and hand over what can be handed over soon."""
-        batch = Batch()
+        batch = StoreBatch()
         if close_alerts:
             batch.messages = self.grouper.close_all()
         batch.groups = self.grouper.changed()
@@ -221,14 +221,14 @@ class Watch:
             "logs": {str(source.log): source.follower.counts.to_json() for source in self.sources},
         }
 
-    def _remember_habits(self, batch: Batch) -> None:
+    def _remember_habits(self, batch: StoreBatch) -> None:
         if self.judge.baseline is not None:
             for device, body in self.judge.baseline.dirty().items():
                 batch.blobs["baseline", device] = body
         if self.judge.drift is not None:
             batch.blobs["drift", "state"] = self.judge.drift.state().model_dump_json().encode()
 
-    def _look_for_drift(self, batch: Batch, now: float) -> None:
+    def _look_for_drift(self, batch: StoreBatch, now: float) -> None:
         if self.judge.drift is None:
             return
         wish = self.judge.drift.wish(now)
@@ -243,7 +243,7 @@ class Watch:
             )
 
     def _commit(
-        self, batch: Batch, seconds: float = 0.0, write: Callable[[], None] | None = None
+        self, batch: StoreBatch, seconds: float = 0.0, write: Callable[[], None] | None = None
     ) -> None:
         """Write all of it, however long the disk is full; what is counted here is committed."""
         told = False
@@ -255,7 +255,7 @@ class Watch:
                     batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
                 self.journal.commit(batch)
                 break
-            except (JournalFull, OSError) as error:
+            except (StoreFull, OSError) as error:
                 if self.verdicts is not None:
                     self.verdicts.cut(size)
                 if not told:

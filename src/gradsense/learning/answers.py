@@ -47,13 +47,16 @@ def answers(
 
 
 def measure(
-    said: Answers, picks: NDArray[np.uint16], truth: NDArray[np.int64], classifier: TextClassifier
+    said: Answers,
+    phrase_ids: NDArray[np.uint16],
+    truth: NDArray[np.int64],
+    classifier: TextClassifier,
 ) -> Measured:
     """Calibration, thresholds and the reference of drift, from flows of known class.
 
     Args:
         said: the answers to n ≥ 1 flows, by the classifier or by a graph made of it.
-        picks: the phrases of these flows, [n, fields], from ``Template.indices``.
+        phrase_ids: the phrases of these flows, [n, fields], from ``Template.indices``.
         truth: their class numbers, [n].
         classifier: whose labels and template they are.
     """
@@ -62,5 +65,5 @@ def measure(
     return Measured(
         calibration=calibration,
         novelty=None if said.novelty is None else novelty_threshold(said.novelty),
-        reference=reference(picks, classifier.template, confidence),
+        reference=reference(phrase_ids, classifier.template, confidence),
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.learning.alarms import threshold_for
-from gradsense.models.card import Calibration, Reference, Threshold
+from gradsense.models.card import AlarmThreshold, Calibration, Reference
 from gradsense.prompts.templates import Template
 
 Floats = NDArray[np.floating[Any]]
@@ -107,7 +107,7 @@ def calibrate(logits: Floats, truth: NDArray[np.int64], labels: Sequence[str]) -
     )
 
 
-def novelty_threshold(scores: Floats) -> Threshold:
+def novelty_threshold(scores: Floats) -> AlarmThreshold:
     """The lowest of these ``scores`` [n ≥ 1] that at most ``NOVEL_SHARE`` of them exceed."""
     allowed = int(NOVEL_SHARE * len(scores))
     return _passed(scores, float(np.sort(scores)[::-1][allowed]))
@@ -129,6 +129,6 @@ def reference(indices: NDArray[np.uint16], template: Template, confidence: Float
     return Reference(flows=flows, fields=shares, confidence=tuple(histogram.tolist()))
 
 
-def _passed(scores: Floats, threshold: float) -> Threshold:
+def _passed(scores: Floats, threshold: float) -> AlarmThreshold:
     above = float((scores > threshold).mean()) if len(scores) else 0.0
-    return Threshold(threshold=threshold, share=above, flows=len(scores))
+    return AlarmThreshold(threshold=threshold, share=above, flows=len(scores))

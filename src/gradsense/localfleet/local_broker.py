@@ -22,7 +22,7 @@ def program() -> str:
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
     found = shutil.which("mosquitto", path=path)
     if found is None:
-        raise InputError("Mosquitto is not installed", mend="apt-get install mosquitto")
+        raise InputError("Mosquitto is not installed", hint="apt-get install mosquitto")
     return found
 
 

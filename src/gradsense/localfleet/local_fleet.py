@@ -29,7 +29,7 @@ from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import RUNS, START, Job
 from gradsense.gateway.store import FILE as WATCH_JOURNAL
-from gradsense.gateway.store import Journal
+from gradsense.gateway.store import GatewayStore
 from gradsense.localfleet.local_broker import await_listener, free_port, program
 
 _STOP_S = 20.0
@@ -40,7 +40,7 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MALLOC_ARENA
 
 
 @dataclass
-class Site:
+class LocalDevice:
     """One device: its id, what it plays, and how far."""
 
     name: str
@@ -83,11 +83,11 @@ class LocalFleet:
     ) -> None:
         self._program = program()
         if out.exists() and any(out.iterdir()):
-            raise InputError("is not empty", mend="give a new folder as --out", file=out)
+            raise InputError("is not empty", hint="give a new folder as --out", file=out)
         self.out, self._devices, self._captures = out, devices, captures
         self._flows, self._play_s, self._job, self._seed = flows, play_s, job, seed
         self.fleet = out / "fleet"
-        self.sites: list[Site] = []
+        self.sites: list[LocalDevice] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._outputs: list[BinaryIO] = []
         self._began = 0.0
@@ -113,7 +113,7 @@ class LocalFleet:
         if len(found) < self._devices:
             raise InputError(
                 f"holds {len(found)} captures for {self._devices} devices",
-                mend="give fewer --devices",
+                hint="give fewer --devices",
                 file=captures,
             )
         job = self._job(load(captures, cap=50, seed=self._seed).classes)
@@ -122,13 +122,13 @@ class LocalFleet:
         create(self.fleet, None, free_port(), now=time.time())
         open_run(self.fleet, job, on_step=on_step)
         for number, capture in enumerate(found[: self._devices], 1):
-            site = Site(
+            site = LocalDevice(
                 f"site-{number:02d}", capture.path, self.out / "devices" / f"site-{number:02d}"
             )
             self._enrol(site)
             self.sites.append(site)
 
-    def _enrol(self, site: Site) -> None:
+    def _enrol(self, site: LocalDevice) -> None:
         with opened(self.fleet) as fleet:
             fleet.enroll(
                 site.name,
@@ -178,7 +178,7 @@ class LocalFleet:
         """Start the coordinator."""
         self._gradsense("coordinator", "coordinator", "--fleet", str(self.fleet))
 
-    def start_device(self, site: Site, *options: str) -> None:
+    def start_device(self, site: LocalDevice, *options: str) -> None:
         """Start a device."""
         self._gradsense(
             site.name,
@@ -254,12 +254,12 @@ class LocalFleet:
         run: Mapping[str, Any] = {} if told is None else told["runs"].get(self.run, {})
         return run
 
-    def detected(self, site: Site) -> dict[str, int]:
+    def detected(self, site: LocalDevice) -> dict[str, int]:
         """Counters of a device's watch: flows, alarms, alerts."""
         folder = site.folder / "state"
         if not (folder / WATCH_JOURNAL).is_file():
             return {}
-        journal = Journal(folder, exclusive=False)
+        journal = GatewayStore(folder, exclusive=False)
         try:
             return journal.counters()
         finally:

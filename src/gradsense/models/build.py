@@ -90,11 +90,11 @@ def build(
             are asked for where they could not train.
     """
     if lora_rank is not None and lora_rank < 0:
-        raise InputError(f"LoRA rank {lora_rank} is negative", mend="use 0 for none, or 4 to 64")
+        raise InputError(f"LoRA rank {lora_rank} is negative", hint="use 0 for none, or 4 to 64")
     if lora_rank and (frozen or readout != "last"):
         raise InputError(
             "there are no LoRA adapters under a head of our own or on a frozen base",
-            mend="leave --lora-rank out, or use a strategy with neither: gsfs-tune",
+            hint="leave --lora-rank out, or use a strategy with neither: gsfs-tune",
         )
     with _seeded(seed):
         if model in SIZES:
@@ -111,7 +111,7 @@ def build(
             if network.config.is_encoder_decoder:
                 raise InputError(
                     f"'{model}' is an encoder-decoder, of which our head cannot read the states",
-                    mend="use a strategy that trains such a model: gsfs-tune or fedavg",
+                    hint="use a strategy that trains such a model: gsfs-tune or fedavg",
                 )
             kind = feasible(readout, base_of(network), length)
             trained = Readout(
@@ -175,7 +175,7 @@ def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, An
     except Exception as error:  # any library below may raise anything on a broken folder
         raise InputError(
             f"cannot load model '{name}': {_first_line(error)}",
-            mend="it needs config.json, model.safetensors and a tokenizer of a family that "
+            hint="it needs config.json, model.safetensors and a tokenizer of a family that "
             "AutoModelForSequenceClassification knows",
         ) from error
     network.float()  # many checkpoints rest in half precision, in which a CPU trains badly
@@ -183,7 +183,7 @@ def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, An
         if tokenizer.eos_token is None:
             raise InputError(
                 f"the tokenizer of '{name}' has neither a padding nor an end token",
-                mend="set pad_token in its tokenizer_config.json",
+                hint="set pad_token in its tokenizer_config.json",
             )
         tokenizer.pad_token = tokenizer.eos_token
     if network.config.pad_token_id is None:
@@ -198,13 +198,13 @@ def _find(name: str) -> bool:
     if Path(name).is_dir():
         raise InputError(
             "the model folder has no config.json",
-            mend="give a folder in the Hugging Face layout",
+            hint="give a folder in the Hugging Face layout",
             file=name,
         )
     if not _HUB_NAME.fullmatch(name):
         raise InputError(
             f"unknown model '{name}'",
-            mend=f"use {', '.join(SIZES)}, a Hugging Face folder, or a hub name such as "
+            hint=f"use {', '.join(SIZES)}, a Hugging Face folder, or a hub name such as "
             "facebook/opt-350m",
         )
     try:
@@ -217,7 +217,7 @@ def _find(name: str) -> bool:
             return True
         raise InputError(
             f"cannot get model '{name}' from the Hugging Face hub: {_first_line(error)}",
-            mend="check the name and the connection, or give a local folder",
+            hint="check the name and the connection, or give a local folder",
         ) from error
     return False
 
@@ -254,7 +254,7 @@ def _fresh_modules(network: PreTrainedModel, info: dict[str, Any], name: str) ->
         raise InputError(
             f"the weights of '{name}' do not fit its config.json "
             f"({len(missing)} tensors missing, {len(mismatched)} of another shape)",
-            mend="give a folder whose two files belong together",
+            hint="give a folder whose two files belong together",
         )
     return sorted({key.rsplit(".", 1)[0] for key in missing})
 
@@ -274,7 +274,7 @@ def _with_lora(network: PreTrainedModel, rank: int, heads: list[str]) -> nn.Modu
     if not linear:
         raise InputError(
             f"LoRA finds no linear layer in a {type(base).__name__}",
-            mend="train the whole model with LoRA rank 0",
+            hint="train the whole model with LoRA rank 0",
         )
     config = LoraConfig(
         r=rank,

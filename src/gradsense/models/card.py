@@ -28,7 +28,7 @@ class ReadoutCard(_Value):
     length: int = Field(ge=0, le=512)
 
 
-class Threshold(_Value):
+class AlarmThreshold(_Value):
     """Ring above ``threshold``; ``share`` of the ``flows`` that it was chosen on are above it."""
 
     threshold: float
@@ -46,7 +46,7 @@ class Calibration(_Value):
     """
 
     temperature: float = Field(gt=0)
-    alarm: Threshold | None
+    alarm: AlarmThreshold | None
     ece_before: float = Field(ge=0, le=1)
     ece_after: float = Field(ge=0, le=1)
     flows: int = Field(ge=1)
@@ -72,7 +72,7 @@ class Measured(_Value):
     """
 
     calibration: Calibration | None = None
-    novelty: Threshold | None = None
+    novelty: AlarmThreshold | None = None
     reference: Reference | None = None
 
 

@@ -69,7 +69,7 @@ def save(
     if path.exists() and not (path / CARD_FILE).is_file() and not _is_empty_folder(path):
         raise InputError(
             f"it exists and is no model folder (no {CARD_FILE})",
-            mend="give a new path; nothing was overwritten",
+            hint="give a new path; nothing was overwritten",
             file=path,
         )
     card = Card(
@@ -105,21 +105,21 @@ def read_card(path: Path | str) -> Card:
     path = Path(path)
     if not path.is_dir():
         raise InputError(
-            "no such model folder", mend="give the folder that training wrote", file=path
+            "no such model folder", hint="give the folder that training wrote", file=path
         )
     for name in _FILES:
         file = path / name
         if not file.is_file():
             raise InputError(
                 f"the model folder lacks {name}",
-                mend="give a folder that gradsense wrote, or write it again",
+                hint="give a folder that gradsense wrote, or write it again",
                 file=path,
             )
         limit = _MAX_TOKENIZER_BYTES if name == "tokenizer.json" else _MAX_JSON_BYTES
         if file.suffix == ".json" and file.stat().st_size > limit:
             raise InputError(
                 f"the file is larger than {limit >> 20} MiB",
-                mend="write the folder again",
+                hint="write the folder again",
                 file=file,
             )
     try:
@@ -128,7 +128,7 @@ def read_card(path: Path | str) -> Card:
         fault = error.errors()[0]
         raise InputError(
             fault["msg"],
-            mend="write the folder again with this version of gradsense",
+            hint="write the folder again with this version of gradsense",
             file=path / CARD_FILE,
             field=".".join(str(part) for part in fault["loc"]) or None,
         ) from error
@@ -161,20 +161,20 @@ def load(path: Path | str) -> TextClassifier:
     except Exception as error:  # the libraries below raise anything on a damaged file
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"cannot open the model: {lines[0]}", mend="write the folder again", file=path
+            f"cannot open the model: {lines[0]}", hint="write the folder again", file=path
         ) from error
     below = "" if card.readout is None else f"{network.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(below)]
     if missing:
         raise InputError(
             f"the weights lack {len(missing)} tensors of config.json, {min(missing)} first",
-            mend="write the folder again",
+            hint="write the folder again",
             file=path / "model.safetensors",
         )
     if network.config.num_labels != len(card.labels):
         raise InputError(
             f"{len(card.labels)} labels, but the model answers {network.config.num_labels}",
-            mend="write the folder again",
+            hint="write the folder again",
             file=path / CARD_FILE,
             field="labels",
         )
@@ -246,7 +246,7 @@ def _readable(file: Path, what: str) -> Iterator[None]:
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the {what} cannot be read: {lines[0]}", mend="write the folder again", file=file
+            f"the {what} cannot be read: {lines[0]}", hint="write the folder again", file=file
         ) from error
 
 
@@ -284,7 +284,7 @@ def _template(card: Card, path: Path) -> Template:
     except InputError as error:
         raise InputError(
             error.what,
-            mend=f"use gradsense {card.gradsense} or train the model again",
+            hint=f"use gradsense {card.gradsense} or train the model again",
             file=path / CARD_FILE,
             field="template",
         ) from None
@@ -292,7 +292,7 @@ def _template(card: Card, path: Path) -> Template:
         raise InputError(
             f"the model was trained with version {card.template.version} of template "
             f"'{template.name}', this gradsense has version {template.version}",
-            mend=f"use gradsense {card.gradsense} or train the model again",
+            hint=f"use gradsense {card.gradsense} or train the model again",
             file=path / CARD_FILE,
         )
     return template

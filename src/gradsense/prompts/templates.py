@@ -91,7 +91,7 @@ def get_template(name: str) -> Template:
         return TEMPLATES[name]
     except KeyError:
         raise InputError(
-            f"unknown prompt template '{name}'", mend=f"use one of {', '.join(TEMPLATES)}"
+            f"unknown prompt template '{name}'", hint=f"use one of {', '.join(TEMPLATES)}"
         ) from None
 
 

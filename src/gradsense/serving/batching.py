@@ -20,7 +20,7 @@ class _Question:
     answer: asyncio.Future[list[Verdict]]
 
 
-class Batcher:
+class RequestBatcher:
     """Collects prompts up to ``most``, or for ``wait_s`` from the first, and judges them at once.
 
     While the model works in its thread, what arrives waits and makes the next batch, so batches

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.detector import Verdict
-from gradsense.serving.batching import Batcher, Full
+from gradsense.serving.batching import Full, RequestBatcher
 
 #: Seconds for a whole request body to arrive.
 _BODY_S = 10.0
@@ -33,7 +33,7 @@ _RETRY_S = 1
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
-class Judge(Protocol):
+class LargerModel(Protocol):
     """What the service needs of ``detection.detector.Detector``."""
 
     manifest: Manifest
@@ -52,7 +52,7 @@ class Question(BaseModel):
 
 
 def create_app(
-    detector: Judge,
+    detector: LargerModel,
     *,
     token: str | None,
     max_prompts: int = 1024,
@@ -71,7 +71,7 @@ def create_app(
     Statuses: 401 no or wrong token, 408 the body did not arrive in 10 s, 409 another template,
     413 too large, 422 no question in the body, 503 overloaded, with Retry-After.
     """
-    batcher = Batcher(detector.judge_texts, most=batch, wait_s=wait_s, waiting=waiting)
+    batcher = RequestBatcher(detector.judge_texts, most=batch, wait_s=wait_s, waiting=waiting)
     manifest, figures = detector.manifest, _Figures(batcher)
 
     @asynccontextmanager
@@ -122,7 +122,7 @@ def create_app(
 class _Figures:
     """What is counted, for Prometheus."""
 
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: RequestBatcher) -> None:
         self.registry = CollectorRegistry()
         self.prompts = Counter(
             "gradsense_serve_prompts", "Prompts answered.", registry=self.registry

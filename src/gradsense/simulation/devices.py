@@ -1,4 +1,4 @@
-"""Device profiles: how fast a site computes and sends, and what that costs in energy.
+"""DeviceProfile profiles: how fast a site computes and sends, and what that costs in energy.
 
 Compute is the rate a small model really trains at: a measured or computed peak times a
 utilisation. The peaks have sources; the utilisations are our assumption, and are stated so that
@@ -16,7 +16,7 @@ from gradsense.errors import InputError
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceProfile:
     """One kind of device.
 
     Attributes:
@@ -52,7 +52,7 @@ class Device:
 
 
 _PROFILES = (
-    Device(
+    DeviceProfile(
         "pi4",
         flops=16e9 * 0.25,
         uplink_bps=20e6,
@@ -66,7 +66,7 @@ _PROFILES = (
             "Home broadband over Wi-Fi, assumed."
         ),
     ),
-    Device(
+    DeviceProfile(
         "jetson-nano",
         flops=236e9 * 0.10,
         uplink_bps=50e6,
@@ -80,7 +80,7 @@ _PROFILES = (
             "fibre, assumed."
         ),
     ),
-    Device(
+    DeviceProfile(
         "gateway",
         flops=186e9 * 0.25,
         uplink_bps=100e6,
@@ -94,7 +94,7 @@ _PROFILES = (
             "limit as commonly shipped, about 5 W idle. Leased line, assumed."
         ),
     ),
-    Device(
+    DeviceProfile(
         "lte-node",
         flops=32e9 * 0.10,
         uplink_bps=1e6,
@@ -111,7 +111,7 @@ _PROFILES = (
 )
 
 #: Every profile by name.
-PROFILES: dict[str, Device] = {device.name: device for device in _PROFILES}
+PROFILES: dict[str, DeviceProfile] = {device.name: device for device in _PROFILES}
 
 #: Named fleets: the profiles in proportion.
 MIXES: dict[str, tuple[str, ...]] = {
@@ -120,14 +120,14 @@ MIXES: dict[str, tuple[str, ...]] = {
 }
 
 
-def assign(clients: list[str], mix: str, *, seed: int) -> dict[str, Device]:
+def assign(clients: list[str], mix: str, *, seed: int) -> dict[str, DeviceProfile]:
     """Give each client a device: the mix dealt out in turn over a seeded order of the clients.
 
     Raises:
         InputError: an unknown mix.
     """
     if mix not in MIXES:
-        raise InputError(f"unknown devices '{mix}'", mend=f"choose from {', '.join(MIXES)}")
+        raise InputError(f"unknown devices '{mix}'", hint=f"choose from {', '.join(MIXES)}")
     kinds = MIXES[mix]
     order = np.random.default_rng([seed, 1]).permutation(len(clients))
     dealt = {clients[i]: PROFILES[kinds[turn % len(kinds)]] for turn, i in enumerate(order)}

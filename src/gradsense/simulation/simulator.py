@@ -23,7 +23,7 @@ from gradsense.federation.message import decode, encode
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
 from gradsense.simulation.cost import Cost, Meter, Upload
-from gradsense.simulation.devices import Device
+from gradsense.simulation.devices import DeviceProfile
 
 Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
@@ -76,7 +76,7 @@ class Simulator:
         coordinator: Coordinator,
         clients: Sequence[Client],
         *,
-        devices: Mapping[str, Device],
+        devices: Mapping[str, DeviceProfile],
         cost: Cost,
         budgets: Mapping[str, int],
         max_aggregations: int,

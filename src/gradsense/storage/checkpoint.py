@@ -99,7 +99,7 @@ def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
     except OSError as error:
         raise InputError(
             f"cannot write the checkpoint: {error.strerror}",
-            mend="free some space or choose another --out",
+            hint="free some space or choose another --out",
             file=path,
         ) from None
 

@@ -154,7 +154,7 @@ def check_chunk(chunk: Chunk, properties: Properties) -> None:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ResumeRequest:
     """A sender that was cut off asks what is still missing of a message."""
 
     message: bytes
@@ -165,7 +165,7 @@ class Ask:
         return _RESUME.pack(_ASK_MAGIC, self.message, self.count)
 
     @classmethod
-    def parse(cls, body: bytes) -> Ask:
+    def parse(cls, body: bytes) -> ResumeRequest:
         """Raises: BadResume: not a question, or its count is out of bounds."""
         message, count, rest = _resume_header(body, _ASK_MAGIC)
         if rest:

@@ -16,7 +16,7 @@ _OTHER_TIME = (9, 10)
 _OWN_CERTIFICATE = "look at gradsense fleet list whether it is revoked or has ended, then rotate it"
 
 #: What to do about a reason code of MQTT 5, by its name.
-_MEND = {
+_HINT = {
     "Not authorized": "this device may be revoked, or the broker's acl is not the fleet's",
     "Session taken over": "another process uses this certificate; end it, or fleet rotate",
     "Server shutting down": "it comes back by itself once the broker runs again",
@@ -24,28 +24,28 @@ _MEND = {
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """``name``: short and of a small set; ``text``: what happened; ``mend``: what to do."""
+class ConnectionFailure:
+    """``name``: short and of a small set; ``text``: what happened; ``hint``: what to do."""
 
     name: str
     text: str
-    mend: str
+    hint: str
 
 
-def of_error(error: OSError | ValueError, identity: Identity) -> Trouble:
+def of_error(error: OSError | ValueError, identity: Identity) -> ConnectionFailure:
     """What kept a connection from being opened."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _of_certificate(error, identity)
     if isinstance(error, ssl.SSLError):
         return _of_tls(str(error))
-    return Trouble(
+    return ConnectionFailure(
         "unreachable",
         f"no broker answers there ({error})",
         "start it, or look at the network, the address and the firewall; it goes on trying",
     )
 
 
-def no_answer(complaint: str) -> Trouble:
+def no_answer(complaint: str) -> ConnectionFailure:
     """The broker closed the connection before it answered.
 
     Args:
@@ -55,27 +55,27 @@ def no_answer(complaint: str) -> Trouble:
     return _of_tls(complaint or "closed without an answer")
 
 
-def of_reason(packet: str, reason: ReasonCode) -> Trouble:
+def of_reason(packet: str, reason: ReasonCode) -> ConnectionFailure:
     """The broker's own word, in answer to a ``packet`` or as one."""
-    mend = _MEND.get(str(reason), "it goes on trying; the broker's log may say more")
-    return Trouble(f"{packet}: {reason}", f"the broker said: {reason} ({packet})", mend)
+    hint = _HINT.get(str(reason), "it goes on trying; the broker's log may say more")
+    return ConnectionFailure(f"{packet}: {reason}", f"the broker said: {reason} ({packet})", hint)
 
 
-def _of_certificate(error: ssl.SSLCertVerificationError, identity: Identity) -> Trouble:
+def _of_certificate(error: ssl.SSLCertVerificationError, identity: Identity) -> ConnectionFailure:
     text = f"the broker's certificate is not believed ({error.verify_message.rstrip('. ')})"
     if error.verify_code in _OTHER_HOST:
-        mend = f"it must name {identity.host}: gradsense fleet init --broker gives the name"
-        return Trouble("broker-host", text, mend)
+        hint = f"it must name {identity.host}: gradsense fleet init --broker gives the name"
+        return ConnectionFailure("broker-host", text, hint)
     if error.verify_code in _OTHER_TIME:
-        mend = "set this machine's clock, or gradsense fleet rotate --broker"
-        return Trouble("broker-dates", text, mend)
-    mend = f"is another fleet's broker on {identity.host}:{identity.port}? take its own bundle"
-    return Trouble("broker-certificate", text, mend)
+        hint = "set this machine's clock, or gradsense fleet rotate --broker"
+        return ConnectionFailure("broker-dates", text, hint)
+    hint = f"is another fleet's broker on {identity.host}:{identity.port}? take its own bundle"
+    return ConnectionFailure("broker-certificate", text, hint)
 
 
-def _of_tls(complaint: str) -> Trouble:
+def _of_tls(complaint: str) -> ConnectionFailure:
     if "alert" in complaint.lower():  # the broker's word on what this side showed
-        return Trouble(
+        return ConnectionFailure(
             "own-certificate", f"the broker refuses the certificate ({complaint})", _OWN_CERTIFICATE
         )
-    return Trouble("no-answer", f"the broker hung up ({complaint})", _OWN_CERTIFICATE)
+    return ConnectionFailure("no-answer", f"the broker hung up ({complaint})", _OWN_CERTIFICATE)

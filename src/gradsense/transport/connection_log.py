@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gradsense.transport.connection_errors import Trouble
+from gradsense.transport.connection_errors import ConnectionFailure
 
 _log = logging.getLogger(__name__)
 
@@ -68,13 +68,13 @@ class LinkLog:
         if seconds >= _CALM_S:
             self._told.clear()
 
-    def refused(self, trouble: Trouble) -> None:
+    def refused(self, trouble: ConnectionFailure) -> None:
         """The broker said no or could not be reached. Told once until a connection held well."""
         with self._lock:
             self._refused[trouble.name] += 1
         if trouble.name not in self._told:
             self._told.add(trouble.name)
-            _log.warning("%s: %s; %s", self._who, trouble.text, trouble.mend)
+            _log.warning("%s: %s; %s", self._who, trouble.text, trouble.hint)
 
     def fault(self, error: Exception) -> None:
         """A function that the link called ended with an error. Told once for each class."""

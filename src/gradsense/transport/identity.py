@@ -110,7 +110,7 @@ class Identity:
         except OSError as error:  # ssl.SSLError is one
             raise InputError(
                 f"the certificates cannot be used ({error.strerror or error})",
-                mend=_mend(self.name),
+                hint=_hint(self.name),
                 file=self.cert.parent,
             ) from error
         return context
@@ -147,7 +147,7 @@ def of_coordinator(fleet: Path) -> Identity:
 
 def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: str) -> Identity:
     for file in ("ca.pem", "cert.pem"):
-        _bytes(folder / file, _mend(name))
+        _bytes(folder / file, _hint(name))
     _secret(folder / "key.pem", name)
     signing = _private(folder / "signing-key.pem", name)
     if not isinstance(signing, Ed25519PrivateKey):
@@ -170,45 +170,45 @@ def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: s
     )
 
 
-def _mend(name: str) -> str:
+def _hint(name: str) -> str:
     if name == COORDINATOR:
         return "restore the fleet's folder from its backup"
     return f"copy the bundle again, or make one with gradsense fleet rotate {name}"
 
 
-def _read(file: Path, kind: type[_File], mend: str) -> _File:
+def _read(file: Path, kind: type[_File], hint: str) -> _File:
     try:
-        return kind.model_validate_json(_bytes(file, mend))
+        return kind.model_validate_json(_bytes(file, hint))
     except ValidationError as error:
         fault = error.errors()[0]
         raise InputError(
             fault["msg"],
-            mend="copy it again, or use the gradsense that wrote it",
+            hint="copy it again, or use the gradsense that wrote it",
             file=file,
             field=".".join(str(part) for part in fault["loc"]) or None,
         ) from error
 
 
-def _bytes(file: Path, mend: str) -> bytes:
+def _bytes(file: Path, hint: str) -> bytes:
     try:
         with file.open("rb") as stream:
             found = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise InputError(
-            f"cannot be read ({error.strerror or error})", mend=mend, file=file
+            f"cannot be read ({error.strerror or error})", hint=hint, file=file
         ) from error
     if len(found) > _MAX_BYTES:
-        raise InputError("is too large for what it should be", mend=mend, file=file)
+        raise InputError("is too large for what it should be", hint=hint, file=file)
     return found
 
 
 def _secret(file: Path, name: str) -> bytes:
-    found = _bytes(file, _mend(name))
+    found = _bytes(file, _hint(name))
     # The owner's group may read it: Kubernetes gives a pod its secrets that way.
     if file.stat().st_mode & 0o007:
         raise InputError(
             "is a private key that every user of this machine may read",
-            mend=f"chmod 600 {file}; if others use this machine, rotate the keys too",
+            hint=f"chmod 600 {file}; if others use this machine, rotate the keys too",
             file=file,
         )
     return found
@@ -222,9 +222,9 @@ def _private(file: Path, name: str) -> PrivateKeyTypes:
 
 
 def _wrong_key(file: Path, name: str) -> InputError:
-    return InputError("is not the private key that it should be", mend=_mend(name), file=file)
+    return InputError("is not the private key that it should be", hint=_hint(name), file=file)
 
 
 def _belongs(key: Ed25519PrivateKey | X25519PrivateKey, public: str, file: Path, name: str) -> None:
     if key.public_key().public_bytes_raw().hex() != public:
-        raise InputError("belongs to another fleet", mend=_mend(name), file=file)
+        raise InputError("belongs to another fleet", hint=_hint(name), file=file)

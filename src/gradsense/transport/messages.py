@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from gradsense.transport.chunks import Chunk, check_chunk, chunk_count, split
 from gradsense.transport.protocol import (
-    Limits,
-    Origin,
+    MessageHeader,
     Properties,
+    SizeLimits,
     Topic,
     check_body,
     check_topic,
@@ -54,7 +54,7 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Letter:
+class SignedMessage:
     """A whole body with its signed properties, ready to be cut.
 
     Attributes:
@@ -67,18 +67,22 @@ class Letter:
 
 
 def written(
-    origin: Origin, body: bytes, key: Ed25519PrivateKey, *, seal_for: X25519PublicKey | None = None
-) -> Letter:
+    origin: MessageHeader,
+    body: bytes,
+    key: Ed25519PrivateKey,
+    *,
+    seal_for: X25519PublicKey | None = None,
+) -> SignedMessage:
     """Sign a body, and seal it first where a recipient's key is given."""
     if seal_for is not None:
         origin = replace(origin, sealed=True)
         body = seal(body, seal_for, associated_data(origin))
     count = chunk_count(len(body)) if origin.kind in _CHUNKED else 1
-    return Letter(sign(describe(origin, body, chunks=count), key), body)
+    return SignedMessage(sign(describe(origin, body, chunks=count), key), body)
 
 
 def messages(
-    letter: Letter, indices: Iterable[int] | None = None, *, retain: bool = False
+    letter: SignedMessage, indices: Iterable[int] | None = None, *, retain: bool = False
 ) -> list[Message]:
     """The publishes that carry a letter: all of its chunks, or only ``indices``."""
     properties, origin = letter.properties, letter.properties.origin
@@ -103,7 +107,7 @@ def sign_of_life(
         body: ``body.ONLINE`` or ``body.OFFLINE``.
         held: version and hash of the model that it holds, or ``NO_MODEL``.
     """
-    origin = Origin("status", run, device, 0, *held)
+    origin = MessageHeader("status", run, device, 0, *held)
     return messages(written(origin, body, key), retain=True)[0]
 
 
@@ -126,7 +130,7 @@ class Read:
 def read(
     message: Message,
     key_of: Callable[[Topic], Ed25519PublicKey | None],
-    limits: Limits | None = None,
+    limits: SizeLimits | None = None,
 ) -> Read:
     """Verify a message that came; nothing of its payload is parsed before.
 

@@ -24,7 +24,7 @@ from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.message import decode, encode
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
-from gradsense.transport.protocol import Limits, Properties, TooLarge, WrongHash
+from gradsense.transport.protocol import Properties, SizeLimits, TooLarge, WrongHash
 
 ONLINE, OFFLINE = b"online", b"offline"
 
@@ -107,7 +107,7 @@ def pack_update(update: Update) -> bytes:
     return compress(encode(update))
 
 
-def open_update(body: bytes, properties: Properties, limits: Limits | None = None) -> Update:
+def open_update(body: bytes, properties: Properties, limits: SizeLimits | None = None) -> Update:
     """The update in a body that ``check_body`` let pass (and that was unsealed, if sealed).
 
     Raises:
@@ -115,7 +115,7 @@ def open_update(body: bytes, properties: Properties, limits: Limits | None = Non
         BadBody: it is no update, or holds numbers that no client sends.
         Mismatch: it names another client, sequence or base than its properties.
     """
-    limits = limits or Limits()
+    limits = limits or SizeLimits()
     message = expand(body, limits.raw)
     _check_codec_size(message, limits.raw)
     try:
@@ -149,7 +149,9 @@ def pack_model(model: GlobalModel) -> bytes:
     return compress(save_tensors(tensors, metadata={"gradsense": text}))
 
 
-def open_model(body: bytes, properties: Properties, limits: Limits | None = None) -> GlobalModel:
+def open_model(
+    body: bytes, properties: Properties, limits: SizeLimits | None = None
+) -> GlobalModel:
     """The global model in a body that ``check_body`` let pass (and that was unsealed, if sealed).
 
     Raises:
@@ -158,7 +160,7 @@ def open_model(body: bytes, properties: Properties, limits: Limits | None = None
         Mismatch: it is another version than its properties name.
         WrongHash: its tensors are not those that the properties name.
     """
-    blob = expand(body, (limits or Limits()).raw)
+    blob = expand(body, (limits or SizeLimits()).raw)
     said = _model_metadata(blob)
     tensors = _load(blob)
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):

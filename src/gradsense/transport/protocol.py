@@ -75,7 +75,7 @@ class WrongHash(UpdateRefused):
 
 
 @dataclass(frozen=True)
-class Limits:
+class SizeLimits:
     """What a receiver accepts, in bytes.
 
     Attributes:
@@ -158,7 +158,7 @@ def _named(topic: Topic, refusal: BadTopic) -> Topic:
 
 
 @dataclass(frozen=True)
-class Origin:
+class MessageHeader:
     """Where a message stands: known before its body is.
 
     Attributes:
@@ -216,7 +216,7 @@ class Properties:
         signature: Ed25519 by the sender (``signing.sign``) as hex; empty until signed.
     """
 
-    origin: Origin
+    origin: MessageHeader
     body_sha256: str
     body_size: int
     chunk_count: int = 1
@@ -262,7 +262,7 @@ class Properties:
         for name, pattern in _PATTERNS.items():
             if not pattern.fullmatch(values[name]):
                 raise BadProperties(f"'{name}' is {values[name][:80]!r}")
-        origin = Origin(
+        origin = MessageHeader(
             kind=next(kind for kind in KINDS if kind == values["kind"]),
             run=values["run"],
             device=values["device"],
@@ -327,19 +327,19 @@ def check_topic(topic: Topic, properties: Properties) -> None:
         raise WrongDevice(f"chunk {properties.chunk_index} on topic {topic}")
 
 
-def describe(origin: Origin, body: bytes, *, chunks: int = 1) -> Properties:
+def describe(origin: MessageHeader, body: bytes, *, chunks: int = 1) -> Properties:
     """The properties of a body that is ready to travel, not yet signed."""
     return Properties(origin, hashlib.sha256(body).hexdigest(), len(body), chunks)
 
 
-def check_body(body: bytes, properties: Properties, limits: Limits | None = None) -> None:
+def check_body(body: bytes, properties: Properties, limits: SizeLimits | None = None) -> None:
     """Whether a whole body is the one that its verified properties promise.
 
     Raises:
         TooLarge: more bytes than the limit.
         WrongHash: another size or hash.
     """
-    limits = limits or Limits()
+    limits = limits or SizeLimits()
     if max(len(body), properties.body_size) > limits.body:
         raise TooLarge(f"a body of {max(len(body), properties.body_size)} bytes")
     if len(body) != properties.body_size:

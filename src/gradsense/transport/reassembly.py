@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradsense.errors import UpdateRefused
-from gradsense.transport.chunks import Ask, Chunk, ChunkMismatch, Resume
+from gradsense.transport.chunks import Chunk, ChunkMismatch, Resume, ResumeRequest
 from gradsense.transport.protocol import WrongHash
 
 #: Charged for each chunk beside its bytes, so that many tiny ones cannot take unseen memory.
@@ -67,7 +67,7 @@ class _Transfer:
 
 
 @dataclass(frozen=True)
-class Progress:
+class UploadProgress:
     """What a chunk brought about.
 
     Attributes:
@@ -101,7 +101,7 @@ class Assembler:
         self._transfers: dict[str, dict[bytes, _Transfer]] = {}
         self._finished: OrderedDict[Key, int] = OrderedDict()  # to its count
 
-    def add(self, device: str, chunk: Chunk, now: float) -> Progress:
+    def add(self, device: str, chunk: Chunk, now: float) -> UploadProgress:
         """Take a chunk.
 
         Raises:
@@ -114,7 +114,7 @@ class Assembler:
         """
         chunk.check()
         if (device, chunk.message) in self._finished:
-            return Progress(repeated=True)
+            return UploadProgress(repeated=True)
         transfer = self._transfers.get(device, {}).get(chunk.message)
         if transfer is None:
             transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
@@ -127,12 +127,12 @@ class Assembler:
         if chunk.index in transfer.pieces:
             if transfer.pieces[chunk.index] != chunk.piece:
                 raise ChunkMismatch(f"chunk {chunk.index} came before with other bytes")
-            return Progress(missing=transfer.count - len(transfer.pieces))
+            return UploadProgress(missing=transfer.count - len(transfer.pieces))
         self._make_room(device, transfer, len(chunk.piece), now)
         self._keep(device, chunk, transfer, now)
         if len(transfer.pieces) < transfer.count:
-            return Progress(missing=transfer.count - len(transfer.pieces))
-        return Progress(body=self._complete(device, chunk.message, transfer))
+            return UploadProgress(missing=transfer.count - len(transfer.pieces))
+        return UploadProgress(body=self._complete(device, chunk.message, transfer))
 
     def _make_room(self, device: str, transfer: _Transfer, size: int, now: float) -> None:
         if transfer.claimed > self.quota.device_bytes:
@@ -197,7 +197,7 @@ class Assembler:
         if message in self._transfers.get(device, {}):
             self._drop(device, message)
 
-    def resume(self, device: str, ask: Ask) -> Resume:
+    def resume(self, device: str, ask: ResumeRequest) -> Resume:
         """What is missing of a message; all of it, where nothing is known."""
         if self._finished.get((device, ask.message)) == ask.count:
             return Resume(ask.message, ask.count, ())

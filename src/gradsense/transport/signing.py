@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gradsense.errors import UpdateRefused
-from gradsense.transport.protocol import Origin, Properties
+from gradsense.transport.protocol import MessageHeader, Properties
 
 _MAGIC = b"GSX1"
 _SEAL_DOMAIN = b"gradsense-seal-v1"
@@ -80,7 +80,7 @@ def verify(properties: Properties, key: Ed25519PublicKey) -> None:
         ) from None
 
 
-def associated_data(origin: Origin) -> bytes:
+def associated_data(origin: MessageHeader) -> bytes:
     """What a sealed body is bound to: its message's place, known before its hash is."""
     return _joined([_SEAL_DOMAIN, *(value.encode() for _, value in origin.pairs())])
 

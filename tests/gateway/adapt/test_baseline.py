@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.gateway.adapt.baseline import DAY_S, Baseline, Habits
+from gradsense.gateway.adapt.baseline import DAY_S, BaselineSettings, DeviceBaseline
 from gradsense.prompts.fields import Field
 from gradsense.prompts.templates import Template
 
@@ -23,16 +23,16 @@ def field(name: str, phrases: int) -> Field:
 
 #: Two fields, of two and of four phrases.
 TOY = Template("toy", 1, 2, (field("a", 2), field("b", 4)))
-QUICK = Habits(days=2.0, min_flows=8, margin=0.5, memory=1 << 20, devices=3)
+QUICK = BaselineSettings(days=2.0, min_flows=8, margin=0.5, memory=1 << 20, devices=3)
 USUAL, ODD = (0, 0), (1, 3)
 
 
-def changed(**values: float) -> Habits:
-    return Habits(**{**QUICK.model_dump(), **values})
+def changed(**values: float) -> BaselineSettings:
+    return BaselineSettings(**{**QUICK.model_dump(), **values})
 
 
 def see(
-    baseline: Baseline,
+    baseline: DeviceBaseline,
     *flows: tuple[int, int],
     device: str | None = "10.0.0.1",
     day: float = 0.0,
@@ -47,9 +47,9 @@ def see(
     )
 
 
-def learnt(habits: Habits = QUICK) -> Baseline:
+def learnt(habits: BaselineSettings = QUICK) -> DeviceBaseline:
     """A device that has only ever done the usual, one flow each quarter of a day."""
-    baseline = Baseline(TOY, habits)
+    baseline = DeviceBaseline(TOY, habits)
     for step in range(13):
         see(baseline, USUAL, day=step / 4)
     assert baseline.settled == 1
@@ -57,7 +57,7 @@ def learnt(habits: Habits = QUICK) -> Baseline:
 
 
 def test_scores_by_hand() -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     first, _ = see(baseline, USUAL)
     # Nothing seen: (0 + 1/2)/(0 + 1) and (0 + 1/4)/(0 + 1).
     assert first[0] == pytest.approx((math.log(2) + math.log(4)) / 2)
@@ -70,7 +70,7 @@ def test_scores_by_hand() -> None:
 
 
 def test_probabilities_of_a_field_sum_to_one() -> None:
-    baseline = Baseline(Template("one", 1, 1, (field("b", 4),)), QUICK)
+    baseline = DeviceBaseline(Template("one", 1, 1, (field("b", 4),)), QUICK)
     for pick in (0, 0, 1, 2):
         baseline.observe(["x"], np.array([[pick]], np.uint16), np.zeros(1), np.ones(1, bool))
     rows = np.array([[0], [1], [2], [3]], np.uint16)
@@ -79,7 +79,7 @@ def test_probabilities_of_a_field_sum_to_one() -> None:
 
 
 def test_nothing_is_novel_while_learning_and_the_odd_is_afterwards() -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     for step in range(8):
         assert not see(baseline, ODD, USUAL, day=step / 8)[1].any()
     baseline = learnt()
@@ -87,18 +87,18 @@ def test_nothing_is_novel_while_learning_and_the_odd_is_afterwards() -> None:
 
 
 def test_learning_takes_both_the_days_and_the_flows() -> None:
-    many = Baseline(TOY, QUICK)
+    many = DeviceBaseline(TOY, QUICK)
     see(many, *[USUAL] * 500, day=0)
     see(many, *[USUAL] * 500, day=1.9)
     assert many.settled == 0, "days are missing"
-    few = Baseline(TOY, QUICK)
+    few = DeviceBaseline(TOY, QUICK)
     see(few, USUAL, day=0)
     see(few, USUAL, day=30)
     assert few.settled == 0, "flows are missing"
 
 
 def test_the_threshold_is_the_highest_held_score_and_a_margin() -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     held = []
     for step in range(13):
         flow = (0, 1) if step == 9 else USUAL  # rare, but seen in the held half
@@ -107,7 +107,7 @@ def test_the_threshold_is_the_highest_held_score_and_a_margin() -> None:
             held.append(float(score[0]))
     assert baseline.settled == 1
     state = baseline.dirty()["10.0.0.1"]
-    again = Baseline(TOY, QUICK)
+    again = DeviceBaseline(TOY, QUICK)
     again.restore({"10.0.0.1": state or b""})
     threshold = float(again._bound[again._rows["10.0.0.1"]])
     assert max(held) < threshold
@@ -161,7 +161,7 @@ def test_devices_do_not_mix_and_the_longest_unseen_leaves() -> None:
 
 
 def test_flows_of_no_device_are_left_alone() -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     scores, novel = baseline.observe(
         [None, "x", None], np.zeros((3, 2), np.uint16), np.zeros(3), np.ones(3, bool)
     )
@@ -171,7 +171,7 @@ def test_flows_of_no_device_are_left_alone() -> None:
 
 
 def test_unknown_times_end_no_learning() -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     for _ in range(30):
         see(baseline, USUAL, day=math.nan)
     assert baseline.settled == 0
@@ -189,7 +189,7 @@ FLOWS = st.lists(
 )
 
 
-def feed(baseline: Baseline, flows: list, step: int) -> tuple[list[float], list[bool]]:
+def feed(baseline: DeviceBaseline, flows: list, step: int) -> tuple[list[float], list[bool]]:
     scores: list[float] = []
     novel: list[bool] = []
     for start in range(0, len(flows), step):
@@ -208,11 +208,11 @@ def feed(baseline: Baseline, flows: list, step: int) -> tuple[list[float], list[
 @settings(max_examples=60, deadline=None)
 @given(FLOWS, st.integers(1, 80))
 def test_a_restart_changes_nothing(flows: list, cut: int) -> None:
-    whole = Baseline(TOY, QUICK)
+    whole = DeviceBaseline(TOY, QUICK)
     expected = feed(whole, flows[:cut], 1)[0] + feed(whole, flows[cut:], 1)[0]
-    first = Baseline(TOY, QUICK)
+    first = DeviceBaseline(TOY, QUICK)
     scores = feed(first, flows[:cut], 1)[0]
-    second = Baseline(TOY, QUICK)
+    second = DeviceBaseline(TOY, QUICK)
     second.restore({device: state for device, state in first.dirty().items() if state})
     assert second.dropped == 0
     assert scores + feed(second, flows[cut:], 1)[0] == expected
@@ -239,9 +239,9 @@ def test_counts_are_those_of_plain_counting(flows: list) -> None:
             seen[device] = n + 1
             for place, pick in enumerate((a, b)):
                 counts[device, place, pick] = counts.get((device, place, pick), 0) + 1
-    baseline = Baseline(TOY, changed(days=1000))
+    baseline = DeviceBaseline(TOY, changed(days=1000))
     assert feed(baseline, flows, 1)[0] == pytest.approx(expected, rel=1e-5)
-    whole = Baseline(TOY, changed(days=1000))
+    whole = DeviceBaseline(TOY, changed(days=1000))
     feed(whole, flows, 80)
     assert whole.dirty() == baseline.dirty()
 
@@ -249,7 +249,7 @@ def test_counts_are_those_of_plain_counting(flows: list) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200))
 def test_damaged_states_are_counted_and_left(body: bytes) -> None:
-    baseline = Baseline(TOY, QUICK)
+    baseline = DeviceBaseline(TOY, QUICK)
     baseline.restore({"x": body})
     assert (len(baseline), baseline.dropped) == (0, 1)
 
@@ -257,19 +257,19 @@ def test_damaged_states_are_counted_and_left(body: bytes) -> None:
 def test_states_of_another_template_or_cut_short_are_left() -> None:
     state = learnt().dirty()["10.0.0.1"]
     assert state is not None
-    other = Baseline(replace(TOY, version=2), QUICK)
+    other = DeviceBaseline(replace(TOY, version=2), QUICK)
     other.restore({"10.0.0.1": state})
-    same = Baseline(TOY, QUICK)
+    same = DeviceBaseline(TOY, QUICK)
     same.restore({"a": state[:-1], "b": state + b"\0", "c": state})
     assert (len(other), other.dropped) == (0, 1)
     assert (len(same), same.dropped) == (1, 2)
 
 
 def test_more_states_than_room_keep_the_latest() -> None:
-    full = Baseline(TOY, changed(devices=5))
+    full = DeviceBaseline(TOY, changed(devices=5))
     for number in range(5):
         see(full, USUAL, device=str(number), day=number)
-    small = Baseline(TOY, QUICK)
+    small = DeviceBaseline(TOY, QUICK)
     small.restore({name: body for name, body in full.dirty().items() if body})
     assert (sorted(small._rows), small.dropped) == (["2", "3", "4"], 2)
 

@@ -36,10 +36,10 @@ SMALL = DriftSettings(window=200, least=100, every_s=3600.0)
 
 def flows(count: int, share: float, confidence: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """``share`` of the flows pick a's first phrase; b is spread evenly."""
-    picks = np.zeros((count, 2), np.uint16)
-    picks[round(share * count) :, 0] = 1
-    picks[:, 1] = np.arange(count) % 4
-    return picks, np.full(count, confidence)
+    phrase_ids = np.zeros((count, 2), np.uint16)
+    phrase_ids[round(share * count) :, 0] = 1
+    phrase_ids[:, 1] = np.arange(count) % 4
+    return phrase_ids, np.full(count, confidence)
 
 
 def test_psi_by_hand() -> None:
@@ -94,9 +94,9 @@ def test_chance_alone_is_no_drift() -> None:
     raw, corrected = [], []
     for _ in range(200):
         drift = Drift(TOY, REFERENCE, DriftSettings(window=100, least=50))
-        picks = np.stack([random.integers(0, 2, 50), random.integers(0, 4, 50)], axis=1)
-        drift.add(picks.astype(np.uint16), np.ones(50))
-        shares = np.bincount(picks[:, 1], minlength=4) / 50
+        phrase_ids = np.stack([random.integers(0, 2, 50), random.integers(0, 4, 50)], axis=1)
+        drift.add(phrase_ids.astype(np.uint16), np.ones(50))
+        shares = np.bincount(phrase_ids[:, 1], minlength=4) / 50
         raw.append(psi(shares, np.full(4, 0.25)))
         report = drift.report()
         assert report is not None

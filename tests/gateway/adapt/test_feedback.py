@@ -16,7 +16,7 @@ from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.experiments.run import FederatedRun, write_model
 from gradsense.gateway.adapt.operator_feedback import training_data
-from gradsense.gateway.assembly import Plan, open_watch
+from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.learning.statistics import MOMENTS, solve
 
 
@@ -31,7 +31,7 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
     (tmp_path / "run").mkdir()
     write_model(bench, federated.final(), tmp_path / "run", federated.row(0.0), federated.novelty())
     export(tmp_path / "run" / "model", tmp_path / "edge")
-    plan = Plan([edge_log], tmp_path / "edge", tmp_path / "state", once=True, threads=1)
+    plan = WatchPlan([edge_log], tmp_path / "edge", tmp_path / "state", once=True, threads=1)
     watch = open_watch(plan)
     watch.run(once=True)
 

@@ -105,7 +105,7 @@ def test_the_last_will_of_a_killed_process(broker: Broker) -> None:
     with closing(Listener(broker.port)) as ear:
         with subprocess.Popen(
             [sys.executable, "-c", DYING, str(broker.port)],
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[3],
             stdout=subprocess.PIPE,
         ) as process:
             assert process.stdout is not None

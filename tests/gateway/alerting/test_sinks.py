@@ -108,7 +108,7 @@ def test_what_does_not_fit_on_the_disk_is_cut_away(tmp_path: Path) -> None:
     path = tmp_path / "alerts.jsonl"
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(path)],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         check=True,

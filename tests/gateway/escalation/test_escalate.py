@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gradsense.detection.bundle import Manifest, TemplateName, Threshold, Tokens
+from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.detector import Verdict
 from gradsense.errors import InputError
 from gradsense.gateway.escalation.escalate import EscalateSettings, Escalator
@@ -43,7 +43,7 @@ class Fake:
             labels=("Benign", "C&C"),
             template=TemplateName(name="context", version=version),
             tokens=Tokens(kind="words", max_tokens=19),
-            alarm=Threshold(value=0.5, share=0.0, flows=0, source="test"),
+            alarm=BundleThreshold(value=0.5, share=0.0, flows=0, source="test"),
             files={},
         )
         self.seen: list[str] = []

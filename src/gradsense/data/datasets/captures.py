@@ -70,7 +70,7 @@ def discover(root: Path) -> list[Capture]:
         folder = _capture_folder(root)
         return [Capture(folder.name if root.parent.name == "bro" else root.name, root)]
     if not root.is_dir():
-        raise InputError("no such file or folder", mend="check the path", file=root)
+        raise InputError("no such file or folder", hint="check the path", file=root)
     logs: dict[Path, Path] = {}
     for place, folders, files in os.walk(root):
         folders.sort()
@@ -81,7 +81,7 @@ def discover(root: Path) -> list[Capture]:
     if not logs:
         raise InputError(
             "the folder holds no captures",
-            mend="lay them out as CAPTURE/bro/conn.log.labeled, or name one log file",
+            hint="lay them out as CAPTURE/bro/conn.log.labeled, or name one log file",
             file=root,
         )
     names = [folder.resolve().name for folder in logs]
@@ -118,7 +118,7 @@ def load(
         InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
     """
     if cap < 0:
-        raise InputError(f"cap is {cap}", mend="give 0 for no cap, or more", field="cap")
+        raise InputError(f"cap is {cap}", hint="give 0 for no cap, or more", field="cap")
     captures = discover(root)
     tally = Tally()
     frames: list[pl.DataFrame] = []
@@ -169,7 +169,7 @@ def _usable(flows: pl.DataFrame, path: Path, tally: Tally, unknown: str) -> pl.D
         if reason == UNKNOWN_LABEL and unknown == "error":
             raise InputError(
                 f"the label '{text}' is not known",
-                mend="pass --unknown-labels drop to leave such flows out,"
+                hint="pass --unknown-labels drop to leave such flows out,"
                 " or use the binary view if the flow is marked Malicious",
                 file=path,
                 line=line,
@@ -183,12 +183,12 @@ def _usable(flows: pl.DataFrame, path: Path, tally: Tally, unknown: str) -> pl.D
 def _nothing_left(root: Path, tally: Tally) -> InputError:
     if not tally.dropped:
         return InputError(
-            "the logs hold headers but no flows", mend="give logs with flows", file=root
+            "the logs hold headers but no flows", hint="give logs with flows", file=root
         )
     reason, drop = max(tally.dropped.items(), key=lambda item: item[1].count)
     return InputError(
         f"no labelled flow is left; {drop.count} lines dropped for '{reason}', here the first",
-        mend="give labelled logs; `gradsense data inspect` shows what each file holds",
+        hint="give labelled logs; `gradsense data inspect` shows what each file holds",
         file=drop.file,
         line=drop.line,
         field=drop.field,

@@ -107,7 +107,7 @@ def resolve(frame: pl.DataFrame, how: How = "keep") -> tuple[pl.DataFrame, int]:
         return frame.with_columns(joined["major"].alias("class")), changed
     raise InputError(
         f"no way to treat contradicting labels is called '{how}'",
-        mend="choose keep, majority or drop",
+        hint="choose keep, majority or drop",
         field="contradictions",
     )
 

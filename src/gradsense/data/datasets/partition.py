@@ -46,7 +46,7 @@ def partition(
         if clients not in {None, captures}:
             raise InputError(
                 f"{clients} clients asked for, but the data has {captures} captures",
-                mend="leave the number out, or partition by dirichlet or iid",
+                hint="leave the number out, or partition by dirichlet or iid",
                 field="clients",
             )
         train, test, validation = (
@@ -67,7 +67,7 @@ def partition(
     else:
         raise InputError(
             f"no partition is called '{how}'",
-            mend="choose natural, dirichlet or iid",
+            hint="choose natural, dirichlet or iid",
             field="partition",
         )
     held[0] = _nobody_empty(held[0], number)
@@ -82,15 +82,15 @@ def _checked(clients: int | None, alpha: float, flows: int) -> int:
     if clients is None or clients < 1:
         raise InputError(
             "the number of clients is missing" if clients is None else f"{clients} clients",
-            mend="give 1 or more",
+            hint="give 1 or more",
             field="clients",
         )
     if not 0 < alpha < np.inf:
-        raise InputError(f"alpha is {alpha}", mend="give a number above 0", field="alpha")
+        raise InputError(f"alpha is {alpha}", hint="give a number above 0", field="alpha")
     if clients > flows:
         raise InputError(
             f"{clients} clients, but only {flows} training flows",
-            mend="ask for fewer clients or give more data",
+            hint="ask for fewer clients or give more data",
             field="clients",
         )
     return clients

@@ -63,7 +63,7 @@ def split(
         part = _grouped(frame, shares, rng)
     else:
         raise InputError(
-            f"no split is called '{how}'", mend="choose grouped or random", field="split"
+            f"no split is called '{how}'", hint="choose grouped or random", field="split"
         )
     train, test, validation = (frame.filter(pl.Series(part == k)) for k in range(_PARTS))
     return Split(train, test, validation)
@@ -73,7 +73,7 @@ def _check_fractions(fractions: tuple[float, float, float]) -> None:
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or min(fractions[:2]) == 0:
         raise InputError(
             f"the fractions are {fractions}",
-            mend="give three that sum to 1, those of training and test above 0",
+            hint="give three that sum to 1, those of training and test above 0",
             field="fractions",
         )
 

@@ -66,19 +66,19 @@ def _faults_named(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"the gzip data is cut short or damaged ({error})",
-            mend="copy the file again and check it with `gzip -t`",
+            hint="copy the file again and check it with `gzip -t`",
             file=path,
         ) from error
     except FileNotFoundError as error:
-        raise InputError("no such file", mend="check the path", file=path) from error
+        raise InputError("no such file", hint="check the path", file=path) from error
     except IsADirectoryError as error:
         raise InputError(
-            "is a folder, not a log file", mend="name a conn.log inside it", file=path
+            "is a folder, not a log file", hint="name a conn.log inside it", file=path
         ) from error
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror or error})",
-            mend="check the file and its permissions",
+            hint="check the file and its permissions",
             file=path,
         ) from error
 

@@ -22,7 +22,7 @@ OUT_OF_RANGE = "out of range"
 MAX_PORT = 65535
 _PORTS = ("orig_p", "resp_p")
 _ISO_TIME = "%Y-%m-%dT%H:%M:%S%.fZ"
-_MEND = {
+_HINT = {
     MISSING: "fill the value in or remove the line",
     NOT_A_NUMBER: "write a finite number or remove the line",
     OUT_OF_RANGE: "correct the value or remove the line",
@@ -30,7 +30,7 @@ _MEND = {
 
 
 @dataclass
-class Faults:
+class CellErrors:
     """The faults of one block, by reason: how many lines, and the first of them."""
 
     first: dict[str, tuple[int, str | None, str]] = field(default_factory=dict)
@@ -50,10 +50,10 @@ class Faults:
         if not self.first:
             return
         reason, (line, column, text) = min(self.first.items(), key=lambda item: item[1][0])
-        mend = _MEND.get(reason, "repair or remove the line")
+        hint = _HINT.get(reason, "repair or remove the line")
         raise InputError(
             f"{reason}: {text!r}",
-            mend=f"{mend}, or read without --strict to skip it",
+            hint=f"{hint}, or read without --strict to skip it",
             file=path,
             line=line,
             field=column,
@@ -64,7 +64,7 @@ def to_flows(
     cells: pl.DataFrame,
     numbers: NDArray[np.int64],
     names: Mapping[str, str],
-    faults: Faults,
+    faults: CellErrors,
 ) -> pl.DataFrame:
     """Cast text cells to ``FLOW_SCHEMA``; rows with a fault are counted and left out.
 

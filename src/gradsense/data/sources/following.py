@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense.data.sources.logfile import Head, LogFile
+from gradsense.data.sources.logfile import LogFile, LogHead
 from gradsense.data.sources.rotation import Rotated, rotated
 from gradsense.errors import InputError
 
@@ -44,12 +44,12 @@ class Position(BaseModel):
     inode: int
     modified: int
     offset: int = Field(ge=0)
-    head: Head
-    finished: tuple[Head, ...] = Field((), max_length=_FINISHED)
+    head: LogHead
+    finished: tuple[LogHead, ...] = Field((), max_length=_FINISHED)
 
 
 @dataclass(frozen=True)
-class Chunk:
+class LogChunk:
     """Whole lines, the place after them, and whether they are the first of another file.
 
     With ``begins``, call ``LogStream.restart`` before parsing.
@@ -96,7 +96,7 @@ class Follower:
     ) -> None:
         if _is_folder(path):
             raise InputError(
-                "is a folder, not a log file", mend="name a conn.log inside it", file=path
+                "is a folder, not a log file", hint="name a conn.log inside it", file=path
             )
         self.path = path
         self.counts = FollowCounts()
@@ -112,7 +112,7 @@ class Follower:
         """Whether standard input is at its end, so that no chunk will come any more."""
         return self.path == STDIN and self._file is not None and self._file.over
 
-    def read(self, limit: int = BLOCK_BYTES, *, final: bool = False) -> Chunk | None:
+    def read(self, limit: int = BLOCK_BYTES, *, final: bool = False) -> LogChunk | None:
         """The next whole lines, about ``limit`` bytes at most; None if there is nothing new now.
 
         Args:
@@ -133,7 +133,7 @@ class Follower:
             self._file.close()
             self._file = None
 
-    def _next(self, final: bool) -> Chunk | None:
+    def _next(self, final: bool) -> LogChunk | None:
         while True:
             file = self._file or self._open()
             if file is None:
@@ -159,11 +159,11 @@ class Follower:
         self.counts.damaged += file.damaged and file.over and not before
         return data
 
-    def _chunk(self, file: LogFile, data: bytes) -> Chunk:
+    def _chunk(self, file: LogFile, data: bytes) -> LogChunk:
         self._failing.clear()
         begins, self._begins = self._begins, False
         self._position = self._place(file)
-        return Chunk(data, self._position, begins)
+        return LogChunk(data, self._position, begins)
 
     def _place(self, file: LogFile) -> Position:
         device, inode = file.identity
@@ -264,7 +264,7 @@ class Follower:
                 return other.path
         return self.path if current is not None and current.size else None
 
-    def _was_read(self, path: Path, known: list[Head]) -> bool:
+    def _was_read(self, path: Path, known: list[LogHead]) -> bool:
         file = self._opened(path)
         if file is None:
             return True

@@ -32,7 +32,7 @@ def _flow_name(field_name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """Where the flow columns are in a line.
 
     Args:
@@ -78,7 +78,7 @@ class Header:
             if len(fields) > MAX_FIELDS:
                 raise InputError(
                     f"the header lists more than {MAX_FIELDS} columns",
-                    mend="give a conn.log",
+                    hint="give a conn.log",
                     file=file,
                     line=line,
                     field="#fields",
@@ -91,7 +91,7 @@ class Header:
         return [zeek_name(n) for n in REQUIRED if zeek_name(n) not in self.fields]
 
     @cached_property
-    def layout(self) -> Layout | None:
+    def layout(self) -> ColumnLayout | None:
         """None before any ``#fields`` line."""
         if not self.fields:
             return None
@@ -107,7 +107,7 @@ class Header:
             else:
                 columns.append(f"#{position}")
         nullable = tuple(name for name in names if name not in {"label", "detail"})
-        return Layout(tuple(columns), nullable, compound, names)
+        return ColumnLayout(tuple(columns), nullable, compound, names)
 
 
 def _separator(declared: str, file: Path, line: int) -> str:
@@ -115,7 +115,7 @@ def _separator(declared: str, file: Path, line: int) -> str:
     if len(plain) != 1 or not plain.isascii() or plain in "\n\r":
         raise InputError(
             f"the separator {declared!r} is not one ASCII character",
-            mend=r"write the log with Zeek's default separator \x09",
+            hint=r"write the log with Zeek's default separator \x09",
             file=file,
             line=line,
             field="#separator",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.cells import Faults
+from gradsense.data.sources.cells import CellErrors
 
 TOO_LONG = "line too long"
 UNDECODABLE = "undecodable bytes"
@@ -58,7 +58,7 @@ class Lines:
         """True only if no line is undecodable or too long; blank lines are not looked for."""
         return not (self._holds_garbled() or self._may_hold_too_long())
 
-    def legible(self, faults: Faults) -> NDArray[np.bool_]:
+    def legible(self, faults: CellErrors) -> NDArray[np.bool_]:
         """Which lines are neither blank nor too long nor undecodable; the latter are counted."""
         sizes = self.ends - self.starts
         good = sizes > 0
@@ -94,7 +94,7 @@ class Lines:
                 yield begin
             begin = self.block.find(mark, begin + 1)
 
-    def drop(self, mask: NDArray[np.bool_], reason: str, faults: Faults) -> None:
+    def drop(self, mask: NDArray[np.bool_], reason: str, faults: CellErrors) -> None:
         """Count the lines of ``mask`` as dropped for ``reason``."""
         if mask.any():
             index = int(np.flatnonzero(mask)[0])

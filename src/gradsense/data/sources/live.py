@@ -48,7 +48,7 @@ class Source:
             except (KeyError, ValidationError) as error:
                 raise InputError(
                     "its remembered place is damaged",
-                    mend="give another --state; the log is then read from its beginning",
+                    hint="give another --state; the log is then read from its beginning",
                     file=log,
                 ) from error
         self.follower = Follower(log, self._position, archive=archive)

@@ -24,7 +24,7 @@ MIN_HEAD_BYTES = 64
 _NEVER = 2**63  # later than every time of a file
 
 
-class Head(BaseModel):
+class LogHead(BaseModel):
     """The fingerprint of the first ``size`` bytes of a file, unpacked."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,12 +33,12 @@ class Head(BaseModel):
     sha256: str
 
     @classmethod
-    def of(cls, first: bytes) -> Head:
+    def of(cls, first: bytes) -> LogHead:
         return cls(size=len(first), sha256=hashlib.sha256(first).hexdigest())
 
     def begins(self, first: bytes) -> bool:
         """Whether a file whose first bytes are ``first`` begins with these."""
-        return len(first) >= self.size and Head.of(first[: self.size]) == self
+        return len(first) >= self.size and LogHead.of(first[: self.size]) == self
 
     @property
     def telling(self) -> bool:
@@ -92,15 +92,15 @@ class LogFile:
         return self.consumed - self._lines.pending
 
     @property
-    def head(self) -> Head:
-        return Head.of(self._first[: self.offset])
+    def head(self) -> LogHead:
+        return LogHead.of(self._first[: self.offset])
 
     @property
     def modified(self) -> int:
         """When the log was last written, in ns since the epoch."""
         return min(os.fstat(self._raw.fileno()).st_mtime_ns, self._written)
 
-    def resume(self, offset: int, head: Head, modified: int) -> bool:
+    def resume(self, offset: int, head: LogHead, modified: int) -> bool:
         """Go to ``offset`` if the file begins with ``head`` and is that long; or False.
 
         Only for a file of which nothing has been read; after False it is of no use.

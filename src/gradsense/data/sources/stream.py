@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources.blocks import BOM
-from gradsense.data.sources.cells import Faults
+from gradsense.data.sources.cells import CellErrors
 from gradsense.data.sources.header import MAX_FIELDS, Header
 from gradsense.data.sources.lines import SHOWN_BYTES, Lines
 from gradsense.data.sources.rows import Row, RowParser, json_row, tsv_rows
@@ -86,7 +86,7 @@ class LogStream:
             self.line += block.count(b"\n")
             tally.read += len(rows)
             return rows
-        lines, faults = Lines(block, self.line), Faults()
+        lines, faults = Lines(block, self.line), CellErrors()
         frames = [call() for call in self._parser.plan(lines, faults)]
         self.line += len(lines)
         faults.into(tally, self.path)
@@ -129,7 +129,7 @@ class LogStream:
         except ValidationError as error:
             raise InputError(
                 f"the stored state of its parser is damaged ({error.error_count()} faults)",
-                mend="delete the stored position and read the log again",
+                hint="delete the stored position and read the log again",
                 file=path,
             ) from error
         stream = cls(path)
@@ -147,7 +147,7 @@ class LogStream:
         if parse is None:
             return None
         rows: list[Row] = []
-        others = Faults()
+        others = CellErrors()
         for number, line in enumerate(block[:-1].split(b"\n"), self.line):
             row = parse(line, number)
             if row is not None:
@@ -177,7 +177,7 @@ class _LiveParser(TsvParser):
         super().__init__(path)
         self.format: Format = "tsv"
 
-    def directive(self, comment: Lines, faults: Faults) -> None:
+    def directive(self, comment: Lines, faults: CellErrors) -> None:
         try:
             super().directive(comment, faults)
         except InputError as error:
@@ -187,7 +187,7 @@ class _LiveParser(TsvParser):
         if comment.block.startswith(b"#fields"):
             self.format = "tsv"
 
-    def plan_run(self, run: Lines, faults: Faults) -> _Calls:
+    def plan_run(self, run: Lines, faults: CellErrors) -> _Calls:
         split, found = self._sniff(run)
         if found is None:
             return self._plan_as(self.format, run, faults)
@@ -199,7 +199,7 @@ class _LiveParser(TsvParser):
         self.format = found
         return calls + self._plan_as(found, run, faults)
 
-    def _plan_as(self, form: Format, run: Lines, faults: Faults) -> _Calls:
+    def _plan_as(self, form: Format, run: Lines, faults: CellErrors) -> _Calls:
         if form == "tsv":
             return super().plan_run(run, faults)
         return _JSON_PARSERS[form].plan(run, faults)

@@ -29,7 +29,7 @@ import polars as pl
 
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.cells import Faults, to_flows
+from gradsense.data.sources.cells import CellErrors, to_flows
 from gradsense.data.sources.lines import Lines
 from gradsense.data.sources.rows import COLUMNS, Row, legible, typed_row
 from gradsense.data.sources.zeek_json import INVALID_JSON, refuse_constant
@@ -86,7 +86,7 @@ _Cells = dict[str, str | None]
 class EveParser:
     """Parses blocks of ``eve.json`` lines; holds no state between blocks."""
 
-    def plan(self, lines: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
         """The work on one block, a call that may run later and elsewhere."""
         return [partial(_flows, lines, faults)]
 
@@ -108,7 +108,7 @@ def is_other_event(line: bytes) -> bool:
     return event is not None and event.get("event_type") != "flow"
 
 
-def _flows(lines: Lines, faults: Faults) -> pl.DataFrame:
+def _flows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
     good = lines.legible(faults)
     invalid, other = np.zeros_like(good), np.zeros_like(good)
     columns: dict[str, list[str | None]] = {name: [] for name in COLUMNS}

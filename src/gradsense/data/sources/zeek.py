@@ -18,7 +18,7 @@ import polars as pl
 
 from gradsense.data.flows import REQUIRED
 from gradsense.data.sources.blocks import read_blocks, read_head
-from gradsense.data.sources.cells import Faults
+from gradsense.data.sources.cells import CellErrors
 from gradsense.data.sources.header import zeek_name
 from gradsense.data.sources.lines import Lines, undecodable
 from gradsense.data.sources.zeek_json import JsonParser, load_json
@@ -30,7 +30,7 @@ BLOCK_BYTES = 8 << 20
 #: Blocks parsed at the same time; polars holds no lock while it parses.
 WORKERS = min(4, os.cpu_count() or 1)
 
-_Block = tuple[list[pl.DataFrame], Faults]
+_Block = tuple[list[pl.DataFrame], CellErrors]
 
 
 def read_conn(
@@ -51,7 +51,7 @@ def read_conn(
         pending: deque[Future[_Block]] = deque()
         first_line = 1
         for block in read_blocks(path, block_bytes):
-            lines, faults = Lines(block, first_line), Faults()
+            lines, faults = Lines(block, first_line), CellErrors()
             pending.append(pool.submit(_run, parser.plan(lines, faults), faults))
             first_line += len(lines)
             if len(pending) > WORKERS:
@@ -60,7 +60,7 @@ def read_conn(
             yield from _counted(pending.popleft().result(), path, tally, strict)
 
 
-def _run(calls: Sequence[Callable[[], pl.DataFrame]], faults: Faults) -> _Block:
+def _run(calls: Sequence[Callable[[], pl.DataFrame]], faults: CellErrors) -> _Block:
     return [call() for call in calls], faults
 
 
@@ -83,7 +83,7 @@ def is_synthetic(path: Path) -> bool:
 def _is_json(path: Path, head: bytes) -> bool:
     """Decide between JSON lines and TSV; raise InputError where the file is neither."""
     if not head.strip():
-        raise InputError("the file is empty", mend="give a Zeek conn.log", file=path)
+        raise InputError("the file is empty", hint="give a Zeek conn.log", file=path)
     lines = head.split(b"\n")
     if any(line.startswith(b"#fields") for line in lines):
         return False
@@ -94,12 +94,12 @@ def _is_json(path: Path, head: bytes) -> bool:
     if b"\0" in head or undecodable(b"\n".join(whole)):
         raise InputError(
             "is binary, not a Zeek log",
-            mend="give a conn.log as TSV or JSON lines, plain or .gz",
+            hint="give a conn.log as TSV or JSON lines, plain or .gz",
             file=path,
         )
     raise InputError(
         "has neither a #fields header nor JSON lines",
-        mend="give the conn.log as Zeek wrote it, with its header lines",
+        hint="give the conn.log as Zeek wrote it, with its header lines",
         file=path,
         line=1,
     )

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import Faults, to_flows
+from gradsense.data.sources.cells import CellErrors, to_flows
 from gradsense.data.sources.header import DETAIL_NAMES, zeek_name
 from gradsense.data.sources.lines import Lines
 
@@ -29,12 +29,12 @@ _NAMES = {name: keys[0] for name, keys in _KEYS.items()}
 class JsonParser:
     """Parses blocks of JSON lines; holds no state between blocks."""
 
-    def plan(self, lines: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
         """The work on one block, a call that may run later and elsewhere."""
         return [partial(_rows, lines, faults)]
 
 
-def _rows(lines: Lines, faults: Faults) -> pl.DataFrame:
+def _rows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
     good = lines.legible(faults)
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
@@ -65,7 +65,7 @@ def _not_empty(text: pl.Expr) -> pl.Expr:
 
 
 def _json_cells(
-    lines: Lines, good: NDArray[np.bool_], faults: Faults
+    lines: Lines, good: NDArray[np.bool_], faults: CellErrors
 ) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
     """Line by line, for blocks with a fault; also the mask of the lines that are JSON objects."""
     good = good.copy()

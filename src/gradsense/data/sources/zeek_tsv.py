@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import Faults, complete, to_flows
-from gradsense.data.sources.header import Header, Layout
+from gradsense.data.sources.cells import CellErrors, complete, to_flows
+from gradsense.data.sources.header import ColumnLayout, Header
 from gradsense.data.sources.lines import Lines
 from gradsense.errors import InputError
 
@@ -28,7 +28,7 @@ def lacking(missing: Sequence[str]) -> str:
 def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError:
     return InputError(
         lacking(missing),
-        mend="give a conn.log that has these columns",
+        hint="give a conn.log that has these columns",
         file=path,
         line=line,
         field=missing[0],
@@ -42,7 +42,7 @@ class TsvParser:
         self.path = path
         self.header = Header()
 
-    def plan(self, lines: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
         """The work on one block: a call for each run of rows under one header.
 
         Headers are read here, in file order; the calls may run later and elsewhere.
@@ -63,11 +63,11 @@ class TsvParser:
             calls += self.plan_run(Lines(block[begin:], number), faults)
         return calls
 
-    def plan_run(self, run: Lines, faults: Faults) -> list[Callable[[], pl.DataFrame]]:
+    def plan_run(self, run: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
         """The work on lines without a directive among them, under the header in force."""
         return [partial(_rows, run, self.header, faults)]
 
-    def directive(self, comment: Lines, faults: Faults) -> None:
+    def directive(self, comment: Lines, faults: CellErrors) -> None:
         """Take in one line that starts with ``#``.
 
         Raises:
@@ -83,7 +83,7 @@ class TsvParser:
                 raise missing_columns(self.path, missing, comment.first_line)
 
 
-def _rows(lines: Lines, header: Header, faults: Faults) -> pl.DataFrame:
+def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
     """Parse lines that stand under one header."""
     layout = header.layout
     if layout is not None and not header.missing() and lines.sound():
@@ -123,7 +123,7 @@ def _rows(lines: Lines, header: Header, faults: Faults) -> pl.DataFrame:
 
 
 def _typed_flows(
-    data: bytes, numbers: NDArray[np.int64], header: Header, layout: Layout
+    data: bytes, numbers: NDArray[np.int64], header: Header, layout: ColumnLayout
 ) -> pl.DataFrame | None:
     """The flows in one go; None where any line has a fault or needs a closer look.
 
@@ -152,7 +152,7 @@ def _typed_flows(
 
 
 def _read(
-    data: bytes, header: Header, layout: Layout, schema: dict[str, type[pl.DataType]]
+    data: bytes, header: Header, layout: ColumnLayout, schema: dict[str, type[pl.DataType]]
 ) -> pl.DataFrame:
     """All cells; unset and empty ones null, labels as written."""
     cells = pl.read_csv(
@@ -178,7 +178,7 @@ def _separators(lines: Lines, header: Header) -> NDArray[np.int64]:
     return np.searchsorted(found, lines.ends) - np.searchsorted(found, lines.starts)
 
 
-def _split_compound(cells: pl.DataFrame, layout: Layout) -> pl.DataFrame:
+def _split_compound(cells: pl.DataFrame, layout: ColumnLayout) -> pl.DataFrame:
     """Split IoT-23's last column, ``tunnel_parents   label   detailed-label``.
 
     Adds the parts that are flow columns, and ``#whole``: whether the row has all parts. Labels

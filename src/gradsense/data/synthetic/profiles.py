@@ -78,7 +78,7 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteProfile:
     """A network: how many of each device, which share of its flows each infection makes up."""
 
     name: str
@@ -261,15 +261,17 @@ INFECTIONS: dict[str, Behaviour] = {
 
 #: Two sites are clean, none has every infection. Further sites repeat the list.
 SITES = (
-    Site("home", {"thermostat": 1, "camera": 1, "hub": 1, "lock": 1}, volume=0.6),
-    Site("flat", {"camera": 3, "hub": 1}, {"scan": 0.35, "cc": 0.10}),
-    Site("office", {"thermostat": 6, "hub": 2, "lock": 4}, {"heartbeat": 0.14, "download": 0.04}),
-    Site("shop", {"camera": 6, "lock": 1}, {"ddos": 0.40, "cc": 0.08}, volume=1.3),
-    Site(
+    SiteProfile("home", {"thermostat": 1, "camera": 1, "hub": 1, "lock": 1}, volume=0.6),
+    SiteProfile("flat", {"camera": 3, "hub": 1}, {"scan": 0.35, "cc": 0.10}),
+    SiteProfile(
+        "office", {"thermostat": 6, "hub": 2, "lock": 4}, {"heartbeat": 0.14, "download": 0.04}
+    ),
+    SiteProfile("shop", {"camera": 6, "lock": 1}, {"ddos": 0.40, "cc": 0.08}, volume=1.3),
+    SiteProfile(
         "warehouse",
         {"camera": 3, "lock": 6, "thermostat": 2},
         {"scan": 0.20, "heartbeat": 0.08, "download": 0.05, "ddos": 0.08},
         volume=1.2,
     ),
-    Site("clinic", {"thermostat": 8, "hub": 2, "camera": 2}, volume=0.9),
+    SiteProfile("clinic", {"thermostat": 8, "hub": 2, "camera": 2}, volume=0.9),
 )

@@ -21,7 +21,7 @@ from gradsense.data.synthetic.profiles import (
     Behaviour,
     Outcome,
     Rhythm,
-    Site,
+    SiteProfile,
     Spread,
     Target,
 )
@@ -84,7 +84,7 @@ def write_sample(
         InputError: ``flows`` is too small, or ``path`` cannot be written.
     """
     _check(flows >= 50, "flows", "at least 50")
-    site = Site("sample", dict.fromkeys(DEVICES, 2), dict.fromkeys(INFECTIONS, 0.08))
+    site = SiteProfile("sample", dict.fromkeys(DEVICES, 2), dict.fromkeys(INFECTIONS, 0.08))
     # A stream of its own, so that a sample never repeats a site of the fleet of the same seed.
     frame = _site_flows(site, 250, flows, start, np.random.default_rng([seed, 1 << 32]))
     unlabelled = frame.select(*_COLUMNS, tunnel_parents=pl.lit(None, dtype=pl.String))
@@ -94,11 +94,11 @@ def write_sample(
 
 def _check(good: bool, field: str, least: str) -> None:
     if not good:
-        raise InputError(f"too few {field}", mend=f"give {least}", field=field)
+        raise InputError(f"too few {field}", hint=f"give {least}", field=field)
 
 
 def _site_flows(
-    site: Site, number: int, flows: int, start: float, rng: np.random.Generator
+    site: SiteProfile, number: int, flows: int, start: float, rng: np.random.Generator
 ) -> pl.DataFrame:
     """All flows of a site in time order: Zeek's columns, ``label`` and ``detail``."""
     hosts = [model for model, count in site.devices.items() for _ in range(count)]
@@ -303,5 +303,5 @@ def _write(path: Path, frame: pl.DataFrame, start: float) -> None:
         path.write_text(text, encoding="ascii", newline="\n")
     except OSError as fault:
         raise InputError(
-            f"cannot be written ({fault.strerror})", mend="choose another folder", file=path
+            f"cannot be written ({fault.strerror})", hint="choose another folder", file=path
         ) from fault

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gradsense.gateway.adapt.phrase_counts import Layout
+from gradsense.gateway.adapt.phrase_counts import PhraseLayout
 from gradsense.prompts.templates import Template
 
 DAY_S = 86_400.0
@@ -28,7 +28,7 @@ _HEADER = struct.Struct("<4sHH16sddIIIf")
 _MAGIC, _FORMAT = b"GSBL", 1
 
 
-class Habits(BaseModel):
+class BaselineSettings(BaseModel):
     """How a baseline learns.
 
     Args:
@@ -56,7 +56,7 @@ class Habits(BaseModel):
         return self
 
 
-class Baseline:
+class DeviceBaseline:
     """Per device, how often it used each phrase of each field.
 
     **Score.** The mean over fields of -ln p(phrase | device), in nats, with
@@ -79,11 +79,11 @@ class Baseline:
         dropped: states that ``restore`` could not use.
     """
 
-    def __init__(self, template: Template, habits: Habits | None = None) -> None:
-        self.habits = habits or Habits()
+    def __init__(self, template: Template, habits: BaselineSettings | None = None) -> None:
+        self.habits = habits or BaselineSettings()
         self.evicted = 0
         self.dropped = 0
-        self._layout = Layout.of(template)
+        self._layout = PhraseLayout.of(template)
         self._prior = (1.0 / self._layout.sizes).astype(np.float32)
         devices = self.habits.devices
         # Zeros cost no memory before they are written to, so a small network stays small.
@@ -112,7 +112,7 @@ class Baseline:
     def observe(
         self,
         devices: Sequence[str | None],
-        picks: NDArray[np.uint16],
+        phrase_ids: NDArray[np.uint16],
         ts: NDArray[np.float64],
         learn: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -120,7 +120,7 @@ class Baseline:
 
         Args:
             devices: whose flow it is, [n]; None for a flow of no internal device.
-            picks: phrase indices of the template, [n, fields].
+            phrase_ids: phrase indices of the template, [n, fields].
             ts: start times, seconds since the epoch, [n]; NaN where unknown.
             learn: False for flows that are alarms and so must not become normal, [n].
 
@@ -139,22 +139,22 @@ class Baseline:
             if rows.min() < 0:
                 own = np.flatnonzero(rows >= 0)
                 rows, part = rows[own], own + start
-            scores[part], novel[part] = self._chunk(rows, picks[part], ts[part], learn[part])
+            scores[part], novel[part] = self._chunk(rows, phrase_ids[part], ts[part], learn[part])
         return scores, novel
 
-    def accept(self, device: str, picks: NDArray[np.uint16]) -> None:
+    def accept(self, device: str, phrase_ids: NDArray[np.uint16]) -> None:
         """Make one flow normal: count it as often as it takes to bring it to the threshold.
 
         Nothing happens for an unknown device or one that still learns.
 
         Args:
-            picks: phrase indices of the flow, [fields].
+            phrase_ids: phrase indices of the flow, [fields].
         """
         row = self._rows.get(device)
         if row is None or not self._settled[row]:
             return
         rows, weight = np.array([row]), 1
-        cells = self._cells(rows, picks[None])
+        cells = self._cells(rows, phrase_ids[None])
         while self._score(rows, cells)[0] > self._bound[row] and weight < self.habits.memory:
             self._counts.reshape(-1)[cells] += weight
             self._flows[row] += weight
@@ -210,11 +210,11 @@ class Baseline:
     def _chunk(
         self,
         rows: NDArray[np.int64],
-        picks: NDArray[np.uint16],
+        phrase_ids: NDArray[np.uint16],
         ts: NDArray[np.float64],
         learn: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        cells = self._cells(rows, picks)
+        cells = self._cells(rows, phrase_ids)
         scores = self._score(rows, cells)
         settled = self._settled[rows]
         novel = settled & (scores > self._bound[rows])
@@ -228,9 +228,9 @@ class Baseline:
         self._fade(rows)
         return scores, novel
 
-    def _cells(self, rows: NDArray[np.int64], picks: NDArray[np.uint16]) -> NDArray[np.int64]:
+    def _cells(self, rows: NDArray[np.int64], phrase_ids: NDArray[np.uint16]) -> NDArray[np.int64]:
         """Where the counts of these phrases stand in the table read as one vector, [n, fields]."""
-        return rows[:, None] * self._layout.width + (picks + self._layout.offsets)
+        return rows[:, None] * self._layout.width + (phrase_ids + self._layout.offsets)
 
     def _score(self, rows: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.float32]:
         """Mean surprise, [n]."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.errors import InputError
-from gradsense.gateway.adapt.phrase_counts import Layout
+from gradsense.gateway.adapt.phrase_counts import PhraseLayout
 from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
 
@@ -124,7 +124,7 @@ class Drift:
     ) -> None:
         self.settings = settings or DriftSettings()
         self.dropped = 0
-        self._layout = Layout.of(template)
+        self._layout = PhraseLayout.of(template)
         self._width = self._layout.width + CONFIDENCE_BINS
         starts = [*self._layout.offsets.tolist(), self._layout.width, self._width]
         self._spans = [slice(begin, end) for begin, end in pairwise(starts)]
@@ -136,17 +136,17 @@ class Drift:
         self._streak = 0
         self._wished_at: float | None = None
 
-    def add(self, picks: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
+    def add(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
         """Count flows.
 
         Args:
-            picks: phrase indices of the template, [n, fields].
+            phrase_ids: phrase indices of the template, [n, fields].
             confidence: the verdicts' probability, 0..1, [n].
         """
         start = 0
-        while start < len(picks):
+        while start < len(phrase_ids):
             room = self._room()
-            self._count(picks[start : start + room], confidence[start : start + room])
+            self._count(phrase_ids[start : start + room], confidence[start : start + room])
             start += room
 
     def report(self) -> DriftReport | None:
@@ -233,14 +233,14 @@ class Drift:
         """Flows until the counts that are being filled are full."""
         return self._full(compared=self._expected is not None) - self._newer_flows
 
-    def _count(self, picks: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
-        cells = (picks + self._layout.offsets).ravel()
+    def _count(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
+        cells = (phrase_ids + self._layout.offsets).ravel()
         bins = np.clip(np.asarray(confidence) * CONFIDENCE_BINS, 0, CONFIDENCE_BINS - 1)
         self._newer += np.bincount(cells, minlength=self._width)
         self._newer += np.bincount(
             bins.astype(np.int64) + self._layout.width, minlength=self._width
         )
-        self._newer_flows += len(picks)
+        self._newer_flows += len(phrase_ids)
         if self._room():
             return
         if self._expected is None:
@@ -263,7 +263,7 @@ class Drift:
         sizes = dict(zip(self._layout.fields, self._layout.sizes.tolist(), strict=True))
         if {name: len(shares) for name, shares in reference.fields.items()} != sizes:
             raise InputError(
-                "the bundle's reference is of another template", mend="export the bundle again"
+                "the bundle's reference is of another template", hint="export the bundle again"
             )
         fields = [np.array(reference.fields[name]) for name in self._layout.fields]
         return np.concatenate([*fields, reference.confidence])

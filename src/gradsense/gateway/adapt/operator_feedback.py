@@ -6,18 +6,18 @@ import numpy as np
 import polars as pl
 
 from gradsense.data.datasets.labels import BENIGN
-from gradsense.gateway.store import Journal
+from gradsense.gateway.store import GatewayStore
 from gradsense.prompts.templates import Template
 
 
-def silenced(journal: Journal) -> frozenset[tuple[str, bytes]]:
+def silenced(journal: GatewayStore) -> frozenset[tuple[str, bytes]]:
     """(device, prompt) pairs of alerts called benign. Exactly these flows ring no more."""
     return frozenset(
         (word.device, prompt) for word, prompt, _ in journal.examples() if word.label == BENIGN
     )
 
 
-def training_data(journal: Journal, template: Template) -> pl.DataFrame:
+def training_data(journal: GatewayStore, template: Template) -> pl.DataFrame:
     """Labelled prompts: columns ``text``, ``class`` and ``flows``, how many read so.
 
     A prompt whose shape is not the template's, from an earlier model, is left out. What is in
@@ -27,8 +27,8 @@ def training_data(journal: Journal, template: Template) -> pl.DataFrame:
     sizes = np.array([len(field.phrases) for field in template.fields])
     rows = []
     for word, prompt, flows in journal.examples():
-        picks = np.frombuffer(prompt, np.uint16)
-        if len(picks) == width and (picks < sizes).all():
-            rows.append((template.texts(picks.reshape(1, -1))[0], word.label, flows))
+        phrase_ids = np.frombuffer(prompt, np.uint16)
+        if len(phrase_ids) == width and (phrase_ids < sizes).all():
+            rows.append((template.texts(phrase_ids.reshape(1, -1))[0], word.label, flows))
     schema = {"text": pl.String, "class": pl.String, "flows": pl.Int64}
     return pl.DataFrame(rows, schema=schema, orient="row")

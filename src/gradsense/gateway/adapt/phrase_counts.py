@@ -12,7 +12,7 @@ from gradsense.prompts.templates import Template
 
 
 @dataclass(frozen=True)
-class Layout:
+class PhraseLayout:
     """The phrases of all fields side by side.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layout:
     fingerprint: bytes
 
     @classmethod
-    def of(cls, template: Template) -> Layout:
+    def of(cls, template: Template) -> PhraseLayout:
         """The layout of ``template``."""
         sizes = np.array([len(field.phrases) for field in template.fields], dtype=np.int64)
         words = [template.name, str(template.version)]

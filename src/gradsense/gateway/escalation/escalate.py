@@ -287,7 +287,7 @@ def _client(settings: EscalateSettings) -> httpx.Client:
     except OSError as error:  # ssl.SSLError is one
         raise InputError(
             f"no authority's certificate ({error.strerror or error})",
-            mend="give the PEM file of the authority that signed the service's certificate",
+            hint="give the PEM file of the authority that signed the service's certificate",
             file=settings.ca,
             field="ca",
         ) from error

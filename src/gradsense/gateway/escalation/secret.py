@@ -25,12 +25,12 @@ def read_secret(file: Path) -> str:
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror or error})",
-            mend="make one: (umask 077; openssl rand -hex 32 > token)",
+            hint="make one: (umask 077; openssl rand -hex 32 > token)",
             file=file,
         ) from error
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         raise InputError(
-            "other users may read or write the token", mend=f"chmod 600 {file}", file=file
+            "other users may read or write the token", hint=f"chmod 600 {file}", file=file
         )
     return checked(body.decode("ascii", errors="replace").strip(), file)
 
@@ -45,7 +45,7 @@ def checked(token: str, source: Path | str) -> str:
     if not printable or not _LEAST_LENGTH <= len(token) <= _MAX_BYTES:
         raise InputError(
             f"no token of {_LEAST_LENGTH} or more printable characters",
-            mend="make one: (umask 077; openssl rand -hex 32 > token)",
+            hint="make one: (umask 077; openssl rand -hex 32 > token)",
             file=source,
         )
     return token

@@ -78,5 +78,5 @@ def _check_library(kind: str) -> None:
     except ModuleNotFoundError as error:
         raise InputError(
             f"sink '{kind}' needs the library {_LIBRARIES[kind].split('.')[0]}",
-            mend="pip install 'gradsense[edge]'",
+            hint="pip install 'gradsense[edge]'",
         ) from error

@@ -20,7 +20,7 @@ MAX_DEVICES = 1000
 
 
 @dataclass(frozen=True)
-class Message:
+class DiscoveryMessage:
     """One MQTT message, retained by the broker."""
 
     topic: str
@@ -32,7 +32,7 @@ class _Device:
     """What is known of a device: alerts that are open, and what was last said."""
 
     open: set[str] = field(default_factory=set)
-    said: dict[str, Message] = field(default_factory=dict)
+    said: dict[str, DiscoveryMessage] = field(default_factory=dict)
 
 
 def slug(device: str) -> str:
@@ -70,7 +70,7 @@ class HomeAssistant:
         self._discovery = discovery
         self._devices: dict[str, _Device] = {}
 
-    def take(self, alert: Alert) -> list[Message]:
+    def take(self, alert: Alert) -> list[DiscoveryMessage]:
         """What an alert changes: discovery at a device's first one, then state and attributes."""
         name = slug(alert.device)
         device = self._devices.get(name)
@@ -85,20 +85,22 @@ class HomeAssistant:
             device.open.add(alert.id)
         wanted = {
             "config": self._config(alert.device, name),
-            "attributes": Message(
+            "attributes": DiscoveryMessage(
                 f"{self._topic}/device/{name}/attributes", _json(_short(alert, len(device.open)))
             ),
-            "state": Message(f"{self._topic}/device/{name}/state", "ON" if device.open else "OFF"),
+            "state": DiscoveryMessage(
+                f"{self._topic}/device/{name}/state", "ON" if device.open else "OFF"
+            ),
         }
         changed = [message for key, message in wanted.items() if device.said.get(key) != message]
         device.said = wanted
         return changed
 
-    def everything(self) -> list[Message]:
+    def everything(self) -> list[DiscoveryMessage]:
         """All that the broker should retain, for one that may have forgotten it."""
         return [message for device in self._devices.values() for message in device.said.values()]
 
-    def _config(self, device: str, name: str) -> Message:
+    def _config(self, device: str, name: str) -> DiscoveryMessage:
         unique = f"gradsense_{self._sensor}_{name}"
         own = f"{self._topic}/device/{name}"
         payload = {
@@ -118,7 +120,7 @@ class HomeAssistant:
             },
             "origin": {"name": "gradsense", "sw_version": gradsense.__version__},
         }
-        return Message(f"{self._discovery}/binary_sensor/{unique}/config", _json(payload))
+        return DiscoveryMessage(f"{self._discovery}/binary_sensor/{unique}/config", _json(payload))
 
 
 def _short(alert: Alert, open_alerts: int) -> dict[str, Any]:

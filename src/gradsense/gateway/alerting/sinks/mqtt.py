@@ -16,7 +16,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.formats import as_json
 from gradsense.gateway.alerting.sinks import tls
-from gradsense.gateway.alerting.sinks.homeassistant import HomeAssistant, Message
+from gradsense.gateway.alerting.sinks.homeassistant import DiscoveryMessage, HomeAssistant
 from gradsense.gateway.alerting.sinks.sink import SinkError
 from gradsense.gateway.settings import MqttSetting
 
@@ -118,10 +118,10 @@ class MqttSink:
         client.loop_start()
         return client
 
-    def _take(self, alert: Alert) -> list[Message]:
+    def _take(self, alert: Alert) -> list[DiscoveryMessage]:
         return self._home.take(alert) if self._home else []
 
-    def _retain(self, message: Message) -> paho.MQTTMessageInfo:
+    def _retain(self, message: DiscoveryMessage) -> paho.MQTTMessageInfo:
         return self._client.publish(message.topic, message.payload, qos=1, retain=True)
 
     def _publish(self, alert: Alert) -> paho.MQTTMessageInfo:

@@ -24,7 +24,7 @@ def context(
         files = ", ".join(str(file) for file in (ca, cert, key) if file is not None)
         raise InputError(
             f"cannot be used for TLS ({error.strerror or error})",
-            mend="give PEM files that this process may read",
+            hint="give PEM files that this process may read",
             file=files,
         ) from error
     return made
