@@ -53,7 +53,7 @@ from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, factorise
 from gradsense.localfleet.local_broker import free_port
 from gradsense.transport import identity
-from gradsense.transport.messages import messages, written
+from gradsense.transport.messages import messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
 from light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
@@ -141,8 +141,8 @@ class BarePublisher:
     def __init__(self, fleet: Path, run: str, tensors: Tensors, devices: int) -> None:
         who = identity.of_coordinator(fleet)
         place = MessageHeader("model", run, COORDINATOR, 1, 1, model_hash(tensors))
-        letter = written(place, pack_model(GlobalModel(1, tensors)), who.signing_key)
-        (self._model,) = messages(letter, retain=True)
+        signed = sign_message(place, pack_model(GlobalModel(1, tensors)), who.signing_key)
+        (self._model,) = messages(signed, retain=True)
         self._devices, self._came = devices, 0
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, who.name, protocol=MQTTProtocolVersion.MQTTv5

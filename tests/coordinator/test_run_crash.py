@@ -53,7 +53,7 @@ class Child:
         command = [sys.executable, script, self.strategy, str(self.folder), str(self.told)]
         return subprocess.Popen(
             [*command, *map(str, kill)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
             stderr=subprocess.PIPE,
         )
 

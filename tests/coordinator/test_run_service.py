@@ -31,7 +31,6 @@ from tests.support.toy_fleet import (
     acks,
     ask,
     key_of,
-    letter_of,
     missing,
     models,
     new_run,
@@ -40,6 +39,7 @@ from tests.support.toy_fleet import (
     seal_key,
     seed_of,
     sent,
+    signed_update,
     signing_key,
     status,
 )
@@ -141,7 +141,7 @@ def test_sealed_bodies_both_ways(tmp_path: Path) -> None:
     heard = speak(run, *sent(update("a", delta={"w": ONE}), base, sealed=True))
     assert acks(heard) == {("a", 1): ""}
     got = read(heard[-1], lambda topic: signing_key("coordinator").public_key())
-    assert got.properties.origin.sealed
+    assert got.properties.header.sealed
     assert got.chunk is not None
     clear = unsealed(got.chunk.piece, got.properties, seal_key("fleet"))
     assert payloads.open_model(clear, got.properties).tensors["w"].tolist() == [1.0, 2.0]
@@ -283,31 +283,31 @@ def long_run(folder: Path, **options: Any) -> tuple[Run, str]:
 
 def test_a_slow_upload_goes_on_where_it_was_after_a_restart(tmp_path: Path) -> None:
     run, base = long_run(tmp_path)
-    letter = letter_of(long_update(), base)
-    chunks = messages(letter)
+    signed = signed_update(long_update(), base)
+    chunks = messages(signed)
     assert len(chunks) == 3
-    assert missing(speak(run, ask(letter))) == (0, 1, 2)
+    assert missing(speak(run, ask(signed))) == (0, 1, 2)
     speak(run, chunks[2], chunks[0])
     assert run.status().waiting_bytes > 400_000
     run = reopened(run, tmp_path)
-    assert missing(speak(run, ask(letter))) == (1,)
+    assert missing(speak(run, ask(signed))) == (1,)
     assert acks(speak(run, chunks[1])) == {("a", 1): ""}
     assert run.status().waiting_bytes == 0
     run = reopened(run, tmp_path)
-    assert acks(speak(run, ask(letter))) == {("a", 1): ""}
+    assert acks(speak(run, ask(signed))) == {("a", 1): ""}
     assert acks(speak(run, *chunks)) == {("a", 1): ""}
     assert run.status().duplicates == 1
 
 
 def test_an_upload_without_an_end_is_given_up(tmp_path: Path) -> None:
     run, base = long_run(tmp_path, quota=Quota(age_s=10.0))
-    letter = letter_of(long_update(), base)
-    speak(run, messages(letter)[0], now=1.0)
+    signed = signed_update(long_update(), base)
+    speak(run, messages(signed)[0], now=1.0)
     run.tick(12.0)
     assert run.status().given_up == {"expired": 1}
     run = reopened(run, tmp_path, quota=Quota(age_s=10.0))
     assert (run.status().given_up, run.status().waiting_bytes) == ({"expired": 1}, 0)
-    assert missing(speak(run, ask(letter))) == (0, 1, 2)
+    assert missing(speak(run, ask(signed))) == (0, 1, 2)
 
 
 def test_a_full_assembler_is_counted_and_leaves_the_update_open(tmp_path: Path) -> None:
@@ -399,10 +399,10 @@ def test_bytes_that_were_altered_on_the_way(tmp_path: Path) -> None:
 
 def test_sealed_for_somebody_else(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
-    origin = replace(letter_of(update("a"), base).properties.origin, sealed=True)
+    header = replace(signed_update(update("a"), base).properties.header, sealed=True)
     noise = seed_of("noise") * 8
-    letter = sign(describe(origin, noise), signing_key("a"))
-    (chunk,) = messages(replace(letter_of(update("a"), base), properties=letter, body=noise))
+    signed = sign(describe(header, noise), signing_key("a"))
+    (chunk,) = messages(replace(signed_update(update("a"), base), properties=signed, body=noise))
     assert refusal_of(run, [chunk]) == "cannot-open"
 
 
@@ -524,8 +524,8 @@ def test_moments_through_the_journal_are_those_of_a_pure_coordinator(
             factor = rng.standard_normal((rows, 6)).astype(np.float32)
             factor[:, 3:] = np.abs(factor[:, 3:])
             said = update(device, sequence=sequences[device], samples=0 if bad else 1000)
-            letter = letter_of(replace(said, delta={MOMENTS: factor}, codec="uniform"), base)
-            waiting += messages(letter)
+            signed = signed_update(replace(said, delta={MOMENTS: factor}, codec="uniform"), base)
+            waiting += messages(signed)
             if len(waiting) < batch and turn < len(turns) - 1:
                 continue
             now += pause

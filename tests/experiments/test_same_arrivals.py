@@ -143,7 +143,7 @@ def coordinated(broker: TlsBroker, strategy: str, arrived: list[tuple[Update, st
     folder = new_run(broker.fleet, job, start())
     with working(broker.fleet) as process:
         tellers = {name: Teller(broker, "same", name) for name in NAMES}
-        eventually(lambda: process.told["runs"]["same"]["started"])
+        eventually(lambda: process.latest["runs"]["same"]["started"])
         for update, base in arrived:
             tellers[update.client].tell(update, base)
         for teller in tellers.values():

@@ -50,7 +50,7 @@ def make(strategy: str, folder: Path) -> None:
     Run.create(folder, job(strategy=strategy, max_staleness=1000), start_of(strategy))
 
 
-def letters(strategy: str) -> dict[tuple[str, int], list[Message]]:
+def signed_updates(strategy: str) -> dict[tuple[str, int], list[Message]]:
     """Every update in its order: good ones of one and two chunks, and bad ones."""
     rng, found = np.random.default_rng(0), {}
     start = start_of(strategy)
@@ -119,7 +119,7 @@ def main(strategy: str, folder: Path, told: Path, *kill: str) -> None:
     rng = np.random.default_rng(len(acked))
     waiting = [
         message
-        for (device, sequence), chunks in letters(strategy).items()
+        for (device, sequence), chunks in signed_updates(strategy).items()
         if (device, str(sequence)) not in acked
         for message in chunks
     ]

@@ -40,7 +40,7 @@ from gradsense.learning.learner import Learner
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import Message, SignedMessage, sign_of_life, written
+from gradsense.transport.messages import Message, SignedMessage, presence, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, pack_update
 from gradsense.transport.protocol import MessageHeader, device_filters
@@ -98,7 +98,7 @@ class Agent:
     Args:
         plan: see there.
         rng: spreads reconnections.
-        timer: seconds that never fall; wall clocks are never looked at.
+        timer: monotonic seconds; wall clocks are never looked at.
 
     Raises:
         InputError: bundle, rules, logs or state cannot be used.
@@ -257,9 +257,9 @@ class Agent:
         match self._downlink.take(arrival.message, now):
             case GlobalModel() as model:
                 self._newer = model
-                self._uplink.on_heard(now)
+                self._uplink.on_model(now)
             case Repeated():
-                self._uplink.on_heard(now)
+                self._uplink.on_model(now)
             case Ack() as ack if ack.refusal:
                 self._refused.append(ack)  # it changes the client, which may be at work
             case Ack() as ack:
@@ -270,7 +270,7 @@ class Agent:
 
     def _status(self, body: bytes) -> Message:
         run, me = self._job.run, self._identity
-        return sign_of_life(run, me.name, body, self.memory.held(), me.signing_key)
+        return presence(run, me.name, body, self.memory.held(), me.signing_key)
 
     def _take_back(self) -> None:
         """What was refused was not told after all."""
@@ -318,8 +318,8 @@ class Agent:
             return True
         self._insists = False
         self.counts["visits"] += 1
-        letter = None if update is None else self._letter(update)
-        self.memory.save(self.client.state(), letter=letter)
+        signed = None if update is None else self._sign(update)
+        self.memory.save(self.client.state(), update=signed)
         if update is not None:
             self.counts["updates"] += 1
             _log.info("update %d: %s, %d flows", update.sequence, update.reason, update.samples)
@@ -339,14 +339,14 @@ class Agent:
         """Steps of one visit at most: what moments are taken of is in memory at once."""
         return _MOST_BATCHES if self._weights is None else self.client.visit_steps
 
-    def _letter(self, update: Update) -> SignedMessage:
+    def _sign(self, update: Update) -> SignedMessage:
         _, digest = self.memory.held()
-        origin = MessageHeader(
+        header = MessageHeader(
             "update", self._job.run, update.client, update.sequence, update.base_version, digest
         )
         seal_for = self._identity.peer_seal_key if self._job.sealed else None
         body = pack_update(update)
-        return written(origin, body, self._identity.signing_key, seal_for=seal_for)
+        return sign_message(header, body, self._identity.signing_key, seal_for=seal_for)
 
     def _adopt(self, model: GlobalModel) -> None:
         """Take a new global model, tell of it, and hand it to the detector."""

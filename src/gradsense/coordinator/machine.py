@@ -77,16 +77,16 @@ class RunMachine:
         Raises:
             UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``.
         """
-        origin = properties.origin
-        who = f"update {origin.sequence} of '{origin.device}'"
+        header = properties.header
+        who = f"update {header.sequence} of '{header.device}'"
         if properties.body_size > limits.body:
             raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
-        if origin.sequence <= self.coordinator.last_sequence.get(origin.device, 0):
+        if header.sequence <= self.coordinator.last_sequence.get(header.device, 0):
             raise Replay(f"{who}: a later one was pooled")
         if self.finished:
             raise RunFinished(f"{who}: the run ended with version {self.coordinator.model.version}")
-        if not self.started or self.hashes.get(origin.base_version) != origin.base_hash:
-            raise UnknownBase(f"{who}: base version {origin.base_version} has another hash")
+        if not self.started or self.hashes.get(header.base_version) != header.base_hash:
+            raise UnknownBase(f"{who}: base version {header.base_version} has another hash")
 
     def move(self, event: Event, update: Update | None = None) -> GlobalModel | None:
         """Let an event happen; the new model if it brought about an aggregation.

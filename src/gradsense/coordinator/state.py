@@ -65,10 +65,10 @@ class Step:
     snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
     publish: bool = False
 
-    def acknowledge(self, origin: MessageHeader, refusal: str) -> None:
+    def acknowledge(self, header: MessageHeader, refusal: str) -> None:
         """Answer an update once, however often it came in this batch."""
-        body = Ack(origin.sequence, refusal).pack()
-        self.answers["ack", origin.device, origin.sequence] = replace(origin, kind="ack"), body
+        body = Ack(header.sequence, refusal).pack()
+        self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,17 @@ class RunState:
         except UpdateRefused as refusal:
             self._turn_away(step, self._known(message.topic), refusal.reason, wall)
             return
-        origin = read.properties.origin
-        device = self.devices.setdefault(origin.device, DeviceRecord(origin.device))
+        header = read.properties.header
+        device = self.devices.setdefault(header.device, DeviceRecord(header.device))
         device.seen = step.batch.now
         device.bytes += len(message.payload)
         step.batch.devices[device.name] = device
         try:
-            match origin.kind:
+            match header.kind:
                 case "update":
                     self._update(step, device, read)
                 case "ask":
-                    self._ask(step, device, read)
+                    self._resume_request(step, device, read)
                 case "status":
                     self._status(step, device, read)
         except UpdateRefused as refusal:
@@ -180,7 +180,7 @@ class RunState:
         assert chunk is not None
         if self._answered(step, device, read):
             return
-        # Its sign of life may still be under way, and nothing that counts follows from that.
+        # Its presence may still be under way, and nothing that counts follows from that.
         if device.name not in self.machine.coordinator.enrolled:
             self._join(step, device.name)
         try:
@@ -203,15 +203,15 @@ class RunState:
 
     def _answered(self, step: Step, device: DeviceRecord, read: Read) -> bool:
         """Say again what became of an update, if that is known."""
-        properties, origin = read.properties, read.properties.origin
-        found = self._verdict(step, device, origin.sequence)
+        properties, header = read.properties, read.properties.header
+        found = self._verdict(step, device, header.sequence)
         if found is None:
             return False
         if found.body_sha256 != properties.body_sha256:
             self._count(step, device.name, REFUSED + Replay.reason)
         elif properties.chunk_index == 0:  # not once for each of its chunks
             self._count(step, "", DUPLICATES)
-        step.acknowledge(origin, found.refusal)
+        step.acknowledge(header, found.refusal)
         return True
 
     def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> Outcome | None:
@@ -230,26 +230,26 @@ class RunState:
         self._decide(step, device, read, reason)
 
     def _decide(self, step: Step, device: DeviceRecord, read: Read, refusal: str) -> None:
-        origin = read.properties.origin
-        device.sequence = max(device.sequence, origin.sequence)
+        header = read.properties.header
+        device.sequence = max(device.sequence, header.sequence)
         verdict = Outcome(read.properties.body_sha256, refusal)
-        step.verdicts[device.name, origin.sequence] = verdict
-        step.acknowledge(origin, refusal)
+        step.verdicts[device.name, header.sequence] = verdict
+        step.acknowledge(header, refusal)
 
-    def _ask(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        origin = read.properties.origin
-        found = self._verdict(step, device, origin.sequence)
+    def _resume_request(self, step: Step, device: DeviceRecord, read: Read) -> None:
+        header = read.properties.header
+        found = self._verdict(step, device, header.sequence)
         if found is not None:
-            step.acknowledge(origin, found.refusal)
+            step.acknowledge(header, found.refusal)
             return
         answer = self.intake.resume(device.name, read.body)
-        place = replace(origin, kind="resume")
-        step.answers["resume", device.name, origin.sequence] = place, answer.pack()
+        place = replace(header, kind="resume")
+        step.answers["resume", device.name, header.sequence] = place, answer.pack()
 
     def _status(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        online, origin = open_status(read.body), read.properties.origin
-        holds = self.machine.hashes.get(origin.base_version) == origin.base_hash
-        device.held = origin.base_version if holds else None
+        online, header = open_status(read.body), read.properties.header
+        holds = self.machine.hashes.get(header.base_version) == header.base_hash
+        device.held = header.base_version if holds else None
         connected = device.name in self.machine.coordinator.connected
         if online and not connected:
             self._join(step, device.name)
@@ -267,8 +267,8 @@ class RunState:
         return self._event(
             step,
             kind,
-            properties.origin.device,
-            sequence=properties.origin.sequence,
+            properties.header.device,
+            sequence=properties.header.sequence,
             body_sha256=properties.body_sha256,
             size=properties.body_size,
             **more,
