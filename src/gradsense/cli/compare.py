@@ -11,16 +11,21 @@ import typer
 from rich.console import Console
 
 from gradsense.cli.console import results_console
-from gradsense.cli.options import with_settings
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars, news
-from gradsense.config import RunSettings
 
 if TYPE_CHECKING:
+    from gradsense.config import RunSettings
     from gradsense.experiments.compare import PlannedRun
     from gradsense.experiments.results import Row
 
 
-@with_settings("strategy")
+@command(
+    example="gradsense compare --data iot23/ --strategies fedavg,fedopt,gsfs --seeds 3 --out "
+    "table3/",
+    settings=True,
+    hidden="strategy",
+)
 def compare(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the runs.")],

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gradsense.cli.compare import run_comparison, show
 from gradsense.cli.console import results_console
-from gradsense.config import settings
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.experiments.demo import Guarded, Reading
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 STRATEGIES = ["fedavg", "fedopt", "gsfs"]
 
 
+@command(example="gradsense demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path("demo"),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each strategy.")] = 10,
@@ -28,6 +29,7 @@ def demo(
     ] = False,
 ) -> None:
     """Watch synthetic sites learn together without sharing a flow; needs no data."""
+    from gradsense.config import settings
     from gradsense.experiments.demo import fresh_folder, guard, make_fleet, read_sample
     from gradsense.experiments.rundir import MODEL, RESULTS
 

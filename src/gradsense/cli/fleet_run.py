@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
 from gradsense.cli.fleet import AsJson, FleetFolder
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
-from gradsense.fleet.jobs import Job
+
+if TYPE_CHECKING:
+    from gradsense.fleet.jobs import Job
 
 
+@command(example="gradsense fleet run porch --labels Benign,DDoS,PortScan")
 def run(
     name: Annotated[str, typer.Argument(help="Name of the run: letters, digits, . _ -")],
     fleet: FleetFolder = Path("fleet"),
@@ -100,6 +103,10 @@ def make_job(**values: Any) -> Job:
     Raises:
         InputError: names the first value that does not fit.
     """
+    from pydantic import ValidationError
+
+    from gradsense.fleet.jobs import Job
+
     try:
         return Job.model_validate(values)
     except ValidationError as error:
@@ -111,6 +118,7 @@ def make_job(**values: Any) -> Job:
         ) from None
 
 
+@command(example="gradsense fleet status --json")
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
     from gradsense.coordinator.service import read_status
@@ -163,6 +171,7 @@ def run_table(
     return table
 
 
+@command(example="gradsense fleet model porch --out model/")
 def model(
     name: Annotated[str, typer.Argument(help="Name of the run.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from gradsense.cli.fleet_run import make_job, run_table
+from gradsense.cli.lazy import command
 from gradsense.errors import GradsenseError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _TURN_S = 0.5
 _QUIET_S = 8.0
 
 
+@command(example="gradsense fleet up --devices 5")
 def up(
     devices: Annotated[int, typer.Option(min=1, max=50, help="How many.")] = 5,
     logs: Annotated[

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradsense.cli.console import results_console
-from gradsense.cli.options import with_settings
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars, news
-from gradsense.config import RunSettings
+
+if TYPE_CHECKING:
+    from gradsense.config import RunSettings
 
 
-@with_settings()
+@command(example="gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/", settings=True)
 def train(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for the model, results and report.")],
