@@ -59,8 +59,8 @@ class RunSettings(BaseModel):
         True, description="Start an embedded model from the base that comes with the package."
     )
 
-    strategy: str = Field(
-        "gsfs", description="A strategy, or one with changed values: gsfs:floor=0.3."
+    algorithm: str = Field(
+        "gsfs", description="An algorithm, or one with changed values: gsfs:floor=0.3."
     )
     rounds: int = Field(
         10, ge=1, description="Aggregations at most, and visits of local training per client."

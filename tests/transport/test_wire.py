@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.errors import UpdateRefused
-from gradsense.federation.codec import CODECS
-from gradsense.federation.message import encode
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.transforms import codecs
+from gradsense.federation.update import GlobalModel, Update, encode
 from gradsense.transport.payloads import (
     OFFLINE,
     ONLINE,
@@ -149,13 +148,13 @@ def test_nobody_speaks_for_another() -> None:
         check_topic(Topic("plant", "model", index=1), describe(model_header(), b"body"))
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("codec", sorted(codecs()))
 def test_an_update_arrives_as_the_simulator_would_decode_it(codec: str) -> None:
     body = pack_update(update(codec))
     properties = describe(HEADER, body)
     check_body(body, properties)
     got = open_update(body, properties)
-    expected = CODECS[codec].unpack(CODECS[codec].pack(TENSORS))
+    expected = codecs()[codec].unpack(codecs()[codec].pack(TENSORS))
     np.testing.assert_array_equal(got.delta["head"], expected["head"])
     assert (got.client, got.sequence, got.score) == ("gate-7", 3, 0.25)
 
@@ -253,7 +252,7 @@ def test_shapes_that_ask_for_more_than_the_limit_are_refused() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(CODECS)), st.data())
+@given(st.sampled_from(sorted(codecs())), st.data())
 def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
     codec: str, data: st.DataObject
 ) -> None:

@@ -21,8 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
-from gradsense.federation.message import decode, encode
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.update import GlobalModel, Update, decode, encode
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import Properties, SizeLimits, TooLarge, WrongHash
 
