@@ -15,15 +15,15 @@ setting. The shared checks in ``tests/`` find it there too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from fleet_in_one_file import SITES, report, windows
+from pydantic import Field
 
 from gradsense.federation import (
     Decision,
     FedAvg,
-    NonNegative,
     PooledUpdate,
     Sensed,
     Trigger,
@@ -39,7 +39,7 @@ from gradsense.federation import (
 class Restless(Trigger):
     """Upload while a layer still has a gradient above ``least``; at the latest in round three."""
 
-    least: NonNegative = 0.5
+    least: Annotated[float, Field(ge=0)] = 0.5
 
     def sense(self, state: dict[str, float], seen: Sensed) -> tuple[dict[str, float], Decision]:
         if max(seen.gradient_norms.values()) > self.least:

@@ -9,6 +9,7 @@
         ├── WrongDtype
         ├── NotFinite
         ├── NormTooLarge
+        ├── RunFinished
         ├── Replay
         ├── NotInvited
         └── BadSampleCount
@@ -101,6 +102,12 @@ class NormTooLarge(UpdateRefused):
     """The update would move the model further, or weigh more, than one site may."""
 
     reason = "norm-too-large"
+
+
+class RunFinished(UpdateRefused):
+    """The run has made its last model."""
+
+    reason = "run-finished"
 
 
 class Replay(UpdateRefused):

@@ -39,7 +39,7 @@ def coordinator(
         process = CoordinatorService(fleet, rng=random.Random())
         if metrics is not None:
             registry = CollectorRegistry()
-            registry.register(StatusCollector(lambda: process.told))
+            registry.register(StatusCollector(lambda: process.latest))
             stack.callback(serve(registry, _address(metrics)))
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.signal(number, lambda *_: process.stop.set())

@@ -22,7 +22,7 @@ STRATEGIES = ["fedavg", "fedopt", "gsfs"]
 @command(example="gradsense demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path("demo"),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each strategy.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each algorithm.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results.json; the story goes to stderr.")
@@ -54,7 +54,7 @@ def demo(
     console.print(
         "\nNow with your own logs:\n"
         "  gradsense data inspect YOUR-CAPTURES/\n"
-        "  gradsense compare --data YOUR-CAPTURES/ --strategies fedavg,fedopt,gsfs --out table3/\n"
+        "  gradsense compare --data YOUR-CAPTURES/ --algorithms fedavg,fedopt,gsfs --out table3/\n"
         f"  gradsense watch YOUR/conn.log --model {guarded.bundle}",
         highlight=False,
         soft_wrap=True,

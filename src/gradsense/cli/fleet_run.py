@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run(
     name: Annotated[str, typer.Argument(help="Name of the run: letters, digits, . _ -")],
     fleet: FleetFolder = Path("fleet"),
-    strategy: Annotated[str, typer.Option(help="A strategy, values changed or not.")] = "gsfs",
+    algorithm: Annotated[str, typer.Option(help="An algorithm, values changed or not.")] = "gsfs",
     model: Annotated[
         Path | None, typer.Option(help="Model folder to start from. Without: a new one.")
     ] = None,
@@ -49,7 +49,7 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open a run: what is trained, from which start, by which strategy.
+    """Open a run: what is trained, from which start, by which algorithm.
 
     A coordinator that works takes it up within seconds. fleet enroll --run NAME gives it to
     devices.
@@ -70,7 +70,7 @@ def run(
         )
     job = make_job(
         run=name,
-        strategy=strategy,
+        algorithm=algorithm,
         labels=classes,
         seed=seed,
         epochs=epochs,
@@ -149,7 +149,7 @@ def run_table(
     """One run and its devices; ``more`` adds columns: device to column to cell."""
     pool = f"{run['pool']['updates']} of {run['pool']['needed']} updates pooled"
     state = "finished" if run["finished"] else pool if run["started"] else "waits for devices"
-    title = f"{name}: {run['strategy']}, model {run['version']} ({run['hash'][:12]}), {state}"
+    title = f"{name}: {run['algorithm']}, model {run['version']} ({run['hash'][:12]}), {state}"
     refused = ", ".join(f"{number} {reason}" for reason, number in run["refused"].items())
     table = Table(title=title, caption=f"refused: {refused}" if refused else None)
     for column in ("device", "link", "holds model", "updates", "bytes", "refused"):

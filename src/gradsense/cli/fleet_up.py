@@ -39,7 +39,7 @@ def up(
     out: Annotated[
         Path | None, typer.Option(help="New folder that stays. Without: nothing stays.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="A strategy, values changed or not.")] = "gsfs",
+    algorithm: Annotated[str, typer.Option(help="An algorithm, values changed or not.")] = "gsfs",
     flows: Annotated[int, typer.Option(min=50, help="Flows played of each log, at most.")] = 2000,
     play: Annotated[float, typer.Option(min=0, help="Seconds that the logs take.")] = 20.0,
     seconds: Annotated[
@@ -72,7 +72,7 @@ def up(
                 seed=seed,
                 job=lambda labels: make_job(
                     run="up",
-                    strategy=strategy,
+                    algorithm=algorithm,
                     labels=labels,
                     seed=seed,
                     min_devices=devices,

@@ -1,4 +1,4 @@
-"""Compare strategies (Table III), evaluate models, write reports."""
+"""Compare algorithms (Table III), evaluate models, write reports."""
 
 from typing import TYPE_CHECKING
 
