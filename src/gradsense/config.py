@@ -94,6 +94,9 @@ def settings(**values: object) -> RunSettings:
 
     Raises:
         InputError: names the first value that does not fit, and what would.
+
+    >>> settings(algorithm="fedavg", rounds=3).rounds
+    3
     """
     try:
         return RunSettings.model_validate(values)
