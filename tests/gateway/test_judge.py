@@ -45,7 +45,7 @@ class Scripted:
         return taken
 
 
-class Habit:
+class ToyBaseline:
     """A baseline to which these devices' flows are new."""
 
     def __init__(self, *novel: str) -> None:
@@ -85,27 +85,27 @@ def test_an_attack_rings_with_all_that_an_alert_needs(shape: str) -> None:
 
 def test_novel_needs_two_witnesses() -> None:
     flows = [flow(), flow(), flow(orig_h="192.168.1.6"), flow(), flow(orig_h="8.8.8.8")]
-    flows[4]["resp_h"] = "1.1.1.1"  # no local end: nobody's habits
-    habit = Habit("192.168.1.5", "8.8.8.8")
-    result, _ = judged(flows, STRANGE, QUIET, STRANGE, ATTACK, STRANGE, baseline=habit)
+    flows[4]["resp_h"] = "1.1.1.1"  # no local end: no device's baseline
+    toy = ToyBaseline("192.168.1.5", "8.8.8.8")
+    result, _ = judged(flows, STRANGE, QUIET, STRANGE, ATTACK, STRANGE, baseline=toy)
     assert [(alarm.label, alarm.device) for alarm in result.alarms] == [
         ("Novel", "192.168.1.5"),
         ("DDoS", "192.168.1.5"),
     ]
     assert result.counts["novel"] == 1
-    # What rang is no habit to learn.
-    assert habit.learnt == ["192.168.1.5", "192.168.1.5", "192.168.1.6"]
+    # A flow that raises an alert is not learnt.
+    assert toy.learnt == ["192.168.1.5", "192.168.1.5", "192.168.1.6"]
 
 
-def test_a_model_without_novelty_leaves_it_to_the_habits() -> None:
+def test_a_model_without_novelty_leaves_it_to_the_baseline() -> None:
     blind = Verdict("Benign", 0.9, 0.1, False, None, False)
-    result, _ = judged([flow()], blind, baseline=Habit("192.168.1.5"))
+    result, _ = judged([flow()], blind, baseline=ToyBaseline("192.168.1.5"))
     assert [alarm.label for alarm in result.alarms] == ["Novel"]
 
 
 def test_what_an_operator_called_benign_is_silent_on_that_device_only() -> None:
     judge = Judge(Scripted(ATTACK, ATTACK, ATTACK), LogClock())  # type: ignore[arg-type]
-    judge.silenced = frozenset({("192.168.1.5", np.array([80], np.uint16).tobytes())})
+    judge.silence(frozenset({("192.168.1.5", np.array([80], np.uint16).tobytes())}))
     flows = [flow(), flow(resp_p=81), flow(orig_h="192.168.1.6")]
     result = judge.judge("conn.log", flows, now=0.0)
     assert [(alarm.device, alarm.port) for alarm in result.alarms] == [
@@ -121,12 +121,12 @@ def test_the_clock_is_not_led_astray_by_one_line() -> None:
     assert [alarm.clock for alarm in result.alarms] == [87_400.0, 87_400.0]
 
 
-def test_a_gateway_among_strangers_notices() -> None:
+def test_a_gateway_with_hardly_a_local_flow_notices() -> None:
     strangers = [flow(orig_h="147.32.1.2") for _ in range(1000)]
     told = Networks([ip_network("147.32.0.0/16")])
     for networks, expected in ((None, True), (told, False)):
-        _, judge = judged(strangers, *[QUIET] * 1000, baseline=Habit(), networks=networks)
-        assert judge.among_strangers is expected
+        _, judge = judged(strangers, *[QUIET] * 1000, baseline=ToyBaseline(), networks=networks)
+        assert judge.hardly_local is expected
 
 
 def test_own_public_addresses_read_as_private_and_are_devices() -> None:

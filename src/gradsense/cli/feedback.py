@@ -57,7 +57,7 @@ def feedback(
             "an alert is one thing", hint="give one of --benign, --malicious or --label X"
         )
     found = journal.alert(alert)
-    prompts = journal.judge(found, words[0], time.time())
+    prompts = journal.record_feedback(found, words[0], time.time())
     if as_json:
         typer.echo(json.dumps({"alert": found.id, "label": words[0], "prompts": prompts}))
         return

@@ -86,8 +86,8 @@ def watch(
     ] = 32_768,
 ) -> None:
     """Follow logs, judge every flow once, and tell of what is wrong."""
-    from gradsense.gateway.assembly import WatchPlan, open_watch
     from gradsense.gateway.settings import Settings, read
+    from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
     with ExitStack() as stack:
@@ -147,15 +147,14 @@ class Terminal:
 
 
 def _stdout(output: Output) -> dict[str, Any]:
-    from gradsense.gateway.alerting.sinks.file import FileSink
-    from gradsense.gateway.settings import FileSetting
+    from gradsense.gateway.alerting.sinks.jsonl import JsonlSettings, JsonlSink
 
     if output is Output.NONE:
         return {}
     if output is Output.TEXT:
         return {"stdout": Terminal()}
     form: Any = "gradsense" if output is Output.JSONL else output.value
-    return {"stdout": FileSink(FileSetting(type="jsonl", name="stdout", path="-", format=form))}
+    return {"stdout": JsonlSink(JsonlSettings(type="jsonl", name="stdout", path="-", format=form))}
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:

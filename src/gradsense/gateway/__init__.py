@@ -1,1 +1,1 @@
-"""The device process: follow logs, judge flows, group alerts, tell sinks, adapt."""
+"""Detection on a gateway: follow logs, judge flows, raise alerts, deliver them to sinks, adapt."""
