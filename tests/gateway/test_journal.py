@@ -141,6 +141,9 @@ def test_feedback_labels_the_prompts_of_an_alert(journal: GatewayStore) -> None:
     word = Feedback(found.id, "Okiru", found.device, 6.0)
     assert journal.feedback() == [word]
     assert journal.examples() == [(word, b"\0\0", 3), (word, b"\0\1", 2)]
+    assert journal.silenced() == frozenset()
+    journal.record_feedback(found, "Benign", 7.0)
+    assert journal.silenced() == {(found.device, b"\0\0"), (found.device, b"\0\1")}
     with pytest.raises(InputError, match="no such alert"):
         journal.alert("zz")
 

@@ -49,12 +49,15 @@ class ToyBaseline:
     """A baseline to which these devices' flows are new."""
 
     def __init__(self, *novel: str) -> None:
-        self.novel, self.learnt = novel, []
+        self.novel, self.learnt, self.accepted = novel, [], []
 
     def observe(self, devices, phrase_ids, ts, learn):
         self.learnt += [device for device, one in zip(devices, learn, strict=True) if one]
         new = np.array([device in self.novel for device in devices], dtype=bool)
         return np.zeros(len(devices), np.float32), new
+
+    def accept(self, device, phrase_ids):
+        self.accepted.append((device, phrase_ids.tolist()))
 
 
 def judged(flows: Any, *verdicts: Verdict, **parts: Any):
@@ -63,7 +66,7 @@ def judged(flows: Any, *verdicts: Verdict, **parts: Any):
 
 
 @pytest.mark.parametrize("shape", ["rows", "frame"])
-def test_an_attack_rings_with_all_that_an_alert_needs(shape: str) -> None:
+def test_an_attack_raises_an_alert_with_all_that_an_alert_needs(shape: str) -> None:
     rows = [flow(line=1), flow(line=2, ts=101.5, duration=2.0, uid="C2", proto="tcp")]
     schema = FLOW_SCHEMA | CONTEXT_SCHEMA
     flows = rows if shape == "rows" else pl.DataFrame(rows, schema=schema)
@@ -113,6 +116,15 @@ def test_what_an_operator_called_benign_is_silent_on_that_device_only() -> None:
         ("192.168.1.6", 80),
     ]
     assert (result.counts["silenced"], result.counts["alarms"]) == (1, 2)
+
+
+def test_feedback_that_is_new_reaches_the_baseline_once() -> None:
+    toy = ToyBaseline()
+    judge = Judge(Scripted(), LogClock(), baseline=toy)  # type: ignore[arg-type]
+    first, second = (("192.168.1.5", np.array([port], np.uint16).tobytes()) for port in (80, 81))
+    judge.silence(frozenset({first}))
+    judge.silence(frozenset({first, second}))
+    assert toy.accepted == [("192.168.1.5", [80]), ("192.168.1.5", [81])]
 
 
 def test_the_clock_is_not_led_astray_by_one_line() -> None:

@@ -221,7 +221,10 @@ def test_a_bundle_that_cannot_take_over_is_reported_once(
             watch._successor._next_look = 0.0
             watch.round()
     assert watch.judge.detector is before
-    assert len([one for one in caplog.records if "the previous model stays in use" in one.message]) == 1
+    assert (
+        len([one for one in caplog.records if "the previous model stays in use" in one.message])
+        == 1
+    )
     assert watch.journal.counters()["models_refused"] == 1
     assert watch.step(watch.sources[0]), "it goes on judging"
     shutil.rmtree(plan.model)

@@ -208,3 +208,12 @@ def test_a_state_of_a_larger_window_is_counted_and_left() -> None:
     report = small.report()
     assert report is not None
     assert report.flows == 100
+
+
+def test_the_state_of_an_earlier_version_is_read() -> None:
+    drift = Drift(TOY, REFERENCE, SMALL)
+    drift._recommended_at = 5.0
+    old = drift.state().model_dump_json().replace("recommended_at", "wished_at")
+    fresh = Drift(TOY, REFERENCE, SMALL)
+    fresh.restore(old)
+    assert (fresh.dropped, fresh.state().recommended_at) == (0, 5.0)
