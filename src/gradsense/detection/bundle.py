@@ -1,4 +1,4 @@
-"""The edge bundle: an ONNX graph, a tokenizer and a manifest that says how to use them.
+"""The edge bundle: an ONNX graph, a tokenizer and a manifest that describes them.
 
 A fleet's later models bring a head of their own beside the graph (``detection.head``).
 The manifest is read first and bounded in size; every other file is opened only after its SHA-256

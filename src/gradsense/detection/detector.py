@@ -168,7 +168,7 @@ class Detector:
         Args:
             path: a folder that ``gradsense export`` wrote.
             threads: of the graph.
-            cache: verdicts remembered.
+            cache: most verdicts that are cached.
 
         Raises:
             InputError: no bundle, or a damaged or altered one.

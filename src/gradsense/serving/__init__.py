@@ -1,1 +1,1 @@
-"""The larger model that unsure gateways may ask, over HTTP."""
+"""A larger model behind HTTP, which gateways ask about their unsure verdicts."""

@@ -40,7 +40,7 @@ def document(alert: Alert) -> dict[str, Any]:
         "count": alert.flows,
         "severity_id": rank + 1,
         "severity": _SEVERITY_NAMES[rank],
-        # The traffic ended, nobody resolved anything: the schema has no word for that.
+        # The traffic ended and nothing was resolved: the schema has no status for that.
         "status_id": 99 if closed else 1,
         "status": "Ended" if closed else "New",
         "is_alert": not closed,

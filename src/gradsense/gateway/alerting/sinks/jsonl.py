@@ -65,7 +65,7 @@ class JsonlSink:
         if self._file is not None and not _same(self._path, self._file):
             self.close()
         if self._file is None:
-            # O_NONBLOCK: a named pipe that nobody reads must not hang here.
+            # O_NONBLOCK: opening a named pipe without a reader must not block.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             self._file = os.open(self._path, flags, 0o640)
             if not stat.S_ISREG(os.fstat(self._file).st_mode):

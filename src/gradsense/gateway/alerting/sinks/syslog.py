@@ -22,7 +22,7 @@ Facility = Literal[
     "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
 ]  # fmt: skip
 _FACILITIES: tuple[str, ...] = get_args(Facility)
-#: RFC 5424 table 2. "error" stands for high: "alert" and "emergency" would wake everybody.
+#: RFC 5424 table 2. High is "error": "alert" and "emergency" would page people.
 _LEVELS: dict[Severity, int] = {"info": 6, "low": 5, "medium": 4, "high": 3, "critical": 2}
 #: 32473 is the enterprise number for examples (RFC 5612); gradsense has none of its own.
 _SD_ID = "gradsense@32473"
