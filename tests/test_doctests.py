@@ -19,9 +19,7 @@ def module_of(path: Path) -> str:
     return ".".join(part for part in parts if part != "__init__")
 
 
-WITH_EXAMPLES = sorted(
-    module_of(path) for path in ROOT.rglob("*.py") if ">>> " in path.read_text()
-)
+WITH_EXAMPLES = sorted(module_of(path) for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
 
 #: Where a newcomer looks first.
 MAIN = {"gradsense.errors"}
