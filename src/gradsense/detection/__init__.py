@@ -11,8 +11,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import Manifest
-    from gradsense.detection.detector import Detector, Verdict
-    from gradsense.detection.detector import Reason
+    from gradsense.detection.detector import Detector, Reason, Verdict
 else:
     export(__name__)
 
