@@ -1,4 +1,4 @@
-"""The larger model that unsure gateways may ask, over HTTP."""
+"""A larger model behind HTTP, which gateways ask about their unsure verdicts."""
 
 from typing import TYPE_CHECKING
 
