@@ -40,7 +40,10 @@ PUBLIC = {
         Trigger TurnedAway Unexplained Update WakeAt WeightedSum get_algorithm part
     """,
     "gradsense.fleet": "Enrolment Fleet Job Registry",
-    "gradsense.gateway": "Alert GatewayStore Settings Watch WatchPlan open_watch",
+    "gradsense.gateway": """
+        Alert GatewayStore Settings Sink SinkContext SinkError SinkSettings Watch WatchPlan
+        open_watch
+    """,
     "gradsense.learning": """
         Examples FleetStatistics FlowCost Learner LocalLearner Observed Scores Trained Trainer
         observed
@@ -83,7 +86,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("package", "name"), NAMES, ids=".".join)
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=map(".".join, NAMES))
 def test_an_exported_name_is_there_and_says_what_it_is(package: str, name: str) -> None:
     value: Any = getattr(import_module(package), name)
     assert value is getattr(sys.modules[value.__module__], name)
