@@ -14,7 +14,6 @@ setting. The shared checks in ``tests/`` find it there too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from pydantic import Field
 from gradsense.federation import (
     Decision,
     FedAvg,
-    PooledUpdate,
+    Pooled,
     Sensed,
     Trigger,
     WeightedSum,
@@ -59,10 +58,8 @@ class Agreement(WeightedSum):
 
     name: ClassVar[str] = "agreement"
 
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
-        deltas = [one.update.delta for one in pooled]
+    def weights(self, pooled: Pooled) -> list[float]:
+        deltas = [one.update.delta for one in pooled.updates]
         moves = np.stack([np.concatenate([d[n].ravel() for n in sorted(d)]) for d in deltas])
         centre = np.median(moves, axis=0)
         lengths = np.linalg.norm(moves, axis=1) * np.linalg.norm(centre) + 1e-12

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         WakeAt,
     )
     from gradsense.federation.parts import part
-    from gradsense.federation.pools import AllInvited, Count, Pool, PooledUpdate, Quorum
+    from gradsense.federation.pools import AllInvited, Count, Pool, Pooled, PooledUpdate, Quorum
     from gradsense.federation.rules.rule import DeltaRule, Rule, WeightedSum
     from gradsense.federation.transforms.transform import Codec, Transform
     from gradsense.federation.triggers import (
@@ -68,6 +68,7 @@ __all__ = [
     "Performance",
     "Plan",
     "Pool",
+    "Pooled",
     "PooledUpdate",
     "Quorum",
     "Refuse",
