@@ -36,8 +36,8 @@ PUBLIC = {
     "gradsense.federation": """
         Algorithm AllInvited AnyOf Arrived Broadcast Client Codec Coordinator Count Decision
         DeltaRule EveryRound FedAvg GlobalModel Gradient Joined Left LocalState Outgoing
-        Performance Plan Pool Pooled PooledUpdate Quorum Refuse Rule Send Sensed Silence Ticked Transform
-        Trigger TurnedAway Unexplained Update WakeAt WeightedSum get_algorithm part
+        Performance Plan Pool Pooled PooledUpdate Quorum Refuse Rule Send Sensed Silence Ticked
+        Transform Trigger TurnedAway Unexplained Update WakeAt WeightedSum get_algorithm part
     """,
     "gradsense.fleet": "Enrolment Fleet Job Registry",
     "gradsense.gateway": """
