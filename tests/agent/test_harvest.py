@@ -20,7 +20,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
 from gradsense.data.datasets.labels import class_numbers
 from gradsense.data.networks import Networks
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.stream import read_log
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
@@ -87,7 +87,7 @@ def in_data_set(dataset: Dataset) -> Rows:
 
 
 def flows_of(log: Path) -> pl.DataFrame:
-    return ContextWindow().add(pl.concat(list(read_conn(log, tally=Tally()))))
+    return ContextWindow().add(pl.concat(list(read_log(log, tally=Tally()))))
 
 
 # Logs -----------------------------------------------------------------------------------------

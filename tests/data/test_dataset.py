@@ -10,7 +10,7 @@ import pytest
 from gradsense.data.datasets.captures import discover, load
 from gradsense.data.datasets.contradictions import contradictions, resolve
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources import zeek
+from gradsense.data.sources import stream
 from gradsense.errors import InputError
 
 FIELDS = "#fields\tts\tid.orig_h\tid.resp_h\tid.resp_p\tproto\tconn_state\tlabel\tdetailedlabel\n"
@@ -90,7 +90,7 @@ def test_cap_keeps_rare_classes_and_ignores_block_size(
     counts = dict(data.flows["class"].value_counts().iter_rows())
     assert counts == {"Benign": 20, "DDoS": 20, "C&C": 6}
     assert data.flows.sort("capture", "line").equals(data.flows)
-    blocks = zeek.read_conn.__kwdefaults__
+    blocks = stream.read_log.__kwdefaults__
     assert blocks is not None
     monkeypatch.setitem(blocks, "block_bytes", 500)
     assert load(tmp_path, cap=10, seed=1).flows.equals(data.flows)

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.rows import Row
-from gradsense.data.sources.stream import FEW_LINES, LogStream
+from gradsense.data.sources.cells import Row
+from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.data.sources.stream import FEW_LINES, LogStream, read_log
 from gradsense.data.sources.suricata import OTHER_EVENT
-from gradsense.data.sources.zeek import read_conn
 from gradsense.data.sources.zeek_tsv import NO_HEADER
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
@@ -221,7 +220,7 @@ def test_blocks_make_no_difference_to_one_format(
 
 
 def check_as_read_conn(path: Path) -> None:
-    expected = [row for frame in read_conn(path, tally=Tally()) for row in frame.to_dicts()]
+    expected = [row for frame in read_log(path, tally=Tally()) for row in frame.to_dicts()]
     stream, tally, found = LogStream(path), Tally(), []
     lines = path.read_bytes().splitlines(keepends=True)
     sizes = [1, 3, FEW_LINES, 1000]

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.synthetic import profiles
 from gradsense.data.synthetic.traffic import NOTICE, write_fleet, write_sample
 from gradsense.data.tally import Tally
@@ -27,7 +27,7 @@ MADE_UP = [  # RFC 1918, RFC 5737, RFC 2544 and multicast
 
 def read(path: Path) -> pl.DataFrame:
     tally = Tally()
-    return pl.concat(list(read_conn(path, tally=tally, strict=True)))
+    return pl.concat(list(read_log(path, tally=tally, strict=True)))
 
 
 @pytest.fixture(scope="module")

@@ -117,11 +117,11 @@ def test_blocks_do_not_change_the_result(
 ) -> None:
     log = _log(tmp_path / "conn.log.labeled", ROWS * 20)
     whole = evaluate(model, log, cap=7)
-    read_conn = evaluate.__globals__["read_conn"]
+    read_log = evaluate.__globals__["read_log"]
     monkeypatch.setitem(
         evaluate.__globals__,
-        "read_conn",
-        lambda path, **options: read_conn(path, block_bytes=500, **options),
+        "read_log",
+        lambda path, **options: read_log(path, block_bytes=500, **options),
     )
     blocks = evaluate(model, log, cap=7)
     clocks = ("latency", "flows_per_s")

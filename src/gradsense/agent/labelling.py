@@ -23,7 +23,7 @@ from gradsense.data.datasets.captures import discover
 from gradsense.data.datasets.labels import MALICIOUS, View, with_view
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows
 from gradsense.data.networks import Networks
-from gradsense.data.sources.live import Source
+from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.store import FILE, GatewayStore
@@ -152,7 +152,7 @@ class Harvest:
         self._classes = {name: number for number, name in enumerate(labels)}
         self._view: View = "binary" if MALICIOUS in labels else "classes"
         known = places or {}
-        self.sources = [Source(log, known.get(str(log))) for log in find_logs(logs)]
+        self.sources = [LiveLog(log, known.get(str(log))) for log in find_logs(logs)]
         self._feedback = _Feedback(template, self._classes, journal_folder, taken, most_rows)
         self._turn = 0
 
@@ -180,7 +180,7 @@ class Harvest:
         rows, counts = news
         return Gathered(*_distinct(*rows), {}, self._feedback.taken, counts)
 
-    def _chunk(self, source: Source, final: bool) -> Gathered | None:
+    def _chunk(self, source: LiveLog, final: bool) -> Gathered | None:
         tally = Tally()
         flows = source.read(CHUNK_BYTES, tally, final=final)
         if flows is None:

@@ -39,11 +39,11 @@ def _classes(path: Path) -> dict[str, int]:
     """Flows of each class in one log; benign ones under ``Benign``."""
     import polars as pl
 
-    from gradsense.data.sources.zeek import read_conn
+    from gradsense.data.sources.stream import read_log
     from gradsense.data.tally import Tally
 
     name = pl.when(pl.col("detail") == "-").then(pl.col("label")).otherwise(pl.col("detail"))
-    blocks = [frame.select(name.alias("class")) for frame in read_conn(path, tally=Tally())]
+    blocks = [frame.select(name.alias("class")) for frame in read_log(path, tally=Tally())]
     return dict(pl.concat(blocks)["class"].value_counts().iter_rows())
 
 

@@ -22,7 +22,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.labels import BENIGN, binary
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.networks import Networks
-from gradsense.data.sources.blocks import read_blocks
+from gradsense.data.sources.lines import read_blocks
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.bundle import BundleThreshold, Manifest

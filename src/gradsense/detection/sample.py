@@ -14,7 +14,7 @@ import polars as pl
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Capture, discover, splitmix64
 from gradsense.data.datasets.labels import MALICIOUS, View, with_view
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
@@ -83,7 +83,7 @@ def _some(capture: Capture, view: View, most: int, tally: Tally) -> list[pl.Data
     """A capture's share of the sample, one frame or none. Memory holds it and one block."""
     base = int.from_bytes(hashlib.sha256(capture.name.encode()).digest()[:8], "little")
     context, kept = ContextWindow(), list[pl.DataFrame]()
-    for block in read_conn(capture.path, tally=tally):
+    for block in read_log(capture.path, tally=tally):
         flows = with_view(context.add(block), view)
         priority = splitmix64(flows["line"].to_numpy().astype(np.uint64), base)
         both = pl.concat([*kept, flows.with_columns(pl.Series("priority", priority))])

@@ -17,7 +17,7 @@ import torch
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Capture, discover
 from gradsense.data.datasets.labels import MALICIOUS, UNKNOWN, View, with_view
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
@@ -190,7 +190,7 @@ def _read(
     view: View = "binary" if MALICIOUS in classifier.labels else "classes"
     context = ContextWindow()
     taken: Counter[str | None] = Counter()
-    for flows in read_conn(capture.path, tally=counts.tally, strict=strict):
+    for flows in read_log(capture.path, tally=counts.tally, strict=strict):
         # The context sees every flow of the log, also those that the cap removes.
         frame = with_view(context.add(flows), view)
         if cap:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gradsense.data.sources.live import Source
+from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Verdict
 from gradsense.errors import GradsenseError
@@ -54,7 +54,7 @@ class Watch:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LiveLog],
         judge: Judge,
         grouper: Grouper,
         journal: GatewayStore,
@@ -101,7 +101,7 @@ class Watch:
                 self._wait(self.stop, POLL_S)
         self.finish(close_alerts=once and not self.stop.is_set())
 
-    def step(self, source: Source, *, final: bool = False) -> bool:
+    def step(self, source: LiveLog, *, final: bool = False) -> bool:
         """Judge one chunk of a log; False if there was none."""
         tally = Tally()
         flows = source.read(CHUNK_BYTES, tally, final=final)

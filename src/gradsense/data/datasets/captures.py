@@ -15,7 +15,7 @@ import polars as pl
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.labels import UNKNOWN, View, class_order, with_view
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
@@ -128,7 +128,7 @@ def load(
             on_file(capture.name, index, len(captures))
         reservoir = _Reservoir(cap, seed, capture.name)
         context = ContextWindow()
-        for flows in read_conn(capture.path, tally=tally, strict=strict):
+        for flows in read_log(capture.path, tally=tally, strict=strict):
             labelled = with_view(context.add(flows), view)
             reservoir.add(_usable(labelled, capture.path, tally, unknown))
         frames.append(reservoir.frame().with_columns(capture=pl.lit(capture.name)))

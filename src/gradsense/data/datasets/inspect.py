@@ -15,7 +15,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import discover
 from gradsense.data.datasets.contradictions import ContradictionReport, report_counts
 from gradsense.data.datasets.labels import CLASSES, UNKNOWN, normalise
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import Tally
 
 _TOP = 10
@@ -139,7 +139,7 @@ def inspect(
         context = ContextWindow()
         classes: Counter[str] = Counter()
         rows, start, end = 0, None, None
-        for flows in read_conn(capture.path, tally=tally, strict=strict):
+        for flows in read_log(capture.path, tally=tally, strict=strict):
             labelled = normalise(flows).with_columns(shown=_shown())
             rows += flows.height
             start = _least(start, flows["ts"].min())

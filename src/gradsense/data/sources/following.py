@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense.data.sources.logfile import LogFile, LogHead
-from gradsense.data.sources.rotation import Rotated, rotated
+from gradsense.data.sources.logfile import LogFile, LogHead, Rotated, rotated
 from gradsense.errors import InputError
 
 #: The name that means standard input.

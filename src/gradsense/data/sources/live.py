@@ -21,7 +21,7 @@ from gradsense.errors import InputError
 WARM_UP_BYTES = 1 << 20
 
 
-class Source:
+class LiveLog:
     """A log that grows.
 
     Args:
