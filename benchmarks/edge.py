@@ -180,7 +180,7 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
     """Trains where no model is given; writes both bundles, the forest's flows; scores bundles."""
     import polars as pl  # noqa: PLC0415
 
-    from gradsense.data.datasets.labels import class_numbers  # noqa: PLC0415
+    from gradsense.data.flows import class_numbers  # noqa: PLC0415
     from gradsense.data.sources.zeek_tsv import zeek_name  # noqa: PLC0415
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.experiments.run import train  # noqa: PLC0415

@@ -22,7 +22,7 @@ from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.message import decode, encode
 from gradsense.federation.strategies import STRATEGIES
-from gradsense.prompts.templates import TEMPLATES
+from gradsense.prompts.templates import templates
 from gradsense.simulation.cost import Cost
 from gradsense.simulation.devices import MIXES, PROFILES, assign
 from gradsense.simulation.simulator import Faults, Simulator
@@ -46,6 +46,7 @@ def values_of(module: ModuleType, verb: str) -> list[Any]:
     return everything
 
 
+TEMPLATES = templates()
 TRIGGERS = values_of(trigger, "sense")
 POOLS = values_of(pool, "ready")
 AGGREGATORS = values_of(aggregate, "apply")

@@ -18,7 +18,7 @@ from gradsense.agent.label_rules import Rule, Rules
 from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.data.networks import Networks
 from gradsense.data.sources.stream import read_log
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
@@ -156,6 +156,28 @@ def test_classes_that_the_model_does_not_know_are_counted(fleet: Path, dataset: 
     assert expected
     assert {name: n for name, n in whole.counts.items() if "unknown" in name} == expected
     assert whole.counts["labelled:log"] == whole.weights.sum() == benign + ddos
+
+
+def test_a_class_of_the_runs_own_is_learnt_from_a_log_and_from_a_rule(tmp_path: Path) -> None:
+    head = "#fields\tts\tid.orig_h\tid.resp_h\tid.resp_p\tproto\tconn_state\tlabel\n"
+    flows = [("23", "PortScan"), ("23", "-"), ("80", "Flood"), ("80", "Benign")]
+    lines = [f"1.5\t10.0.0.1\t10.0.0.2\t{port}\ttcp\tS0\t{label}\n" for port, label in flows]
+    log = tmp_path / "conn.log.labeled"
+    log.write_text(head + "".join(lines))
+    rules = Rules((Rule(label="PortScan", resp_p=23),))
+    labels = ("Benign", "DDoS", "PortScan")
+    whole = together(drain(Harvest(TEMPLATE, labels, logs=[log], rules=rules)))
+    assert sorted(zip(whole.labels.tolist(), whole.weights.tolist(), strict=True)) == [
+        (0, 1),
+        (2, 1),
+        (2, 1),
+    ]
+    assert whole.counts == {
+        "flows": 4,
+        "labelled:log": 2,
+        "labelled:rules": 1,
+        "unknown-class:Flood": 1,
+    }
 
 
 def test_a_binary_model_takes_every_attack_as_one_class(fleet: Path, dataset: Dataset) -> None:

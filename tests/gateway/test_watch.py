@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.errors import GradsenseError
 from gradsense.gateway.adapt.operator_feedback import training_data
 from gradsense.gateway.alerting.alert import Alert

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.detector import Detector

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.agent.reader import Batches, Rows
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.calibrate import MARGIN, log_odds
@@ -135,12 +134,12 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     Returns:
         nothing where there are fewer than ``ENOUGH`` benign flows.
     """
-    labels = opened.manifest.labels
+    labels, normal = opened.manifest.labels, opened.template.task.normal
     rows = _newest(batches)
-    if rows is None or BENIGN not in labels:
+    if rows is None or normal not in labels:
         return {}
     phrase_ids, truth, weights = rows
-    benign = labels.index(BENIGN)
+    benign = labels.index(normal)
     quiet = truth == benign
     flows = int(weights[quiet].sum())
     if flows < ENOUGH:

@@ -20,8 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gradsense.agent.label_rules import Rules
 from gradsense.data.datasets.captures import discover
-from gradsense.data.datasets.labels import MALICIOUS, View, with_view
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows
+from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
 from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
@@ -150,7 +149,6 @@ class Harvest:
         self._template, self._rules = template, rules
         self._networks = networks or Networks()
         self._classes = {name: number for number, name in enumerate(labels)}
-        self._view: View = "binary" if MALICIOUS in labels else "classes"
         known = places or {}
         self.sources = [LiveLog(log, known.get(str(log))) for log in find_logs(logs)]
         self._feedback = _Feedback(template, self._classes, journal_folder, taken, most_rows)
@@ -187,7 +185,7 @@ class Harvest:
             return None
         place = source.place()
         places = {} if place is None else {str(source.log): place}
-        phrase_ids, numbers, counts = self._labelled(_frame(flows))
+        phrase_ids, numbers, counts = self._labelled(self._frame(flows))
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
         rows = _distinct(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
@@ -196,7 +194,7 @@ class Harvest:
         self, flows: pl.DataFrame
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64], Counter[str]]:
         """PhraseIds and class numbers of the flows that have a class which the model knows."""
-        own = with_view(flows, self._view)["class"]
+        own = self._template.task.classed(flows, list(self._classes))["class"]
         label = own
         if self._rules is not None:
             label = pl.select(pl.coalesce(own, self._rules.labels(flows))).to_series()
@@ -215,6 +213,13 @@ class Harvest:
         chosen = self._networks.disguise(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
+
+    def _frame(self, flows: Flows) -> pl.DataFrame:
+        """Few flows as a frame too: training is in no hurry."""
+        if isinstance(flows, pl.DataFrame):
+            return flows
+        task = self._template.task
+        return pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
 
 
 def find_logs(paths: Sequence[Path]) -> list[Path]:
@@ -340,13 +345,6 @@ class _Feedback:
         phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
         return phrase_ids, numbers[:, 0], numbers[:, 1]
-
-
-def _frame(flows: Flows) -> pl.DataFrame:
-    """Training is in no hurry, so few flows go the way of many."""
-    if isinstance(flows, pl.DataFrame):
-        return flows
-    return pl.DataFrame(flows, schema={**FLOW_SCHEMA, **CONTEXT_SCHEMA}, orient="row")
 
 
 def _distinct(

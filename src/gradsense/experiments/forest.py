@@ -9,8 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
-from gradsense.data.datasets.labels import class_numbers
-from gradsense.data.flows import CONTEXT_SCHEMA
+from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
 from gradsense.learning.metrics import Scores, score
 
 _TREES = 200

@@ -98,7 +98,8 @@ class Judge:
         alarms = []
         loud = np.flatnonzero(rings | novel).tolist()
         # Most blocks of a quiet network need none of this.
-        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if loud else []
+        columns = [self._devices(flows), *(column(flows, name) for name in _ENDS)] if loud else []
+        ends = list(zip(*columns, strict=True))
         for row in loud:
             find = partial(_example, log, flows, row)
             prompt = phrase_ids[row].tobytes()
@@ -163,8 +164,7 @@ class Judge:
         """Which of the quiet flows are new to their device and to the model."""
         if self.baseline is None:
             return np.zeros(len(verdicts), bool)
-        ends = column(flows, "orig_h"), column(flows, "resp_h")
-        devices = list(map(self.networks.device, *ends))
+        devices = self._devices(flows)
         local = np.fromiter(map(self.networks.is_local, devices), bool, len(devices))
         ts = np.array(column(flows, "ts"), dtype=np.float64)
         self._flows += len(devices)
@@ -178,6 +178,9 @@ class Judge:
         unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
         result: NDArray[np.bool_] = novel & unlike & quiet
         return result
+
+    def _devices(self, flows: Flows) -> list[str]:
+        return self.detector.template.task.devices(flows, self.networks)
 
     def _clocks(self, flows: Flows, now: float) -> list[float]:
         """The log clock as each flow was read."""
@@ -194,12 +197,12 @@ class Judge:
         verdict: Verdict,
         prompt: bytes,
         clock: float,
-        ends: tuple[str, str, float, int | None],
+        ends: tuple[str, str, str, float, int | None],
         example: Callable[[], Example],
     ) -> Alarm:
-        orig_h, resp_h, ts, port = ends
+        device, orig_h, resp_h, ts, port = ends
         return Alarm(
-            device=self.networks.device(orig_h, resp_h),
+            device=device,
             peer=self.networks.peer(orig_h, resp_h),
             label=verdict.label if verdict.alarm else NOVEL,
             clock=clock,

@@ -60,7 +60,7 @@ def measure(
         truth: their class numbers, [n].
         classifier: whose labels and template they are.
     """
-    calibration = calibrate(said.logits, truth, classifier.labels)
+    calibration = calibrate(said.logits, truth, classifier.labels, classifier.template.task.normal)
     confidence = softmax(said.logits, calibration.temperature).max(axis=1)
     return Measured(
         calibration=calibration,

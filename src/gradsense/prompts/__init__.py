@@ -1,1 +1,1 @@
-"""Records to text within a token budget."""
+"""Records to text within a token budget: templates over the words of a task."""

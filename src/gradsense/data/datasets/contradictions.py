@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from gradsense.data.datasets.labels import BINARY_CLASSES, CLASSES
+from gradsense.data.datasets.iot23 import BINARY_CLASSES, CLASSES
 from gradsense.errors import InputError
 
 How = Literal["keep", "majority", "drop"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.gateway.store import GatewayStore
 from gradsense.prompts.templates import Template
+from gradsense.tasks.task import get_task
 
 
 def silenced(journal: GatewayStore) -> frozenset[tuple[str, bytes]]:
     """(device, prompt) pairs of alerts called benign. Exactly these flows ring no more."""
+    normal = get_task().normal
     return frozenset(
-        (word.device, prompt) for word, prompt, _ in journal.examples() if word.label == BENIGN
+        (word.device, prompt) for word, prompt, _ in journal.examples() if word.label == normal
     )
 
 

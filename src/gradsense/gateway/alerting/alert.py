@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradsense.tasks import task
+
 State = Literal["open", "update", "closed"]
-Severity = Literal["info", "low", "medium", "high", "critical"]
+Severity = task.Severity
 
 #: In rising order; formats number them by place.
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
