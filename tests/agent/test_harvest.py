@@ -248,9 +248,9 @@ def test_prompts_are_those_that_the_watch_sees_and_rules_see_the_addresses(plain
     rules = Rules((Rule(label="Benign", resp_h=far),))
     harvest = Harvest(TEMPLATE, ("Benign",), logs=[plain], rules=rules, networks=networks)
     chosen = flows.filter(pl.col("resp_h") == far)
-    disguised = networks.disguise(chosen)
-    assert isinstance(disguised, pl.DataFrame)
-    expected = Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(disguised))
+    masked = networks.mask(chosen)
+    assert isinstance(masked, pl.DataFrame)
+    expected = Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(masked))
     assert rows(together(drain(harvest))) == expected
     assert expected != Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(chosen))
 

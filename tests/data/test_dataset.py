@@ -12,7 +12,7 @@ from gradsense.data.datasets.captures import discover, load
 from gradsense.data.datasets.contradictions import contradictions, resolve
 from gradsense.data.datasets.inspect import inspect
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources import stream
+from gradsense.data.sources.stream import read_log
 from gradsense.errors import InputError
 from tests.data.test_suricata import EVENT
 
@@ -149,9 +149,8 @@ def test_cap_keeps_rare_classes_and_ignores_block_size(
     counts = dict(data.flows["class"].value_counts().iter_rows())
     assert counts == {"Benign": 20, "DDoS": 20, "C&C": 6}
     assert data.flows.sort("capture", "line").equals(data.flows)
-    blocks = stream.read_log.__kwdefaults__
-    assert blocks is not None
-    monkeypatch.setitem(blocks, "block_bytes", 500)
+    assert read_log.__kwdefaults__ is not None
+    monkeypatch.setitem(read_log.__kwdefaults__, "block_bytes", 500)
     assert load(tmp_path, cap=10, seed=1).flows.equals(data.flows)
     other = load(tmp_path, cap=10, seed=2)
     assert not other.flows.equals(data.flows)

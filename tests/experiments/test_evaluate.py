@@ -12,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gradsense.cli import evaluate as command
+from gradsense.data.sources.stream import read_log
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
 from gradsense.models import folder
@@ -117,12 +118,8 @@ def test_blocks_do_not_change_the_result(
 ) -> None:
     log = _log(tmp_path / "conn.log.labeled", ROWS * 20)
     whole = evaluate(model, log, cap=7)
-    read_log = evaluate.__globals__["read_log"]
-    monkeypatch.setitem(
-        evaluate.__globals__,
-        "read_log",
-        lambda path, **options: read_log(path, block_bytes=500, **options),
-    )
+    assert read_log.__kwdefaults__ is not None
+    monkeypatch.setitem(read_log.__kwdefaults__, "block_bytes", 500)
     blocks = evaluate(model, log, cap=7)
     clocks = ("latency", "flows_per_s")
     assert {k: v for k, v in whole.items() if k not in clocks} == {

@@ -122,7 +122,7 @@ class Harvest:
     Args:
         template: of the model; prompts are what it makes of flows.
         labels: the classes that the model knows, in its order.
-        logs: files, or folders as ``telemetry.dataset.discover`` reads them; see ``find_logs``.
+        logs: files, or folders of captures; see ``find_logs``.
         rules: None labels no flow.
         journal_folder: of the watch at this site; None or not there yet: nobody gives feedback.
         networks: the operator's own, as the watch has them.
@@ -210,7 +210,7 @@ class Harvest:
         )
         for name, times in Counter(label.filter(~known).drop_nulls().to_list()).items():
             counts[f"unknown-class:{name}"] = times
-        chosen = self._networks.disguise(flows.filter(known))
+        chosen = self._networks.mask(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
 

@@ -1,4 +1,4 @@
-"""``gradsense data``: look into logs."""
+"""``gradsense data``: what is in logs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gradsense.cli.console import results_console
 if TYPE_CHECKING:
     from gradsense.data.datasets.inspect import Inspection
 
-app = typer.Typer(help="Look into Zeek logs.", no_args_is_help=True)
+app = typer.Typer(help="Inspect logs, or write synthetic ones.", no_args_is_help=True)
 
 
 @app.callback()
 def _group() -> None:
-    """Look into Zeek logs."""
+    """Inspect logs, or write synthetic ones."""
 
 
 @app.command(
@@ -28,7 +28,7 @@ def _group() -> None:
     epilog="Example: gradsense data inspect captures/ --json > summary.json",
 )
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A conn.log, or a folder of captures.")],
+    path: Annotated[Path, typer.Argument(help="A conn.log or eve.json, or a folder of captures.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first malformed line.")

@@ -1,1 +1,1 @@
-"""What devices say: Zeek flows, their labels, cleaning, splits, partitions, synthetic traffic."""
+"""Flows and where they come from: sources of logs, labelled data sets, synthetic traffic."""

@@ -101,7 +101,7 @@ def read(
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
-                benign = pl.DataFrame(networks.disguise(benign))
+                benign = pl.DataFrame(networks.mask(benign))
                 kept = np.concatenate([kept, template.indices(benign)])[-most:]
     if not found:
         raise InputError(

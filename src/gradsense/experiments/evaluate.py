@@ -14,9 +14,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.captures import Capture, discover
-from gradsense.data.sources.stream import is_synthetic, read_log
+from gradsense.data.datasets.captures import Capture, discover, in_context
+from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
@@ -189,11 +188,10 @@ def _read(
     capture: Capture, classifier: TextClassifier, counts: _Counts, *, cap: int, strict: bool
 ) -> Iterator[pl.DataFrame]:
     """Blocks of flows with context, class and text, at most ``cap`` flows of a class."""
-    context = ContextWindow()
     taken: Counter[str | None] = Counter()
-    for flows in read_log(capture.path, tally=counts.tally, strict=strict):
-        # The context sees every flow of the log, also those that the cap removes.
-        frame = classifier.template.task.classed(context.add(flows), classifier.labels)
+    # The context sees every flow of the log, also those that the cap removes.
+    for flows in in_context(capture, tally=counts.tally, strict=strict):
+        frame = classifier.template.task.classed(flows, classifier.labels)
         if cap:
             before = pl.Series("before", [taken[name] for name in frame["class"]])
             kept = frame.filter(pl.int_range(pl.len()).over("class") + before < cap)

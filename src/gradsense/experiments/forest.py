@@ -1,4 +1,4 @@
-"""The random forest on raw flow features: what a language model has to beat (Breiman 2001)."""
+"""The random forest on raw flow features, the baseline of language models (Breiman 2001)."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Judge:
             flows: at least one.
             now: seconds since the epoch.
         """
-        phrase_ids = self.detector.phrase_ids(self.networks.disguise(flows))
+        phrase_ids = self.detector.phrase_ids(self.networks.mask(flows))
         verdicts = self.detector.judge(phrase_ids)
         counts: Counter[str] = Counter()
         if self.escalator is not None:

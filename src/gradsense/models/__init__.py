@@ -1,1 +1,1 @@
-"""Text in, decision out: build, tokenize, adapt, save and load small language models."""
+"""Small language models with a classification head: build, tokenize, save and load."""

@@ -64,8 +64,8 @@ def first_listed(
 ) -> Field:
     """As ``category``, for comma-separated sets such as Zeek's ``ssl,http``.
 
-    Zeek writes a set in no particular order, so the member that stands first in ``phrases``
-    speaks for the whole set.
+    Zeek writes a set in no particular order, so its member that comes first in ``phrases`` stands
+    for the whole set.
     """
     members = pl.col(column).str.split(",")
     best = members.list.eval(_position(pl.element(), tuple(phrases))).list.min()

@@ -127,11 +127,9 @@ def load(
     for index, capture in enumerate(captures):
         if on_file is not None:
             on_file(capture.name, index, len(captures))
-        reservoir = _Reservoir(cap, seed, capture.name)
-        context = ContextWindow()
-        for flows in read_log(capture.path, tally=tally, strict=strict):
-            labelled = classed(context.add(flows), classes)
-            reservoir.add(_usable(labelled, classes, capture.path, tally, unknown))
+        reservoir = Reservoir(cap, f"{seed}/{capture.name}")
+        for flows in in_context(capture, tally=tally, strict=strict):
+            reservoir.add(_usable(classed(flows, classes), classes, capture.path, tally, unknown))
         frames.append(reservoir.frame().with_columns(capture=pl.lit(capture.name)))
         for name, seen in reservoir.seen.items():
             capped[capture.name, name] = (seen, min(seen, cap) if cap else seen)
@@ -148,6 +146,12 @@ def load(
         synthetic=any(is_synthetic(capture.path) for capture in captures),
         capped=capped,
     )
+
+
+def in_context(capture: Capture, *, tally: Tally, strict: bool = False) -> Iterator[pl.DataFrame]:
+    """The flows of a capture with context columns, block by block; see ``read_log``."""
+    context = ContextWindow()
+    return (context.add(flows) for flows in read_log(capture.path, tally=tally, strict=strict))
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -215,15 +219,20 @@ def _nothing_left(root: Path, tally: Tally) -> InputError:
     )
 
 
-class _Reservoir:
+class Reservoir:
     """A uniform sample of at most ``cap`` flows per class, whatever blocks the flows come in.
 
-    Every flow draws a priority from ``(seed, capture, line)`` alone; the smallest stay.
+    Every flow draws a priority from the key and its line alone; the smallest stay. Without a
+    class is a class here.
+
+    Args:
+        cap: 0 keeps all.
+        key: of the sample: a capture's name, and a seed if there is one.
     """
 
-    def __init__(self, cap: int, seed: int, capture: str) -> None:
+    def __init__(self, cap: int, key: str) -> None:
         self.cap = cap
-        digest = hashlib.sha256(f"{seed}/{capture}".encode()).digest()
+        digest = hashlib.sha256(key.encode()).digest()
         self.base = int.from_bytes(digest[:8], "little")
         self.seen: dict[str, int] = {}
         self.kept: list[pl.DataFrame] = []
@@ -232,7 +241,7 @@ class _Reservoir:
         for name, count in flows["class"].value_counts(sort=True).iter_rows():
             self.seen[name] = self.seen.get(name, 0) + count
         lines = flows["line"].to_numpy().astype(np.uint64)
-        fresh = flows.with_columns(pl.Series("priority", splitmix64(lines, self.base)))
+        fresh = flows.with_columns(pl.Series("priority", _splitmix64(lines, self.base)))
         self.kept.append(self._smallest([fresh]))
         self.kept = [self._smallest(self.kept)] if self.cap else self.kept
 
@@ -254,7 +263,7 @@ class _Reservoir:
         return together.filter(pl.col("priority").rank("ordinal").over("class") <= self.cap)
 
 
-def splitmix64(
+def _splitmix64(
     values: np.ndarray[tuple[int], np.dtype[np.uint64]], base: int
 ) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """Mix ``base + value`` of every row into 64 random-looking bits (Steele et al. 2014)."""

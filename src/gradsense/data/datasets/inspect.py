@@ -11,11 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.captures import discover
+from gradsense.data.datasets.captures import discover, in_context
 from gradsense.data.datasets.contradictions import ContradictionReport, report_counts
 from gradsense.data.datasets.iot23 import CLASSES, classed
-from gradsense.data.sources.stream import is_synthetic, read_log
+from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
 
 _TOP = 10
@@ -136,10 +135,9 @@ def inspect(
     for index, capture in enumerate(captures):
         if on_file is not None:
             on_file(capture.name, index, len(captures))
-        context = ContextWindow()
         classes: Counter[str] = Counter()
         rows, start, end = 0, None, None
-        for flows in read_log(capture.path, tally=tally, strict=strict):
+        for flows in in_context(capture, tally=tally, strict=strict):
             labelled = classed(flows).with_columns(shown=_shown())
             rows += flows.height
             start = _least(start, flows["ts"].min())
@@ -148,7 +146,7 @@ def inspect(
             protocols.update(_counts(flows["proto"]))
             services.update(_counts(flows["service"].drop_nulls()))
             if render is not None:
-                texts.add(render(context.add(flows)), labelled["class"])
+                texts.add(render(flows), labelled["class"])
         summaries.append(
             CaptureSummary(
                 name=capture.name,

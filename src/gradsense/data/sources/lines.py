@@ -73,7 +73,7 @@ class WholeLines:
 
 @contextmanager
 def _faults_named(path: Path) -> Iterator[None]:
-    """Turn what the operating system or zlib says about ``path`` into an InputError."""
+    """Turn an error of the operating system or zlib about ``path`` into an InputError."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.data.sources.lines import GZIP_MAGIC, WholeLines
 
-#: How much of a file's beginning tells it from others: a Zeek header with its #open time and
+#: How much of a file's beginning identifies it: a Zeek header with its #open time and
 #: some records, or about three JSON records.
 HEAD_BYTES = 1024
 #: Fewer bytes are the same in many logs ("#separator \\x09") and identify nothing.
@@ -51,7 +51,7 @@ class LogHead(BaseModel):
         return len(first) >= self.size and LogHead.of(first[: self.size]) == self
 
     @property
-    def telling(self) -> bool:
+    def identifies(self) -> bool:
         return self.size >= MIN_HEAD_BYTES
 
 

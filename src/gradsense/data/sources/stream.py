@@ -161,7 +161,7 @@ class LogStream:
     def restart(self) -> None:
         """A new file begins, or the same one again after it was emptied.
 
-        Line numbers begin again at 1. Format and header stay until the file says otherwise: a
+        Line numbers begin again at 1. Format and header stay until the file shows otherwise: a
         log that is copied and emptied under its writer goes on without a new header.
         """
         self.line = 1

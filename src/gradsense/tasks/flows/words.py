@@ -12,7 +12,8 @@ import polars as pl
 from gradsense.tasks.fields import Field, Record
 
 PROTOCOLS = ("tcp", "udp", "icmp")
-#: In the order in which they speak for a set of several: the more telling protocol first.
+#: The first of these that is in a set of several stands for the set, so the more informative
+#: protocol goes first.
 SERVICES = (
     *("irc", "ssh", "mqtt", "http", "dns", "dhcp", "ntp", "ftp-data", "ftp", "smtp", "pop3"),
     *("imap", "telnet", "tftp", "rdp", "rfb", "smb", "dce_rpc", "ldap", "krb", "krb_tcp", "ntlm"),
@@ -87,7 +88,7 @@ _V4 = r"^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$"
 _V6 = r"^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$"
 #: The first pattern that fits gives the kind. Shared space (RFC 6598) counts as private, as a
 #: device behind a carrier's NAT has it. A private address that ends in .255 is taken for the
-#: broadcast address of its network, since a log does not tell the netmask.
+#: broadcast address of its network, since a log does not hold the netmask.
 _V4_KINDS = {
     "bcast": r"^(255\.255\.255\.255|(10|192\.168|172\.(1[6-9]|2\d|3[01]))\..*\.255)$",
     "priv": r"^(10|192\.168|172\.(1[6-9]|2\d|3[01])|100\.(6[4-9]|[7-9]\d|1[01]\d|12[0-7]))\.",
@@ -187,7 +188,7 @@ HISTORIES = (
     *("ShAdDaFfRR", "ShAdDaFRf", "ShAdDaFRfR", "ShAdDaR", "ShAdDaTFf", "ShAdfDr", "ShwAadDfF"),
     *("DdA", "DRr", "Dr", "DFf", "DadA", "^d", "^f", "^r", "^h", "^hA", "^dA", "^dADA", "HaDdAFf"),
 )
-#: What the phrase of any other history tells: which of these occur in it.
+#: The phrase of any other history names which of these occur in it.
 HISTORY_MARKS = ("D", "d", "[Ff]", "[Rr]", r"\^")
 _MARK_LETTERS = ("D", "d", "F", "R", "^")
 

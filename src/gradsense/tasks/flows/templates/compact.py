@@ -22,7 +22,7 @@ _HALF_OCTAVE = 2**0.5
 _BYTES = powers(_HALF_OCTAVE, 2**30)
 _PACKETS = powers(_HALF_OCTAVE, 2**20)
 #: Quarter octaves from 1 ms to about a day. Finer than the sizes, since the duration is often
-#: all that tells a repeated SYN of a scan from that of a healthy device.
+#: all that distinguishes a repeated SYN of a scan from that of a healthy device.
 _SECONDS = tuple(float(f"{0.001 * 2 ** (step / 4):.3g}") for step in range(106))
 
 
