@@ -94,8 +94,8 @@ def test_suricata_is_a_capture_like_any_other(tmp_path: Path) -> None:
         "unlabelled": 4,
     }
     assert inspect(tmp_path).classes == {"Benign": 1, "DDoS": 1, "unlabelled": 1}
-    zeek = log(path.with_name("conn.log"), [("Benign", "-")])
-    assert [c.path for c in discover(tmp_path)] == [zeek], "Zeek says more of a connection"
+    zeek = log(path.parent / "bro" / "conn.log", [("Benign", "-")])
+    assert [c.path for c in discover(tmp_path)] == [zeek], "Zeek holds more of a connection"
 
 
 def test_nothing_to_discover(tmp_path: Path) -> None:

@@ -71,11 +71,14 @@ def discover(root: Path) -> list[Capture]:
     if not root.is_dir():
         raise InputError("no such file or folder", hint="check the path", file=root)
     logs: dict[Path, Path] = {}
+    ranks = log_names()
     for place, files in _folders(root):
-        found = next((name for name in log_names() if name in files), None)
+        found = next((name for name in ranks if name in files), None)
         if found is not None:
-            log = place / found
-            logs.setdefault(_capture_folder(log), log)
+            folder = _capture_folder(place / found)
+            known = logs.get(folder)
+            if known is None or ranks[found] < ranks[known.name]:
+                logs[folder] = place / found
     if not logs:
         raise InputError(
             "the folder holds no captures",

@@ -94,6 +94,10 @@ def sources() -> tuple[type[RecordSource], ...]:
     return tuple(sorted(found.values(), key=lambda source: source.rank))
 
 
-def log_names() -> tuple[str, ...]:
-    """File names of a capture's log, best first: a labelled log beats an unlabelled one."""
-    return tuple(dict.fromkeys(name for source in sources() for name in source.logs))
+def log_names() -> dict[str, int]:
+    """File names of a capture's log, best first, to the rank of their source."""
+    found: dict[str, int] = {}
+    for source in sources():
+        for name in source.logs:
+            found.setdefault(name, source.rank)
+    return found
