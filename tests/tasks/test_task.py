@@ -40,7 +40,6 @@ WINDOWS = """
 
     TASK = Task(
         name="windows",
-        summary="a minute of a sensor",
         schema={"sensor": pl.String, "mean": pl.Float64, "spread": pl.Float64, "label": pl.String},
         classes=CLASSES,
         normal="Normal",

@@ -36,7 +36,7 @@ class Networks:
 
     def __init__(self, own: Sequence[Network] = ()) -> None:
         self.own = tuple(own)
-        # Devices exchange flows with the same few hosts again and again.
+        # Devices speak to the same few hosts again and again.
         self.is_local = lru_cache(_REMEMBERED)(self._is_local)
         self._masked = lru_cache(_REMEMBERED)(self._stand_in)
 
@@ -49,9 +49,9 @@ class Networks:
         return orig_h if self.device(orig_h, resp_h) == resp_h else resp_h
 
     def mask(self, flows: Flows) -> Flows:
-        """The same flows with private addresses in the place of one's own public ones.
+        """The same flows with private addresses in place of the own networks' public ones.
 
-        For prompts only, in which nothing of an address shows but its kind.
+        For prompts only, which hold nothing of an address but its kind.
         """
         if not self.own:
             return flows

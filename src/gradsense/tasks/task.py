@@ -71,7 +71,6 @@ class Task:
 
     Args:
         name: of its folder.
-        summary: one record in one sentence.
         schema: column to dtype of a record.
         classes: the known classes in their fixed order.
         normal: the class that raises no alert.
@@ -87,7 +86,6 @@ class Task:
     """
 
     name: str
-    summary: str
     schema: Schema
     classes: tuple[str, ...]
     normal: str

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradsense.tasks.task import Severity, Task, get_task
+from gradsense.tasks.task import Severity, get_task
 
 #: The label of flows that resemble nothing the model was trained on.
 NOVEL = "Novel"
@@ -46,7 +46,6 @@ def describe(
     first_ts: float,
     last_ts: float,
     more_peers: bool = False,
-    task: Task | None = None,
 ) -> Advice:
     """The words for an alert so far.
 
@@ -57,9 +56,8 @@ def describe(
         ports: (responder port, flows), most frequent first; may be shortened.
         first_ts, last_ts: seconds since the epoch.
         more_peers: ``peers`` is a lower bound.
-        task: whose classes they are; None is IoT traffic.
     """
-    task = task or get_task()
+    task = get_task()
     known = task.novel if label == NOVEL else task.advice.get(label, task.other)
     title, meaning = (text.replace("{label}", label) for text in (known.title, known.meaning))
     span = f" {_span(last_ts - first_ts)}" if flows > 1 else ""

@@ -1,4 +1,4 @@
-"""IoT traffic: a record is one network connection."""
+"""IoT traffic: a record is one network connection, as Zeek or Suricata logs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def _devices(flows: Flows, networks: Networks) -> list[str]:
 
 TASK = Task(
     name="flows",
-    summary="one network connection, as Zeek or Suricata logs it",
     schema=FLOW_SCHEMA,
     history=CONTEXT_SCHEMA,
     classes=CLASSES,
