@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -18,7 +19,7 @@ def names(package: str) -> list[str]:
 
 
 def defined(module: str, base: type[T]) -> list[type[T]]:
-    """The public subclasses of ``base`` that a module defines itself, in the order of its text.
+    """The public, concrete subclasses of ``base`` that a module defines, in the order of its text.
 
     Raises:
         ModuleNotFoundError: the module, or a library that it imports, is not installed.
@@ -27,7 +28,7 @@ def defined(module: str, base: type[T]) -> list[type[T]]:
         value
         for name, value in vars(import_module(module)).items()
         if isinstance(value, type) and issubclass(value, base) and value is not base
-        if value.__module__ == module and not name.startswith("_")
+        if value.__module__ == module and not name.startswith("_") and not inspect.isabstract(value)
     ]
 
 

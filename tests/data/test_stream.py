@@ -219,7 +219,7 @@ def test_blocks_make_no_difference_to_one_format(
     assert parts == whole
 
 
-def check_as_read_conn(path: Path) -> None:
+def check_as_read_log(path: Path) -> None:
     expected = [row for frame in read_log(path, tally=Tally()) for row in frame.to_dicts()]
     stream, tally, found = LogStream(path), Tally(), []
     lines = path.read_bytes().splitlines(keepends=True)
@@ -233,9 +233,9 @@ def check_as_read_conn(path: Path) -> None:
 
 
 def test_a_real_capture_line_by_line(iot23: Path) -> None:
-    check_as_read_conn(iot23 / "CTU-IoT-Malware-Capture-20-1" / "bro" / "conn.log.labeled")
+    check_as_read_log(iot23 / "CTU-IoT-Malware-Capture-20-1" / "bro" / "conn.log.labeled")
 
 
 def test_real_logs_of_other_networks(zeek_logs: Path) -> None:
     for path in sorted(zeek_logs.glob("*conn*")):
-        check_as_read_conn(path)
+        check_as_read_log(path)

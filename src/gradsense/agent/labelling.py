@@ -91,7 +91,7 @@ class BatchBuilder:
         self._since = 0.0
 
     def add(self, gathered: Gathered, now: float) -> None:
-        """Take in a step. ``now``: seconds of any origin that never fall."""
+        """Take in a step. ``now``: monotonic seconds."""
         if self._held is None:
             self._held, self._since = gathered, now
         else:
