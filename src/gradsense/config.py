@@ -1,7 +1,6 @@
-"""Everything that fixes the result of a run: one value, checked once, stored beside the result.
+"""The settings that fix the result of a run: one value, checked once, stored beside the result.
 
-The command line makes its options from these fields, so a setting is described here and nowhere
-else.
+The command line makes its options from these fields.
 """
 
 from __future__ import annotations
@@ -65,24 +64,22 @@ class RunSettings(BaseModel):
     algorithm: str = Field(
         "gsfs", description="An algorithm, or one with changed values: gsfs:floor=0.3."
     )
-    rounds: int = Field(
-        10, ge=1, description="Aggregations at most, and visits of local training per client."
-    )
-    epochs: float = Field(1.0, gt=0, description="E, local epochs of one visit.")
+    rounds: int = Field(10, ge=1, description="Aggregations at most, and local rounds per client.")
+    epochs: float = Field(1.0, gt=0, description="E, local epochs of one local round.")
     batch_size: int = Field(32, ge=1, description="Flows a training step.")
     lr: float = Field(1e-3, gt=0, description="Local learning rate.")
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="Local optimiser; sgd is eq 1 to the letter."
     )
     participation: float = Field(
-        1.0, gt=0, le=1, description="Share of clients asked in each synchronous round."
+        1.0, gt=0, le=1, description="Share of clients invited to each synchronous round."
     )
 
     devices: str = Field(
         "mixed", description="Device profiles: mixed, pi4, jetson-nano, gateway, lte-node."
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Probability that a device vanishes during a visit."
+        0.0, ge=0, lt=1, description="Probability that a device vanishes during a local round."
     )
     offline_s: float = Field(60.0, ge=0, description="Mean virtual seconds until it is back.")
     late: float = Field(0.0, ge=0, lt=1, description="Share of clients that join late.")
@@ -115,6 +112,9 @@ def settings(**values: object) -> RunSettings:
 
     Raises:
         InputError: names the first value that does not fit, and what would.
+
+    >>> settings(algorithm="fedavg", rounds=3).rounds
+    3
     """
     try:
         return RunSettings.model_validate(values)
