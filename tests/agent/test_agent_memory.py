@@ -19,11 +19,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.labelling import Gathered
-from gradsense.agent.store import FILE, NO_MODEL, AgentStore, MemoryFull
+from gradsense.agent.store import FILE, NO_MODEL, AgentStore
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.client import Client
 from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import SignedMessage, sign_message
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import MessageHeader
@@ -137,8 +138,8 @@ def test_batches_come_with_the_places_that_they_were_read_up_to(memory: AgentSto
 
 def limit(memory: AgentStore, pages: int) -> None:
     """SQLite's own way to a full disk."""
-    (used,) = memory._db.execute("PRAGMA page_count").fetchone()
-    memory._db.execute(f"PRAGMA max_page_count={used + pages}")
+    (used,) = memory._db.connection.execute("PRAGMA page_count").fetchone()
+    memory._db.connection.execute(f"PRAGMA max_page_count={used + pages}")
 
 
 def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
@@ -147,14 +148,14 @@ def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
     # More than a page, and nothing that packs: the signed follows state and model.
     body = random.Random(0).randbytes(20_000)
     model = GlobalModel(1, TENSORS)
-    with pytest.raises(MemoryFull, match="full"):
+    with pytest.raises(StorageFull, match="full"):
         memory.save(state(2), update=signed(2, body), model=model, counts={"visits": 1})
     assert memory.client()[0] == {"sequence": 1}
     assert (memory.outbox_count, memory.counters(), memory.model()) == (1, {}, None)
     assert memory.held() == NO_MODEL
     phrase_ids = np.frombuffer(random.Random(0).randbytes(20_000), np.uint16)
     big = gathered(phrase_ids[:, None], {"a": 1})
-    with pytest.raises(MemoryFull):
+    with pytest.raises(StorageFull):
         memory.append(big)
     assert (memory.places(), len(memory)) == ({}, 0)
     limit(memory, 100)
@@ -194,7 +195,7 @@ def test_what_is_no_memory_of_ours_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_state_says_so(memory: AgentStore) -> None:
     memory.save(state(1))
-    memory._db.execute("UPDATE states SET body = substr(body, 1, 20)")
+    memory._db.connection.execute("UPDATE states SET body = substr(body, 1, 20)")
     with pytest.raises(GradsenseError, match="damaged"):
         memory.client()
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsense.agent.store import NO_MODEL, AgentStore, MemoryFull
+from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.chunks import Chunk, Resume, ResumeRequest, message_id
 from gradsense.transport.messages import Message, SignedMessage, read
 from gradsense.transport.pacing import Rate
@@ -305,10 +306,10 @@ def test_an_acknowledgement_that_cannot_be_noted_comes_again(
     with monkeypatch.context() as patch:
 
         def full(*_: object, **__: object) -> bool:
-            raise MemoryFull("disk full")
+            raise StorageFull("disk full")
 
         patch.setattr(memory, "acknowledged", full)
-        with pytest.raises(MemoryFull):
+        with pytest.raises(StorageFull):
             link.on_ack(Ack(1))
     assert due(link, 5) == [0]
     assert link.on_ack(Ack(1))

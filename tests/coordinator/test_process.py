@@ -13,11 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gradsense.coordinator import exporter
-from gradsense.coordinator.journal import JournalFull, RunJournal
+from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.live_coordinator import Teller, eventually, new_run, working
@@ -87,7 +88,7 @@ def test_a_full_disk_stops_it_and_loses_nothing(
         eventually(lambda: told(process, "porch").get("online") == 1)
 
         def full(self: RunJournal, batch: object) -> None:
-            raise JournalFull("no room") from sqlite3.OperationalError("disk is full")
+            raise StorageFull("no room") from sqlite3.OperationalError("disk is full")
 
         monkeypatch.setattr(RunJournal, "commit", full)
         cam.say(cam.sent(said("cam", 1.0), BASE))

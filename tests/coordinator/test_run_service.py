@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.coordinator import journal as ledgers
-from gradsense.coordinator.journal import JournalFull, RunJournal
+from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.snapshots import load
 from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.strategies import get_strategy
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import payloads
 from gradsense.transport.messages import Message, messages, read, unsealed
 from gradsense.transport.protocol import SizeLimits, describe
@@ -457,14 +458,14 @@ def test_a_full_disk_takes_nothing_in_and_passes(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
     speak(run, *sent(update("a", delta={"w": ONE}), base))
     before = run.status()
-    pages = run._ledger._db.execute("PRAGMA page_count").fetchone()[0]
-    run._ledger._db.execute(f"PRAGMA max_page_count={pages}")
+    pages = run._ledger._db.connection.execute("PRAGMA page_count").fetchone()[0]
+    run._ledger._db.connection.execute(f"PRAGMA max_page_count={pages}")
     crowd = [status(f"device-{number:064d}"[:60] + str(number)) for number in range(300)]
     other = sent(update("b", delta={"w": TWO}), base)
-    with pytest.raises(JournalFull):
+    with pytest.raises(StorageFull):
         speak(run, *crowd, *other)
     assert replace(run.status(), journal_bytes=0) == replace(before, journal_bytes=0)
-    run._ledger._db.execute("PRAGMA max_page_count=1000000")
+    run._ledger._db.connection.execute("PRAGMA max_page_count=1000000")
     assert acks(speak(run, *other)) == {("b", 1): ""}
     assert run.status().version == 1
 
@@ -477,8 +478,8 @@ def test_no_room_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("gradsense.coordinator.snapshots.os.fsync", full)
-        with pytest.raises(JournalFull, match="No space left"):
+        patch.setattr("gradsense.storage.files.os.fsync", full)
+        with pytest.raises(StorageFull, match="No space left"):
             speak(run, *mine)
     assert (run.status().version, run.status().updates) == (0, 0)
     assert models(speak(run, *mine))[0].version == 1
@@ -620,7 +621,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     run, _ = begin(tmp_path, "a")
     rounds(run, 1)
     folder = tmp_path / "models"
-    for name in ("version-2.safetensors", "version-2.safetensors.tmp"):
+    for name in ("version-2.safetensors", ".version-2.safetensors.new"):
         (folder / name).write_bytes(b"half")
     (folder / "notes.txt").write_text("mine")
     reopened(run, tmp_path)

@@ -17,8 +17,9 @@ from gradsense.gateway.adapt.operator_feedback import training_data
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.watch import Watch
+from gradsense.storage.sqlite import StorageFull
 from tests.data.sources.test_fuzz_stream import HEADS, mutated, tsv_line
 
 
@@ -171,7 +172,7 @@ def test_a_full_disk_stops_reading_and_loses_nothing(
 
     def flaky(batch: StoreBatch) -> None:
         if next(faults, False):
-            raise StoreFull("the journal cannot be written: database or disk is full")
+            raise StorageFull("the journal cannot be written: database or disk is full")
         commit(batch)
 
     monkeypatch.setattr(watch.journal, "commit", flaky)
@@ -189,7 +190,7 @@ def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
 
     def full(batch: StoreBatch) -> None:
         watch.stop.set()
-        raise StoreFull("disk full")
+        raise StorageFull("disk full")
 
     monkeypatch.setattr(watch.journal, "commit", full)
     with pytest.raises(GradsenseError, match="nothing is lost"):

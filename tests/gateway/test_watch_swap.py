@@ -26,7 +26,7 @@ from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.watch import Watch
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 from tests.gateway.test_watch import Ear
 
 

@@ -10,7 +10,7 @@ from gradsense.agent.agent import DETECTOR
 from gradsense.detection import bundle as bundles
 from gradsense.errors import InputError
 from gradsense.fleet import jobs
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 
 
 def first_detector(bundle: Path, state: Path) -> Path | None:

@@ -158,7 +158,7 @@ class Uplink:
             whether it was expected; an old one is counted and put aside.
 
         Raises:
-            MemoryFull: it could not be noted; the update is tried again.
+            StorageFull: it could not be noted; the update is tried again.
         """
         if not self.expects(ack):
             self.counts["old-acks"] += 1

@@ -14,7 +14,7 @@ from itertools import groupby
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradsense.coordinator.records import JournalEntry, Piece, Upload
+from gradsense.coordinator.journal import JournalEntry, Piece, Upload
 from gradsense.federation.update import Update
 from gradsense.transport import messages
 from gradsense.transport.chunks import Chunk, Resume, ResumeRequest

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 
-from gradsense.coordinator.records import Event, IssuedModel
+from gradsense.coordinator.journal import Event, IssuedModel
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.scaffold import weights_of

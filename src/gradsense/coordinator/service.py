@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import random
 import threading
@@ -22,10 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradsense.coordinator.journal import JournalFull
 from gradsense.coordinator.run import Run
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
+from gradsense.storage import files
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message
@@ -138,8 +138,8 @@ class CoordinatorService:
                     self._publish(run.tick(self._now(name)))
                     self._report(name, run)
             self._look_after()
-        except JournalFull as full:
-            # What could not be taken in is still at hand, and nobody was told that it was.
+        except StorageFull as full:
+            # What could not be taken in is still at hand, and was not acknowledged.
             self.counts["stalls"] += 1
             _log.warning("%s; trying again", full)
             self.stop.wait(_RETRY_S)
@@ -231,11 +231,9 @@ class CoordinatorService:
 
     def _write_status(self) -> None:
         file = self.fleet / STATUS_FILE
-        fresh = file.with_name(f".{file.name}.new")
         self.latest = self.status()
         try:
-            fresh.write_text(json.dumps(self.latest), encoding="utf-8")
-            os.replace(fresh, file)
+            files.write(file, json.dumps(self.latest).encode(), sync=False, mode=0o666)
         except OSError as error:  # the status is for people; the journal is what counts
             _log.warning("%s: the status cannot be written: %s", file, error)
 

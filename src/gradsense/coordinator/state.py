@@ -15,9 +15,7 @@ from pydantic import ValidationError
 
 from gradsense.coordinator import snapshots
 from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
-from gradsense.coordinator.journal import RunJournal
-from gradsense.coordinator.machine import RunFinished, RunMachine
-from gradsense.coordinator.records import (
+from gradsense.coordinator.journal import (
     DUPLICATES,
     GIVEN_UP,
     REFUSED,
@@ -27,7 +25,9 @@ from gradsense.coordinator.records import (
     JournalEntry,
     Kind,
     Outcome,
+    RunJournal,
 )
+from gradsense.coordinator.machine import RunFinished, RunMachine
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
 from gradsense.federation.message import decode
 from gradsense.federation.update import Update

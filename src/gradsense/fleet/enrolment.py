@@ -32,9 +32,9 @@ from pydantic import BaseModel, ValidationError
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_files, device_bundle, jobs
 from gradsense.fleet.certificates import Authority, IssuedCertificate, signing_pair
-from gradsense.fleet.device_bundle import write_file, write_files
+from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
-from gradsense.storage.folders import replacing
+from gradsense.storage import files
 from gradsense.transport.identity import Address, DeviceFile, FleetFile
 
 #: The broker's and the coordinator's certificates, two years.
@@ -184,7 +184,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
         "fleet-seal-key.pem": shared.private,
     }
     try:
-        with replacing(folder) as fresh:
+        with files.replacing(folder) as fresh:
             fresh.chmod(0o700)
             _fill(fresh, folder, about, secret, now)
     except OSError as error:
@@ -216,7 +216,7 @@ def _fill(
     write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
     write_files(fresh / "broker", _access(authority, registry, now))
     (fresh / "broker" / "data").mkdir(mode=0o700)
-    write_file(fresh / "fleet.json", _json(about))
+    files.write(fresh / "fleet.json", _json(about))
     registry.close()
 
 

@@ -20,8 +20,9 @@ from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
 from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
-from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.verdicts import VerdictLog
+from gradsense.storage.sqlite import StorageFull
 
 #: Bytes of one log judged at once, about a thousand flows: more are a little faster and take
 #: memory that a gateway may not have. A log that grows line by line is judged line by line.
@@ -255,7 +256,7 @@ class Watch:
                     batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
                 self.journal.commit(batch)
                 break
-            except (StoreFull, OSError) as error:
+            except (StorageFull, OSError) as error:
                 if self.verdicts is not None:
                     self.verdicts.cut(size)
                 if not told:
