@@ -71,7 +71,7 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
             model_hash({"w": tensor(1.0, 1.0)}),
             model_hash({"w": tensor(2.0, 2.0)}),
         }
-        bell.say([Message("gradsense/v1/attic/up/bell/update")])
+        bell.say([Message("gradsense/v2/attic/up/bell/update")])
         eventually(lambda: process.latest["counts"].get("unknown-run") == 1)
         for teller in (cam, bell):
             teller.link.stop()
@@ -107,7 +107,7 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
         cam = Teller(broker, "porch", "cam")
         eventually(lambda: told(process, "porch").get("online") == 1)
         cam.tell(said("cam", 1.0), BASE)
-        cam.say([Message("gradsense/v1/porch/up/cam/update")])
+        cam.say([Message("gradsense/v2/porch/up/cam/update")])
         eventually(lambda: told(process, "porch").get("refused") == {"bad-properties": 1})
         samples = {
             (sample.name, *sample.labels.values()): sample.value

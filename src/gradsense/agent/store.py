@@ -27,7 +27,7 @@ from gradsense.storage import checkpoint, files
 from gradsense.storage.sqlite import Database, Schema
 from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
-from gradsense.transport.protocol import NO_MODEL, Properties
+from gradsense.transport.protocol import NO_MODEL, Properties, parse_topic
 
 if TYPE_CHECKING:  # they bring readers of logs and graphs, which this file does without
     from gradsense.agent.labelling import Gathered
@@ -47,6 +47,13 @@ MIGRATIONS = [
     CREATE TABLE batches (number INTEGER PRIMARY KEY, body BLOB NOT NULL);
     CREATE TABLE places (log TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+    """,
+    # Protocol 2: no coordinator takes what waits in version 1.
+    """
+    INSERT INTO counters SELECT 'refused:unsupported-schema', count(*) FROM outbox
+        WHERE true GROUP BY 1
+        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+    DELETE FROM outbox;
     """,
 ]
 
@@ -180,8 +187,9 @@ class AgentStore:
             _keep(db, "client", body)
             _count(db, counts or {})
             if update is not None:
-                pairs = json.dumps(update.properties.pairs())
-                row = (values["sequence"], pairs, update.body)
+                properties = update.properties
+                text = json.dumps([str(properties.topic()), properties.pairs()])
+                row = (values["sequence"], text, update.body)
                 db.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
             if model is not None:
                 _keep(db, "model", packed)
@@ -212,10 +220,12 @@ class AgentStore:
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
-        rows = self._all("SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1")
-        return next(
-            (SignedMessage(Properties.parse(json.loads(said)), body) for said, body in rows), None
-        )
+        for text, body in self._all(
+            "SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1"
+        ):
+            topic, pairs = json.loads(text)
+            return SignedMessage(Properties.parse(parse_topic(topic), pairs), body)
+        return None
 
     @property
     def outbox_bytes(self) -> int:

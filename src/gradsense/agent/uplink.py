@@ -18,12 +18,11 @@ from collections import Counter, deque
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.store import AgentStore, ClientState
-from gradsense.transport.chunks import Resume, ResumeRequest, message_id
-from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
+from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.messages import Message, SignedMessage, messages, sign, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader
-from gradsense.transport.signing import sign
 
 
 class Uplink:
@@ -131,7 +130,7 @@ class Uplink:
         if (
             head is None
             or not self._resume_due
-            or key != (message_id(head.properties), head.properties.chunk_count)
+            or key != (head.properties.message_id, head.properties.chunk_count)
         ):
             self.counts["other-resumes"] += 1
             return
@@ -213,10 +212,9 @@ class Uplink:
 
     def _resume_request(self, head: SignedMessage) -> Message:
         header = head.properties.header
-        version, digest = self._memory.held()
-        ask = ResumeRequest(message_id(head.properties), head.properties.chunk_count)
-        place = MessageHeader("ask", header.run, header.device, header.sequence, version, digest)
-        return messages(sign_message(place, ask.pack(), self._key))[0]
+        request = ResumeRequest(head.properties.message_id, head.properties.chunk_count)
+        place = MessageHeader("resume-request", header.run, header.device, header.sequence)
+        return messages(sign_message(place, request.pack(), self._key))[0]
 
     def _sent(self, now: float) -> None:
         """What ``_next`` gave is on its way."""

@@ -49,6 +49,11 @@ MIGRATIONS = [
         device TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL,
         PRIMARY KEY (device, name)) WITHOUT ROWID;
     """,
+    # Protocol 2: an update's body does not repeat its base; pieces of version 1 have other names.
+    """
+    ALTER TABLE events ADD COLUMN base_version INTEGER NOT NULL DEFAULT 0;
+    DELETE FROM pieces;
+    """,
 ]
 _SCHEMA = Schema(
     what="run's journal",
@@ -74,8 +79,8 @@ class Event:
     Attributes:
         id: 1, 2, 3, ... in order of arrival.
         at: the run's own time, in seconds.
-        sequence, body_sha256, size: of an update and of a refusal, those of the message as it
-            travelled; the hash is hex, the size in bytes.
+        sequence, base_version, body_sha256, size: of an update and of a refusal, those of the
+            message as it travelled; the hash is hex, the size in bytes.
         refusal: the name under which an update was refused.
         body: of an update, in the clear, until it is aggregated.
     """
@@ -90,6 +95,7 @@ class Event:
     size: int = 0
     samples: int = 0
     body: bytes | None = field(default=None, repr=False)
+    base_version: int = 0
 
 
 @dataclass(frozen=True)

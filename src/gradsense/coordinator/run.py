@@ -22,11 +22,11 @@ from gradsense.coordinator.state import RunState, Setting, Step
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from gradsense.storage.sqlite import StorageFull
+from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
-from gradsense.transport.reassembly import Quota
 
 
 class Run:
@@ -193,7 +193,7 @@ class Run:
         job, identity, model = memory.job, self._setting.identity, memory.machine.coordinator.model
         version, digest = model.version, memory.machine.hashes[model.version]
         return sign_message(
-            MessageHeader("model", job.run, COORDINATOR, version, version, digest),
+            MessageHeader("model", job.run, COORDINATOR, 0, version, digest),
             pack_model(model),
             identity.signing_key,
             seal_for=identity.peer_seal_key if job.sealed else None,

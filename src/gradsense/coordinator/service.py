@@ -29,6 +29,7 @@ from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message
+from gradsense.transport.protocol import ROOT
 
 STATUS_FILE = "status.json"
 #: Messages of one commit. More make a device wait longer for its acknowledgement.
@@ -37,7 +38,7 @@ _BATCH = 64
 _RECEIVE = 256
 #: The broker keeps for us what comes while this process is restarted.
 _SESSION_S = 3600
-_SUBSCRIPTIONS = ("gradsense/v1/+/up/#",)
+_SUBSCRIPTIONS = (f"{ROOT}/+/up/#",)
 #: Seconds: between looks at nothing, for new runs, and at a full disk.
 _POLL_S, _LOOK_S, _RETRY_S = 0.25, 5.0, 1.0
 

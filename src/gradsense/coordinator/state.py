@@ -29,12 +29,12 @@ from gradsense.coordinator.journal import (
 )
 from gradsense.coordinator.machine import RunFinished, RunMachine
 from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
-from gradsense.federation.message import decode
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
+from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, Read
-from gradsense.transport.payloads import Ack, expand, model_hash, open_status
+from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update
 from gradsense.transport.protocol import (
     BadTopic,
     MessageHeader,
@@ -42,7 +42,6 @@ from gradsense.transport.protocol import (
     SizeLimits,
     parse_topic,
 )
-from gradsense.transport.reassembly import Quota
 
 #: Refusals that no repetition mends; they are written down and answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
@@ -114,7 +113,9 @@ class RunState:
         )
 
     def _recorded(self, event: Event) -> Update:
-        return decode(expand(event.body or b"", self._setting.limits.raw))
+        place = self.job.run, event.device, event.sequence or 0, event.base_version
+        header = MessageHeader("update", *place)
+        return open_update(event.body or b"", header, self._setting.limits.raw)
 
     def finish(self, step: Step) -> None:
         """Nothing more happens in this step."""
@@ -152,9 +153,9 @@ class RunState:
             match header.kind:
                 case "update":
                     self._update(step, device, read)
-                case "ask":
+                case "resume-request":
                     self._resume_request(step, device, read)
-                case "status":
+                case "presence":
                     self._status(step, device, read)
         except UpdateRefused as refusal:
             self._count(step, device.name, REFUSED + refusal.reason)
@@ -247,7 +248,7 @@ class RunState:
         step.answers["resume", device.name, header.sequence] = place, answer.pack()
 
     def _status(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        online, header = open_status(read.body), read.properties.header
+        online, header = open_presence(read.body), read.properties.header
         holds = self.machine.hashes.get(header.base_version) == header.base_hash
         device.held = header.base_version if holds else None
         connected = device.name in self.machine.coordinator.connected
@@ -269,6 +270,7 @@ class RunState:
             kind,
             properties.header.device,
             sequence=properties.header.sequence,
+            base_version=properties.header.base_version,
             body_sha256=properties.body_sha256,
             size=properties.body_size,
             **more,

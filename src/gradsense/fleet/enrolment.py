@@ -36,6 +36,7 @@ from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
 from gradsense.storage import files
 from gradsense.transport.identity import Address, DeviceFile, FleetFile
+from gradsense.transport.protocol import COORDINATOR
 
 #: The broker's and the coordinator's certificates, two years.
 SERVICE_DAYS = 730
@@ -109,9 +110,9 @@ class Fleet:
 
         Its signing and seal keys stay: every device holds the public parts and believes no other.
         """
-        issued = self._authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+        issued = self._authority.client(COORDINATOR, now, SERVICE_DAYS)
         public = bytes.fromhex(self.about.coordinator_key)
-        entry = _entry(broker_files.COORDINATOR, "coordinator", issued, now, public)
+        entry = _entry(COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
         write_files(self.folder / "coordinator", _pair(issued))
         self._publish(now)
@@ -206,10 +207,10 @@ def _fill(
     """
     authority = Authority.create(about.fleet, now)
     server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
-    client = authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+    client = authority.client(COORDINATOR, now, SERVICE_DAYS)
     registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
     registry.add(_entry("broker", "broker", server, now))
-    registry.add(_entry(broker_files.COORDINATOR, "coordinator", client, now, public))
+    registry.add(_entry(COORDINATOR, "coordinator", client, now, public))
     ca = {"ca.pem": authority.certificate}
     write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
     write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
