@@ -269,7 +269,7 @@ def test_a_word_is_taken_once(tmp_path: Path) -> None:
     taken = harvest.step()
     assert taken is not None
     assert rows(taken) == {(prompt(0), 1): 3, (prompt(1), 1): 2}
-    assert taken.counts == {"words": 1, "labelled:feedback": 5}
+    assert taken.counts == {"feedback": 1, "labelled:feedback": 5}
     assert taken.places == {}
     assert harvest.step() is None
     assert by_feedback(tmp_path / "watch", taken.taken).step() is None
@@ -301,7 +301,7 @@ def test_a_word_that_could_not_be_used_may_be_mended(tmp_path: Path) -> None:
     journal.judge(alert, "Malicious", 1.0)
     harvest = by_feedback(tmp_path)
     (unused,) = drain(harvest)
-    assert unused.counts == {"words": 1, "unknown-class:Malicious": 3}
+    assert unused.counts == {"feedback": 1, "unknown-class:Malicious": 3}
     journal.judge(alert, "DDoS", 2.0)
     (mended,) = drain(by_feedback(tmp_path, unused.taken))
     assert rows(mended) == {(prompt(0), 1): 3}
@@ -314,7 +314,7 @@ def test_prompts_of_another_template_are_counted(tmp_path: Path) -> None:
     journal.judge(alert, "Benign", 1.0)
     (found,) = drain(by_feedback(tmp_path))
     assert rows(found) == {(prompt(1), 0): 5}
-    assert found.counts == {"words": 1, "other-template": 7, "labelled:feedback": 5}
+    assert found.counts == {"feedback": 1, "other-template": 7, "labelled:feedback": 5}
 
 
 def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Path) -> None:
@@ -327,7 +327,7 @@ def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Pat
         TEMPLATE, ("Benign",), logs=[plain], rules=rules, journal_folder=tmp_path, most_rows=2
     )
     steps = drain(harvest)
-    assert [step.counts["words"] for step in steps] == [0, 2, 1]
+    assert [step.counts["feedback"] for step in steps] == [0, 2, 1]
 
 
 def test_a_damaged_memory_of_words_is_refused(tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def read(path: Path | str) -> Rules:
         fault = error.errors(include_url=False)[0]
         raise InputError(_what(fault), hint=_HINT, file=path, field=_place(fault["loc"])) from error
     except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", hint="mend that line", file=path) from error
+        raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
 
 
 def _what(fault: Any) -> str:

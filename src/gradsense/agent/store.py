@@ -175,7 +175,7 @@ class AgentStore:
             counts: counter to what is added to it.
 
         Raises:
-            ValueError: the update is not of the number that the state says was used last.
+            ValueError: the update is not of the number that the state used last.
             StorageFull: it could not be written, no part of it; try again.
         """
         values, tensors = client

@@ -1,13 +1,13 @@
 """The sender: brings the updates of the outbox to the coordinator, one at a time and in order.
 
-A state machine without socket or clock. Whoever holds the connection calls ``due`` whenever
-something happened (connected, heard, PUBACK, a new update) or ``wake_at`` came, and publishes what
-it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a broker's
-word counts for nothing but the window.
+A state machine without socket or clock. The owner of the connection calls ``due`` whenever
+something happened (connected, received, PUBACK, a new update) or ``wake_at`` came, and publishes
+what it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a
+broker's counts for the window only.
 
-An update of one chunk that is not answered is published again. Of one of several chunks the device
-asks what is missing, and sends that. Both after a patience that doubles; anything new from the
-coordinator makes it try at once.
+An update of one chunk that is not answered is published again. For one of several chunks the device
+sends a resume request, then what is missing. Both after a retry timeout that doubles; anything new
+from the coordinator makes it try soon.
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ class Uplink:
         self._blocked = True
 
     def on_model(self, now: float) -> None:
-        """The coordinator has said something new, so it is worth trying soon.
+        """A model came, so the coordinator is at work: try again soon.
 
-        Not at once: an acknowledgement is mostly on its way with the news, and a whole fleet hears
-        of a model at one moment.
+        Not at once: an acknowledgement is mostly on its way with it, and a whole fleet receives a
+        model at one moment.
         """
         self._retry_s = self._min_s
         if self._again_at is not None:
@@ -124,7 +124,7 @@ class Uplink:
             self._again_at = min(self._again_at, soon)
 
     def on_resume(self, resume: Resume, now: float) -> None:
-        """The answer to an ask. One that nobody waits for is counted and put aside."""
+        """The answer to a resume request. One that is not awaited is counted and ignored."""
         head = self._head()
         key = (resume.message, resume.count)
         if (
@@ -151,7 +151,7 @@ class Uplink:
         """The update is durable, or was refused for good: the next one may go.
 
         Args:
-            client: its state after it has heard so, if that changes it; kept in one transaction.
+            client: its state after that, if that changes it; kept in one transaction.
 
         Returns:
             whether it was expected; an old one is counted and put aside.

@@ -50,7 +50,7 @@ class CoordinatorService:
 
     Args:
         fleet: the fleet's folder.
-        rng: spreads reconnections.
+        rng: jitter of reconnections.
         status_s: seconds between two writes of the status file.
         timer: monotonic seconds; the runs' own time goes on with them.
         wall: seconds since 1970, for the ends of certificates.
@@ -192,12 +192,12 @@ class CoordinatorService:
 
     @staticmethod
     def _run_of(message: Message) -> str:
-        """The run that a topic seems to name; that run says what is wrong with the rest of it."""
+        """The run that a topic seems to name; that run checks the rest of it."""
         parts = message.topic.split("/", 3)
         return parts[2] if len(parts) > 2 else ""
 
     def _publish(self, messages: Iterable[Message]) -> None:
-        """What cannot be sent now is asked for again, or announced with the next connection."""
+        """What cannot be sent now is sent on request, or with the next connection."""
         for message in messages:
             if not self.link.publish(message):
                 self.counts["unsent"] += 1

@@ -44,7 +44,9 @@ class Job(BaseModel):
     participation: float = Field(1.0, gt=0, le=1, description="Share invited to each round.")
     max_staleness: int = Field(20, ge=0, description="Versions back that an update may start from.")
     max_norm: float = Field(
-        1e3, gt=0, description="Largest L2 norm of an update; of moments: of one flow's."
+        1e3,
+        gt=0,
+        description="Largest L2 norm of an update; of sufficient statistics: of one flow's.",
     )
     min_devices: int = Field(1, ge=1, description="The first model waits for so many devices.")
     rounds: int | None = Field(None, ge=1, description="Aggregations until the run is over.")

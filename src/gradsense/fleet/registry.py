@@ -169,7 +169,7 @@ class Registry:
 
     def shut_out(self) -> list[str]:
         """The names whose newest certificate is revoked, by name."""
-        # In SQL, since every enrolment asks: with thousands of members rows are dear in Python.
+        # In SQL, since every enrolment asks: rows of thousands of members are slow in Python.
         rows = self._db.all(
             "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
             "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"

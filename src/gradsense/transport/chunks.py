@@ -342,7 +342,7 @@ class Assembler:
         return len(old)
 
     def forget(self, device: str, message: bytes) -> None:
-        """Take a message's chunks anew, whole or not: its body could not be stored, say."""
+        """Take a message's chunks anew, whole or not: for example, its body could not be stored."""
         self._finished.pop((device, message), None)
         if message in self._transfers.get(device, {}):
             self._drop(device, message)

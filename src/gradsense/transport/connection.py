@@ -5,8 +5,8 @@ again what had no PUBACK, of which the protocol above knows nothing and which it
 its own order. So what was under way is forgotten with its connection, and the link queues nothing
 while there is none.
 
-A message counts as received by the broker's measure when ``Link.done`` says so, which a receiver
-does once it has made it durable. A broker that holds a session sends again what was not.
+A message counts as received for the broker once ``Link.done`` was called, which a receiver does
+once it has made it durable. A broker that holds a session sends again what was not.
 
 The thread of the link calls whoever uses it: such a function must not wait, as nothing is read or
 written meanwhile. An error in it is counted by name and logged; the link lives on.
@@ -71,7 +71,7 @@ class Link:
         on_disconnect: it ended.
         will: what the broker publishes when the connection breaks.
         session_s: for how long the broker keeps what comes meanwhile; 0: a clean session.
-        keepalive_s: silence after which the broker is asked whether it is there. That a connection
+        keepalive_s: silence after which the broker is pinged. That a connection
             is half open is found within about 1.5 times as long, by either side.
         receive_maximum: messages that may come before the first of them is ``done``.
         rng: of this link alone; jitter of the fleet's attempts to connect.
@@ -100,7 +100,7 @@ class Link:
         self._filters = [(topic, SubscribeOptions(qos=1)) for topic in subscriptions]
         self._on_arrival, self._on_open, self._on_close = on_message, on_connect, on_disconnect
         self._will, self._session_s, self._receive_maximum = will, session_s, receive_maximum
-        # paho asks after this silence and gives up after as much again.
+        # paho pings after this silence and gives up after as much again.
         self._keepalive_s = max(1, round(0.75 * keepalive_s))
         self._backoff = Backoff(rng)
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{identity.name}", daemon=True)
@@ -167,7 +167,7 @@ class Link:
             client.ack(mid, 1)
 
     def resubscribe(self) -> bool:
-        """Let the broker send all retained messages again; False: it cannot be asked now."""
+        """Let the broker send all retained messages again; False: there is no connection."""
         current = self._current
         return current is not None and self._subscribe(current.client)
 

@@ -1,9 +1,9 @@
 """From a body to the signed messages that carry it, and from a message back to a verified body.
 
-Signed is with Ed25519 (RFC 8032) everything that topic and properties say, with the body's hash, in
-a domain for each kind of message: a broker operator can neither forge nor alter one, nor pass one
-kind off as another. Optionally the body is sealed for its recipient: X25519 (RFC 7748) with a fresh
-key for each body, HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439).
+Ed25519 (RFC 8032) signs topic, properties and the body's hash, in a domain for each kind of
+message: a broker operator can neither forge nor alter one, nor pass one kind off as another.
+Optionally the body is sealed for its recipient: X25519 (RFC 7748) with a fresh key for each body,
+HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439).
 
 A replay carries a good signature: the coordinator refuses it by (device, sequence), a device by
 the model's version.

@@ -2,7 +2,7 @@
 
 Everything here comes from outside and was verified before, but a device that was taken over signs
 well. So each decoder takes a limit, sizes are checked before anything is allocated, and each
-refusal has a name. What topic and properties say stands in no body.
+refusal has a name. No body repeats what topic and properties have.
 """
 
 from __future__ import annotations

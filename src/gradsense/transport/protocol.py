@@ -202,7 +202,7 @@ class MessageHeader:
     sealed: bool = False
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Names and values that its topic does not say, in the fixed order."""
+        """Names and values that its topic does not have, in the fixed order."""
         values = {
             "sequence": str(self.sequence),
             "base-version": str(self.base_version),
@@ -222,7 +222,7 @@ class MessageHeader:
 
 @dataclass(frozen=True)
 class Properties:
-    """Everything that a message says beside its payload.
+    """What a message carries beside topic and payload.
 
     Attributes:
         header: where it stands.
@@ -285,7 +285,7 @@ class Properties:
         """
         values, kind = _values(pairs), topic.kind
         if values.get("schema", SCHEMA) != SCHEMA:
-            raise UnsupportedSchema(f"schema {values['schema']!r}; this side speaks {SCHEMA}")
+            raise UnsupportedSchema(f"schema {values['schema']!r}; this side understands {SCHEMA}")
         names = {"schema", *_PLACE[kind], "body-sha256", "body-size", "signature"}
         names |= {"chunk-count"} if kind in CHUNKED else set()
         names |= {"chunk-index"} if kind == "update" else set()
