@@ -34,6 +34,7 @@ lint: $(VENV)/.test
 # that has flwr also Flower's.
 bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md
 	@mkdir -p bench
+	$(BIN)/python benchmarks/cli/start_up.py
 	$(BIN)/python benchmarks/parser.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/simulator.py

@@ -78,7 +78,7 @@ def main() -> None:
         corpus = load_corpus(base)
         for share, floor in itertools.product(SHARES, FLOORS):
             spec = f"gsfs:share={share}:floor={floor}"
-            bench = set_up(base.model_copy(update={"strategy": spec}), corpus)
+            bench = set_up(base.model_copy(update={"algorithm": spec}), corpus)
             for column, value in measure(bench).items():
                 found[name, spec][column].append(value)
             say(f"seed {seed}: {name}, {spec}")

@@ -89,7 +89,7 @@ def local_bundle(run: RunSettings, corpus: Corpus, out: Path, site: str | None) 
 
 def cloud_bundle(run: RunSettings, corpus: Corpus, out: Path) -> Path:
     """The cloud's model, by all data in one place."""
-    larger = run.model_copy(update={"model": "micro", "strategy": "centralised"})
+    larger = run.model_copy(update={"model": "micro", "algorithm": "centralised"})
     bench = set_up(larger, corpus)
     run_reference(bench, "centralised", out, resume=False, on_progress=lambda now: None)
     return export(out)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
-from gradsense.federation.least_squares import LeastSquares
+from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, solve
 from shared import Progress, bench_of, features, finished, parser, spread, table, train_sets, upload
@@ -71,7 +71,7 @@ def measure(bench: Bench, sites: dict[str, Site]) -> None:
     after = verdicts(prompts, head[HEAD_WEIGHT], head[HEAD_BIAS])[index]
     for name, own in train_sets(bench).items():
         factor, _ = upload(bench, own, np.arange(len(own)))
-        alone = solve(factor.T @ factor, len(classes), LeastSquares().regularisation)
+        alone = solve(factor.T @ factor, len(classes), RidgeSum().regularisation)
         before = verdicts(prompts, *alone)[index]
         here = places == name
         seen = set(own.labels.tolist())

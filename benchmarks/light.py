@@ -137,7 +137,7 @@ class Light:
     def __init__(self, bundle: Path, part: Part, seen: Seen) -> None:
         self.identity, self.part, self.seen = identity.of_device(bundle), part, seen
         self.name = self.identity.name
-        self.version, self.spoke_on, self.sequence, self.quiet = -1, -1, 0, False
+        self.version, self.sent_on, self.sequence, self.quiet = -1, -1, 0, False
         self.pocket = Pocket()
         self.uplink = Uplink(
             cast(AgentStore, self.pocket),
@@ -270,7 +270,7 @@ class Light:
 
     def speak_in_turn(self) -> None:
         """The pause is over."""
-        if self.spoke_on < self.version and self.idle:
+        if self.sent_on < self.version and self.idle:
             self._speak()
             self.send(time.monotonic())
 
@@ -280,7 +280,7 @@ class Light:
         if self.quiet or over or self.pocket.updates:
             return
         self.sequence += 1
-        self.spoke_on = self.version
+        self.sent_on = self.version
         signed = self._sign()
         self.seen.update_bytes = max(self.seen.update_bytes, signed.properties.body_size)
         if part.speech == "bare":

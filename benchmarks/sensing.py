@@ -10,7 +10,7 @@ site that is still silent is as useful as the global head gets better when it is
 
 What gets better or worse is the cross-entropy of the pooled validation flows. A site senses with
 its own flows only; its validation flows are among the pooled ones, and ``--judge test`` shows what
-becomes of the numbers on flows that nobody has seen. Every trigger runs with its strategy's values
+becomes of the numbers on flows that nobody has seen. Every trigger runs with its algorithm's values
 and its own state, and decides nothing here: everybody uploads, so that silence can be judged too.
 """
 
@@ -38,12 +38,12 @@ from torch.nn import functional
 from gradsense.config import RunSettings, settings
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import examples, load_corpus
-from gradsense.federation.codec import CODECS
-from gradsense.federation.least_squares import LeastSquares
-from gradsense.federation.strategies import get_strategy
-from gradsense.federation.trigger import Gradient, Performance, Sensed, State, Unexplained
+from gradsense.federation.algorithm import get_algorithm
+from gradsense.federation.algorithms.gsfs import RidgeSum
+from gradsense.federation.transforms import codecs
+from gradsense.federation.triggers import Gradient, Performance, Sensed, State, Unexplained
 from gradsense.learning.learner import Tensors
-from gradsense.learning.statistics import MOMENTS, relative_gradients, solve
+from gradsense.learning.statistics import STATISTICS, relative_gradients, solve
 from gradsense.learning.trainer import Examples, Trainer
 
 Vector = NDArray[np.float64]
@@ -126,7 +126,7 @@ class Senses:
             before, after: M(θ_ref; D_k^val) and M(θ_k; D_k^val), in nats.
             norms: layer to ‖g‖.
         """
-        seen = Sensed(norms, after, visits=1)
+        seen = Sensed(norms, after, rounds=1)
         self.moved = self.performance.reset(self.moved, before)
         threshold = self.moved["delta"]
         self.moved, by_performance = self.performance.sense(self.moved, seen)
@@ -154,7 +154,7 @@ def of_deltas(run: RunSettings, rounds: int, judges: str) -> Iterator[Upload]:
     """
     corpus = load_corpus(run)
     bench = set_up(run, corpus)
-    trainer, codec = bench.trainer, CODECS["int8"]
+    trainer, codec = bench.trainer, codecs()["int8"]
     judged = examples(getattr(corpus.parts, judges), corpus, trainer.classifier)
 
     def judge(tensors: Tensors) -> dict[str, float]:
@@ -232,13 +232,13 @@ def features_of(trainer: Trainer, some: Examples) -> Vector:
 def read_site(bench: Bench, name: str) -> Site:
     """One site's flows, as a ``Client`` would report them in one message."""
     learner, trainer = bench.learners[name], bench.trainer
-    strategy = get_strategy("gsfs")
+    algorithm = get_algorithm("gsfs")
     seen = learner.observe(
-        bench.initial, first_step=0, steps=learner.steps_per_epoch, tolerance=strategy.tolerance
+        bench.initial, first_step=0, steps=learner.steps_per_epoch, tolerance=algorithm.tolerance
     )
-    codec = CODECS[strategy.codec]
-    packed = codec.pack({MOMENTS: seen.factor})
-    factor = codec.unpack(packed)[MOMENTS].astype(np.float64)
+    codec = codecs()[algorithm.codec]
+    packed = codec.pack({STATISTICS: seen.factor})
+    factor = codec.unpack(packed)[STATISTICS].astype(np.float64)
     own, held_out = learner.train_set, learner.validation_set
     pairs, counts = torch.unique(torch.stack((own.index, own.labels)), dim=1, return_counts=True)
     return Site(
@@ -260,9 +260,9 @@ def of_moments(run: RunSettings, orders: int, judges: str) -> Iterator[Upload]:
     """
     corpus = load_corpus(run)
     bench = set_up(run, corpus)
-    strategy = get_strategy("gsfs")
-    rule, trigger = strategy.aggregator, strategy.trigger
-    assert isinstance(rule, LeastSquares)
+    algorithm = get_algorithm("gsfs")
+    rule, trigger = algorithm.rule, algorithm.trigger
+    assert isinstance(rule, RidgeSum)
     assert isinstance(trigger, Unexplained)
     classes = len(corpus.classes)
     sites = [read_site(bench, name) for name in bench.learners]
@@ -576,8 +576,8 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.perf_counter()
 
-    def run(strategy: str, seed: int) -> RunSettings:
-        return settings(data=arguments.data, model=arguments.model, strategy=strategy, seed=seed)
+    def run(algorithm: str, seed: int) -> RunSettings:
+        return settings(data=arguments.data, model=arguments.model, algorithm=algorithm, seed=seed)
 
     judge = arguments.judge
     deltas = collect(
@@ -586,7 +586,7 @@ def main() -> None:
         lambda seed: of_deltas(run("fedavg", seed), arguments.rounds, judge),
     )
     moments = collect(
-        "moments",
+        "statistics",
         arguments.seeds,
         lambda seed: of_moments(run("gsfs", seed), arguments.orders, judge),
     )

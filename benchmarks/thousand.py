@@ -45,12 +45,12 @@ from paho.mqtt.packettypes import PacketTypes
 from crowd import PATIENCE_S, Workers, merged
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
-from gradsense.federation.codec import CODECS
+from gradsense.federation.transforms import codecs
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
-from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, factorise
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, factorise
 from gradsense.localfleet.local_broker import free_port
 from gradsense.transport import identity
 from gradsense.transport.messages import messages, sign_message
@@ -181,8 +181,8 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
     n, rounds, seconds = arguments.devices, arguments.rounds, arguments.seconds
     tiny = {"w": rng.standard_normal(WEIGHTS).astype(np.float32)}
 
-    def scene(name: str, strategy: str, part: Part, **more: Any) -> Scene:
-        job = Job(run=name, strategy=strategy, labels=LABELS, min_devices=n)
+    def scene(name: str, algorithm: str, part: Part, **more: Any) -> Scene:
+        job = Job(run=name, algorithm=algorithm, labels=LABELS, min_devices=n)
         return Scene(job, tiny, replace(part, run=name), n, **more)
 
     part = Part("", "round", {"w": 1e-3 * tiny["w"]}, samples=FLOWS)
@@ -203,13 +203,13 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
 
 
 def large(devices: int, width: int, seconds: float) -> Scene:
-    """Moments of so many features, as the default strategy sends them."""
+    """Moments of so many features, as the default algorithm sends them."""
     rng = np.random.default_rng(1)
-    job = Job(run="large", strategy="gsfs", labels=LABELS, min_devices=devices)
+    job = Job(run="large", algorithm="gsfs", labels=LABELS, min_devices=devices)
     labels = np.eye(len(LABELS))[rng.integers(len(LABELS), size=FLOWS)]
     rows = np.hstack([rng.standard_normal((FLOWS, width)), np.ones((FLOWS, 1)), labels])
-    codec = CODECS[job.rules.codec]
-    packed = codec.pack({MOMENTS: factorise(rows, job.rules.tolerance)})
+    codec = codecs()[job.rules.codec]
+    packed = codec.pack({STATISTICS: factorise(rows, job.rules.tolerance)})
     head = {
         HEAD_WEIGHT: np.zeros((len(LABELS), width), np.float32),
         HEAD_BIAS: np.zeros(len(LABELS), np.float32),

@@ -29,7 +29,7 @@ from tests.support.toys import tensor, update
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)
 #: The pool waits for a third device, which is silent, so nothing is aggregated meanwhile.
-JOB = Job(run="porch", strategy="fedavg", labels=("no", "yes"), min_devices=3)
+JOB = Job(run="porch", algorithm="fedavg", labels=("no", "yes"), min_devices=3)
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ class Device:
         self.link.done(arrival)
         if isinstance(found, GlobalModel):
             self.client.adopt(found)
-            self.memory.save(self.client.state(), model=found)
+            self.memory.save(self.client.snapshot(), model=found)
         elif isinstance(found, Resume):
             self.up.on_resume(found, now)
         elif isinstance(found, Ack) and self.up.on_ack(found):
@@ -112,7 +112,7 @@ class Device:
             "update", self.job.run, self.me.name, update.sequence, version, digest
         )
         signed = sign_message(header, pack_update(update), self.me.signing_key)
-        self.memory.save(self.client.state(), update=signed)
+        self.memory.save(self.client.snapshot(), update=signed)
         while (ack := self.exchange()) is None:
             pass
         assert ack == Ack(update.sequence), ack

@@ -86,6 +86,12 @@ class NormTooLarge(UpdateRefused):
     reason = "norm-too-large"
 
 
+class RunFinished(UpdateRefused):
+    """The run has made all the models that it was to make."""
+
+    reason = "run-finished"
+
+
 class Replay(UpdateRefused):
     """The update's sequence number was seen before."""
 

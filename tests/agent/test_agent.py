@@ -64,7 +64,7 @@ class Site:
         start.mkdir(parents=True)
         manifest, _ = bundles.read(edge)
         self.job = jobs.Job(
-            run="porch", strategy="gsfs:floor=0.0", labels=manifest.labels, sealed=sealed
+            run="porch", algorithm="gsfs:floor=0.0", labels=manifest.labels, sealed=sealed
         )
         (start / jobs.JOB_FILE).write_text(self.job.text())
         shutil.copytree(edge, start / jobs.EDGE)

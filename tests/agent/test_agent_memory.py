@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsense.agent.labelling import Gathered
 from gradsense.agent.store import FILE, NO_MODEL, AgentStore
 from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
 from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import SignedMessage, sign_message
@@ -68,18 +68,18 @@ def test_a_fresh_memory_holds_nothing(memory: AgentStore) -> None:
 
 def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     first = AgentStore(tmp_path)
-    client = Client("gate", learner=None, strategy=get_strategy("gsfs"))
+    client = Client("gate", learner=None, algorithm=get_algorithm("gsfs-tune"))
     model = GlobalModel(2, TENSORS, frozenset({"gate", "barn"}))
     client.adopt(model)
     client.sequence = 1
-    first.save(client.state(), update=signed(1), model=model, counts={"visits": 3})
+    first.save(client.snapshot(), update=signed(1), model=model, counts={"visits": 3})
     assert first.held() == (2, model_hash(TENSORS))
     first.close()
     again = AgentStore(tmp_path)
-    restored = Client("gate", learner=None, strategy=get_strategy("gsfs"))
+    restored = Client("gate", learner=None, algorithm=get_algorithm("gsfs-tune"))
     restored.restore(*again.client())
-    assert restored.state()[0] == client.state()[0]
-    assert restored.local is restored.reference, "shared, so nothing counts as unsent"
+    assert restored.snapshot()[0] == client.snapshot()[0]
+    assert restored.state.local is restored.state.reference, "shared, so nothing counts as unsent"
     kept = again.model()
     assert (kept.version, kept.participants) == (2, {"gate", "barn"})
     assert again.held() == (2, model_hash(kept.tensors)) == (2, model_hash(TENSORS))

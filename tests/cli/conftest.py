@@ -21,7 +21,7 @@ from gradsense.models.tokenizer import build_tokenizer
 from gradsense.prompts.templates import get_template
 
 #: One short run of the smallest model: three sites, four rounds.
-RUN = ("--strategy", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")
+RUN = ("--algorithm", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 
 def job(run: str) -> Job:
-    return Job(run=run, strategy="fedavg", labels=("no", "yes"))
+    return Job(run=run, algorithm="fedavg", labels=("no", "yes"))
 
 
 def told(process: CoordinatorService, run: str) -> dict[str, object]:

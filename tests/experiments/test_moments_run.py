@@ -31,10 +31,10 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def bench_of(captures: Path, strategy: str, partition: str, **more: object) -> Bench:
+def bench_of(captures: Path, algorithm: str, partition: str, **more: object) -> Bench:
     chosen = settings(
         data=captures,
-        strategy=strategy,
+        algorithm=algorithm,
         partition=partition,
         clients=None if partition == "natural" else 6,
         alpha=0.1,
@@ -117,8 +117,8 @@ def test_as_shipped_skewed_sites_give_the_verdicts_of_even_ones(captures: Path) 
 
 def test_run_can_stop_and_go_on_after_any_event(captures: Path, tmp_path: Path) -> None:
     # Of the last token's state only: small moments, so that many stops cost little.
-    strategy = "gsfs:floor=0:readout=last"
-    bench = bench_of(captures, strategy, "dirichlet", epochs=0.5, dropout=0.2, batch_size=4)
+    algorithm = "gsfs:floor=0:readout=last"
+    bench = bench_of(captures, algorithm, "dirichlet", epochs=0.5, dropout=0.2, batch_size=4)
     whole = FederatedRun(bench)
     whole.start()
     stops = []
@@ -179,19 +179,19 @@ def test_reference_trains_the_whole_model(captures: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "strategy", ["gsfs", "gsfs:floor=0.2", "fedavg:frozen=true", "fedavg:readout=pooled"]
+    "algorithm", ["gsfs", "gsfs:floor=0.2", "fedavg:frozen=true", "fedavg:readout=pooled"]
 )
-def test_adapters_are_refused_where_they_would_not_train(strategy: str) -> None:
+def test_adapters_are_refused_where_they_would_not_train(algorithm: str) -> None:
     with pytest.raises(InputError, match=r"'--lora-rank': .* trains no adapters") as caught:
-        check(settings(strategy=strategy, lora_rank=4))
+        check(settings(algorithm=algorithm, lora_rank=4))
     assert "gsfs-tune" in str(caught.value)
-    check(settings(strategy=strategy, lora_rank=0))
-    check(settings(strategy=strategy))
+    check(settings(algorithm=algorithm, lora_rank=0))
+    check(settings(algorithm=algorithm))
 
 
 def test_adapters_are_taken_where_the_base_trains() -> None:
-    check(settings(strategy="gsfs-tune", lora_rank=4))
-    check(settings(strategy="centralised", lora_rank=4), reference=True)
+    check(settings(algorithm="gsfs-tune", lora_rank=4))
+    check(settings(algorithm="centralised", lora_rank=4), reference=True)
 
 
 @pytest.mark.parametrize(
@@ -202,13 +202,13 @@ def test_adapters_are_taken_where_the_base_trains() -> None:
         ("gsfs:readout=all", "'all' does not fit 'readout'; .* one of last, pooled, tokens"),
     ],
 )
-def test_moments_of_a_base_that_trains_are_refused(spec: str, says: str) -> None:
+def test_statistics_of_a_base_that_trains_are_refused(spec: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        check(settings(strategy=spec))
+        check(settings(algorithm=spec))
 
 
 @pytest.mark.parametrize("readout", ["last", "pooled"])
-def test_moments_of_fewer_features_work_as_well(captures: Path, readout: str) -> None:
+def test_statistics_of_fewer_features_work_as_well(captures: Path, readout: str) -> None:
     run, row = finished(bench_of(captures, f"gsfs:readout={readout}", "natural"))
     states = {"last": 1, "pooled": 2}[readout]
     assert head_of(run)["score.weight"].shape[1] == 80 * states

@@ -100,7 +100,7 @@ def test_the_table_fits_the_terminal_uncut(width: int) -> None:
 
 
 def test_a_narrow_terminal_cuts_nothing() -> None:
-    text = printed([federated("a-strategy-with-a-long-name")], 60)
+    text = printed([federated("a-algorithm-with-a-long-name")], 60)
     assert "…" not in text
 
 

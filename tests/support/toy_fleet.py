@@ -62,7 +62,7 @@ def key_of(device: str, wall: float) -> bytes | None:
 
 
 def job(**fields: Any) -> Job:
-    return Job(**{"run": RUN, "strategy": "fedavg", "labels": ("no", "yes")} | fields)
+    return Job(**{"run": RUN, "algorithm": "fedavg", "labels": ("no", "yes")} | fields)
 
 
 def open_run(folder: Path, *, keys: KeyOf = key_of, **options: Any) -> Run:

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +111,7 @@ class Agent:
         self._identity = identity.of_device(plan.bundle)
         start = plan.bundle / jobs.RUN
         self._job, self._start = jobs.read(start), start
-        strategy = self._job.rules
+        algorithm = self._job.rules
         manifest, template = bundles.read(start / jobs.EDGE)
         self.memory = AgentStore(plan.state)
         self.memory.claim(self._job.run, self._identity.name)
@@ -119,14 +119,14 @@ class Agent:
         self._weights: WeightLearners | None = None
         name, between = self._identity.name, self._throttle.between
         learner: Learner
-        if strategy.payload == "moments":
+        if not algorithm.trains:
             learner = Reader(start / jobs.EDGE, self.memory, between=between)
         else:
             from gradsense.agent.weight_learners import WeightLearners  # noqa: PLC0415
 
             self._weights = WeightLearners(self._job, start / jobs.MODEL, between)
             learner = self._weights.of(self.memory, name)
-        self.client = Client(name, learner, strategy, visit_epochs=self._job.epochs)
+        self.client = Client(name, learner, algorithm, local_epochs=self._job.epochs)
         saved, kept = self.memory.client(), self.memory.model()
         if saved is not None:
             self.client.restore(*saved)
@@ -281,7 +281,7 @@ class Agent:
                 )
             else:
                 self.client.refused(ack.sequence)
-            self._uplink.on_ack(ack, client=self.client.state())
+            self._uplink.on_ack(ack, client=self.client.snapshot())
         self._refused.clear()
 
     # Learning -------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ class Agent:
         self._insists = False
         self.counts["visits"] += 1
         signed = None if update is None else self._sign(update)
-        self.memory.save(self.client.state(), update=signed)
+        self.memory.save(self.client.snapshot(), update=signed)
         if update is not None:
             self.counts["updates"] += 1
             _log.info("update %d: %s, %d flows", update.sequence, update.reason, update.samples)
@@ -329,13 +329,11 @@ class Agent:
             return False
         if len(self.memory) == 0:
             return False
-        if client.strategy.wait and client.spoke_on >= client.version:
-            return False  # rests until the next model
-        return client.plan(self._budget())[0] > 0
+        return not client.rests and client.plan(self._budget()).steps > 0
 
     def _budget(self) -> int:
         """Steps of one visit at most: what moments are taken of is in memory at once."""
-        return _MOST_BATCHES if self._weights is None else self.client.visit_steps
+        return _MOST_BATCHES if self._weights is None else self.client.round_steps
 
     def _sign(self, update: Update) -> SignedMessage:
         _, digest = self.memory.held()
@@ -350,7 +348,7 @@ class Agent:
         """Take a new global model, tell of it, and hand it to the detector."""
         self._newer = None
         self.client.adopt(model)
-        self.memory.save(self.client.state(), model=model)
+        self.memory.save(self.client.snapshot(), model=model)
         self._invited = model.invites(self.client.name)
         self.link.publish(self._status(ONLINE))
         self.counts["adopted"] += 1
@@ -365,7 +363,8 @@ class Agent:
         if self._weights is None:
             hand_over(self._start / jobs.EDGE, out, model, batches=self.memory, run=run)
         else:
-            hand_over_weights(self._start / jobs.MODEL, out, model, batches=self.memory, run=run)
+            weights = replace(model, tensors=self.client.algorithm.weights(model.tensors))
+            hand_over_weights(self._start / jobs.MODEL, out, weights, batches=self.memory, run=run)
         self.counts["handed_over"] += 1
 
     def _repair_detector(self) -> None:

@@ -1,6 +1,6 @@
 """Reads a site's flows through the edge bundle's graph: the learner of a device without torch.
 
-Only for strategies that send moments: they ask for features, which the graph gives, and for what
+Only for algorithms that send moments: they ask for features, which the graph gives, and for what
 the head of the global model makes of them, which is two arrays.
 """
 
@@ -91,7 +91,7 @@ class Reader:
 
         Args:
             tensors: ``score.weight`` and ``score.bias``.
-            tolerance: see ``moments.factorise``.
+            tolerance: see ``statistics.factorise``.
 
         Raises:
             GradsenseError: they are no head of this graph.
@@ -138,7 +138,7 @@ class Reader:
 
     def _refuse(self) -> NoReturn:
         raise GradsenseError(
-            "this device has no torch model, and the run's strategy trains weights; "
+            "this device has no torch model, and the run's algorithm trains weights; "
             "install gradsense[train] and take the run's start with its model/ folder"
         )
 

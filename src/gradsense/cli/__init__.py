@@ -25,7 +25,7 @@ def main() -> None:
     from gradsense.cli.app import app
 
     try:
-        app()
+        app(prog_name="gradsense")
     except GradsenseError as error:
         text = " ".join(str(error).splitlines())  # file names may hold anything
         print(f"gradsense: {text}", file=sys.stderr)

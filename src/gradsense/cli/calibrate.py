@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console, show_notes
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import BundleThreshold, Manifest
 
 
+@command(example="gradsense calibrate conn.log --model edge/ --out edge-here/")
 def calibrate(
     benign: Annotated[
         list[Path],

@@ -16,9 +16,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gradsense.cli.lazy import command
 from gradsense.cli.watch import log_to_stderr, state_folder
 
 
+@command(example="gradsense edge --bundle porch-cam/ --logs /opt/zeek/logs/current/conn.log")
 def edge(
     bundle: Annotated[
         Path, typer.Option(help="What gradsense fleet enroll wrote, unpacked: device/ and run/.")

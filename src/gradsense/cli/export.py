@@ -13,12 +13,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gradsense.cli.console import results_console, show_notes
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import BundleThreshold, Manifest
     from gradsense.detection.export import Exported
 
 
+@command(example="gradsense export --model run/model --out edge/ --verify")
 def export(
     model: Annotated[Path, typer.Option(help="The model folder that training wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],

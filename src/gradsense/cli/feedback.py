@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 from gradsense.cli.watch import state_folder
 from gradsense.errors import InputError
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gradsense.gateway.alerting.alert import Alert
 
 
+@command(example="gradsense feedback 3f9a0c --benign")
 def feedback(
     alert: Annotated[
         str, typer.Argument(help="Id of an alert, or its beginning; none lists the newest alerts.")

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
 from gradsense.cli.fleet import AsJson, FleetFolder
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
-from gradsense.fleet.jobs import Job
+
+if TYPE_CHECKING:
+    from gradsense.fleet.jobs import Job
 
 
+@command(example="gradsense fleet run porch --labels Benign,DDoS,PortScan")
 def run(
     name: Annotated[str, typer.Argument(help="Name of the run: letters, digits, . _ -")],
     fleet: FleetFolder = Path("fleet"),
-    strategy: Annotated[str, typer.Option(help="A strategy, values changed or not.")] = "gsfs",
+    algorithm: Annotated[str, typer.Option(help="An algorithm, values changed or not.")] = "gsfs",
     model: Annotated[
         Path | None, typer.Option(help="Model folder to start from. Without: a new one.")
     ] = None,
@@ -46,7 +49,7 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open a run: what is trained, from which start, by which strategy.
+    """Open a run: what is trained, from which start, by which algorithm.
 
     A coordinator that works takes it up within seconds. fleet enroll --run NAME gives it to
     devices.
@@ -67,7 +70,7 @@ def run(
         )
     job = make_job(
         run=name,
-        strategy=strategy,
+        algorithm=algorithm,
         labels=classes,
         seed=seed,
         epochs=epochs,
@@ -100,6 +103,10 @@ def make_job(**values: Any) -> Job:
     Raises:
         InputError: names the first value that does not fit.
     """
+    from pydantic import ValidationError
+
+    from gradsense.fleet.jobs import Job
+
     try:
         return Job.model_validate(values)
     except ValidationError as error:
@@ -111,6 +118,7 @@ def make_job(**values: Any) -> Job:
         ) from None
 
 
+@command(example="gradsense fleet status --json")
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
     from gradsense.coordinator.service import read_status
@@ -141,7 +149,7 @@ def run_table(
     """One run and its devices; ``more`` adds columns: device to column to cell."""
     pool = f"{run['pool']['updates']} of {run['pool']['needed']} updates pooled"
     state = "finished" if run["finished"] else pool if run["started"] else "waits for devices"
-    title = f"{name}: {run['strategy']}, model {run['version']} ({run['hash'][:12]}), {state}"
+    title = f"{name}: {run['algorithm']}, model {run['version']} ({run['hash'][:12]}), {state}"
     refused = ", ".join(f"{number} {reason}" for reason, number in run["refused"].items())
     table = Table(title=title, caption=f"refused: {refused}" if refused else None)
     for column in ("device", "link", "holds model", "updates", "bytes", "refused"):
@@ -163,6 +171,7 @@ def run_table(
     return table
 
 
+@command(example="gradsense fleet model porch --out model/")
 def model(
     name: Annotated[str, typer.Argument(help="Name of the run.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],

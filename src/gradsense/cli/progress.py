@@ -17,8 +17,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gradsense.experiments.table import human_bytes
-
 
 def bars() -> Progress:
     """Bars with a line of news, time spent and time left; silent where stderr is no terminal."""
@@ -62,6 +60,8 @@ def news(
     aggregation: int, accuracy: float | None, f1_macro: float | None, uplink_bytes: int
 ) -> str:
     """Where a run is, in one short line."""
+    from gradsense.experiments.table import human_bytes
+
     parts = [f"round {aggregation}"]
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.3f}")

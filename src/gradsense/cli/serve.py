@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
 
 
+@command(
+    example="gradsense serve --model EDGE --host 0.0.0.0 --cert chain.pem --key key.pem "
+    "--token-file token"
+)
 def serve(
     model: Annotated[Path, typer.Option(help="A bundle that gradsense export wrote.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

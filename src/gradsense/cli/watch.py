@@ -16,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from gradsense.cli.lazy import command
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -48,6 +50,9 @@ def state_folder() -> Path:
     return Path(base) / "gradsense"
 
 
+@command(
+    example="gradsense watch /opt/zeek/logs/current/conn.log --model edge/ --config watch.toml"
+)
 def watch(
     logs: Annotated[
         list[Path],

@@ -67,13 +67,13 @@ _SCHEMA = Schema(
 DUPLICATES = "duplicates"
 REFUSED, GIVEN_UP = "refused:", "given-up:"
 
-Kind = Literal["start", "join", "leave", "update", "refused", "tick"]
+Kind = Literal["join", "leave", "update", "refused", "tick"]
 #: A device and the 16 bytes that name a message of it.
 Upload = tuple[str, bytes]
 
 
 @dataclass(frozen=True)
-class Event:
+class JournalEvent:
     """An input of the coordinator.
 
     Attributes:
@@ -175,7 +175,7 @@ class JournalEntry:
     """
 
     now: float
-    events: list[Event] = field(default_factory=list)
+    events: list[JournalEvent] = field(default_factory=list)
     models: list[IssuedModel] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     gone: set[Upload] = field(default_factory=set)
@@ -266,7 +266,7 @@ class RunJournal:
                 db.execute(
                     "UPDATE events SET body = NULL WHERE id > ? AND id <= ?", (done, batch.forget)
                 )
-            db.executemany(_insert("events", Event), map(_values, batch.events))
+            db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
             _insert_models(db, batch.models)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
             db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
@@ -298,10 +298,10 @@ class RunJournal:
         ((newest,),) = self._db.all("SELECT coalesce(max(id), 0) FROM events")
         return int(newest)
 
-    def events(self, after: int) -> list[Event]:
+    def events(self, after: int) -> list[JournalEvent]:
         """The events behind that id, in order."""
-        query = f"SELECT {_columns(Event)} FROM events WHERE id > ? ORDER BY id"
-        return [Event(*row) for row in self._db.all(query, (after,))]
+        query = f"SELECT {_columns(JournalEvent)} FROM events WHERE id > ? ORDER BY id"
+        return [JournalEvent(*row) for row in self._db.all(query, (after,))]
 
     def verdict(self, device: str, sequence: int) -> Outcome | None:
         """What became of this update; None: it never was whole."""

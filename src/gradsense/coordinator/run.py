@@ -17,8 +17,7 @@ from typing import Any
 from gradsense.coordinator import snapshots, status
 from gradsense.coordinator.inbox import KeyOf
 from gradsense.coordinator.journal import IssuedModel, JournalEntry, RunJournal
-from gradsense.coordinator.machine import fresh
-from gradsense.coordinator.state import RunState, Setting, Step
+from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from gradsense.storage.sqlite import StorageFull
@@ -84,8 +83,8 @@ class Run:
             StorageFull: it cannot be written.
         """
         ledger = RunJournal(folder, make=True)
-        coordinator = fresh(job, tensors)
-        values, groups = coordinator.state()
+        coordinator = coordinator_of(job, tensors)
+        values, groups = coordinator.snapshot()
         try:
             (folder / snapshots.FOLDER).mkdir(mode=0o700, exist_ok=True)
             name, sha256 = snapshots.save(folder / snapshots.FOLDER, 0, groups)
@@ -138,7 +137,7 @@ class Run:
         """What the block does to memory is in the journal afterwards, or forgotten."""
         memory, self._memory = self._remember(), None
         step = Step(JournalEntry(max(now, memory.now)))
-        memory.intake.expire(step.batch.now)
+        memory.inbox.expire(step.batch.now)
         yield memory, step
         self._write(memory, step)
         self._memory = memory
@@ -190,8 +189,8 @@ class Run:
 
     def _sign_model(self, memory: RunState) -> SignedMessage:
         """The newest model, signed."""
-        job, identity, model = memory.job, self._setting.identity, memory.machine.coordinator.model
-        version, digest = model.version, memory.machine.hashes[model.version]
+        job, identity, model = memory.job, self._setting.identity, memory.coordinator.model
+        version, digest = model.version, memory.hashes[model.version]
         return sign_message(
             MessageHeader("model", job.run, COORDINATOR, 0, version, digest),
             pack_model(model),
@@ -207,7 +206,7 @@ class Run:
             earlier models had and it has not. Nothing before ``Job.min_devices`` have come.
         """
         memory = self._remember()
-        if not memory.machine.started:
+        if not memory.coordinator.started:
             return []
         self._signed = self._signed or self._sign_model(memory)
         surplus = range(self._signed.properties.chunk_count, self._ledger.widest())
@@ -234,7 +233,7 @@ class Run:
 
     def deadline(self) -> float | None:
         """When ``tick`` has something to do, in the run's time; None: not known yet."""
-        return self._remember().machine.coordinator.deadline()
+        return self._remember().coordinator.deadline()
 
     def status(self) -> status.RunStatus:
         """How the run stands."""

@@ -33,7 +33,7 @@ from gradsense.models.graph import opset_of, quiet, reads_words, write_graph
 _FROM_TRAINING = "validation flows of training"
 _FROM_NOTHING = "a default: nothing was calibrated"
 #: What the manifest repeats of the card's ``extra``.
-_TOLD = ("strategy", "seed", "synthetic", "accuracy", "f1_macro", "data_sha256")
+_TOLD = ("algorithm", "seed", "synthetic", "accuracy", "f1_macro", "data_sha256")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Compare strategies (Table III), evaluate models, write reports."""
+"""Compare algorithms (Table III), evaluate models, write reports."""

@@ -1,6 +1,6 @@
 """The rows that keep a comparison honest: no federation, all data in one place, no language model.
 
-Local-only and centralised training spend the same local compute as the federated strategies.
+Local-only and centralised training spend the same local compute as the federated algorithms.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors 
 def _row(bench: Bench, name: str, **fields: object) -> results.Row:
     return results.Row.model_validate(
         {
-            "strategy": name,
+            "algorithm": name,
             "kind": "reference",
             "seed": bench.settings.seed,
             "rounds": bench.settings.rounds,

@@ -58,13 +58,13 @@ class Corpora:
 def run_job(
     job: dict[str, Any], corpora: Corpora, tell: Callable[[RunProgress], None]
 ) -> tuple[str, ...]:
-    """One strategy or reference with one seed, into its folder; the notes on its data."""
+    """One algorithm or reference with one seed, into its folder; the notes on its data."""
     settings = RunSettings.model_validate(job["settings"])
     corpus = corpora.get(settings)
     bench = set_up(settings, corpus)
     out = Path(job["out"])
-    if settings.strategy in REFERENCES:
-        run_reference(bench, settings.strategy, out, resume=job["resume"], on_progress=tell)
+    if settings.algorithm in REFERENCES:
+        run_reference(bench, settings.algorithm, out, resume=job["resume"], on_progress=tell)
     else:
         train(bench, out, resume=job["resume"], on_progress=tell)
     return corpus.notes

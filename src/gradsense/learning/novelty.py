@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers.models.opt.modeling_opt import OPTDecoder
 
-from gradsense.learning.statistics import penalised_gram, solve
+from gradsense.learning.statistics import FleetStatistics, penalised_gram, solve
 from gradsense.models.classifier import Encoded, TextClassifier
 from gradsense.models.heads.influence import LEAST_RESIDUAL, SketchedInfluence
 from gradsense.models.heads.readout import Readout
@@ -70,7 +70,7 @@ def leverage(
 ) -> NDArray[np.float64]:
     """h = xᵀ (G + Λ)⁻¹ x: how little the flows behind the moments span this one, [n].
 
-    G is the part of S that no label enters, Λ the penalty of ``moments.solve``, which leaves the
+    G is the part of S that no label enters, Λ the penalty of ``statistics.solve``, which leaves the
     constant alone. Three readings of the same number:
 
     - With Λ = 0 the diagonal of the hat matrix; a flow seen k times before has h ≤ 1/k.
@@ -82,7 +82,7 @@ def leverage(
     Args:
         features: what the head reads, [n, d], without the constant.
         moments: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
-        regularisation: λ > 0, as in ``moments.solve``.
+        regularisation: λ > 0, as in ``statistics.solve``.
 
     Raises:
         ValueError: the moments are of other features.
@@ -140,7 +140,7 @@ def sketch(
     Args:
         moments, regularisation: as for ``influence``; those that the head was solved from.
         classes: how many of the last rows and columns of S are labels.
-        sharpness: of the head, see ``federation.least_squares``.
+        sharpness: of the head, see ``federation.algorithms.gsfs``.
         rows: r.
         seed: draws R.
     """
@@ -149,6 +149,21 @@ def sketch(
     signs = np.random.default_rng([seed, 31]).choice([-1.0, 1.0], size=(rows, width))
     projection = np.linalg.solve(root.T, signs.T / np.sqrt(rows)).T
     return SketchedInfluence.of(projection, sharpness)
+
+
+def fleet_score(
+    statistics: FleetStatistics | None, classes: int, *, seed: int
+) -> SketchedInfluence | None:
+    """The score of what a fleet has not seen; None where it has no statistics."""
+    if statistics is None:
+        return None
+    return sketch(
+        statistics.matrix,
+        classes,
+        sharpness=statistics.sharpness,
+        regularisation=statistics.regularisation,
+        seed=seed,
+    )
 
 
 def _system(

@@ -13,6 +13,7 @@ solution, whose small eigenvalues matter. numpy only, so that a coordinator need
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,23 @@ from gradsense.learning.learner import Array, Observed
 _LEAST_PENALTY = 1e-12
 
 #: The one tensor of an update that carries moments.
-MOMENTS = "moments"
+STATISTICS = "statistics"
 #: The head's own names, [classes, d] and [classes].
 HEAD_WEIGHT, HEAD_BIAS = "score.weight", "score.bias"
+
+
+@dataclass(frozen=True)
+class FleetStatistics:
+    """The sufficient statistics that a fleet has added up, and how its head follows from them.
+
+    Attributes:
+        matrix: S, float64 [d + 1 + classes, d + 1 + classes].
+        regularisation, sharpness: of ``federation.algorithms.gsfs.RidgeSum``.
+    """
+
+    matrix: NDArray[np.float64]
+    regularisation: float
+    sharpness: float
 
 
 def factorise(rows: NDArray[np.float64], tolerance: float) -> Array:

@@ -191,7 +191,7 @@ class Trainer:
 
         Args:
             rows: which flows of ``examples``, int64.
-            tolerance: see ``moments.factorise``.
+            tolerance: see ``statistics.factorise``.
         """
         self.load(tensors)
         self.classifier.model.eval()

@@ -22,7 +22,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
-from gradsense.federation.codec import CODECS
+from gradsense.federation.transforms import codecs
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
@@ -101,7 +101,7 @@ def pack_update(update: Update) -> bytes:
     """
     header = {name: getattr(update, name) for name in _FIELDS}
     text = json.dumps(header, separators=(",", ":")).encode()
-    packed = update.packed or CODECS[update.codec].pack(update.delta)
+    packed = update.packed or codecs()[update.codec].pack(update.delta)
     frame = compress(packed) if update.codec == "none" else packed
     return struct.pack("<I", len(text)) + text + frame
 
@@ -121,7 +121,7 @@ def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
     if fields["codec"] != "none":
         _check_shapes(blob, limit)
     try:
-        delta = CODECS[fields["codec"]].unpack(blob if fields["codec"] == "none" else frame)
+        delta = codecs()[fields["codec"]].unpack(blob if fields["codec"] == "none" else frame)
     # Last line before hostile bytes meet a codec: whatever it stumbles over is a refusal.
     except (InputError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise BadBody(f"no update: {error}") from None
@@ -141,7 +141,7 @@ def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
     for name, types in _FIELDS.items():
         if not isinstance(fields[name], types) or isinstance(fields[name], bool):
             raise BadBody(f"'{name}' is of the wrong type")
-    if fields["codec"] not in CODECS:
+    if fields["codec"] not in codecs():
         raise BadBody("unknown codec")
     if abs(fields["samples"]) >= 1 << 53 or len(fields["reason"]) > _MAX_REASON:
         raise BadBody("the sample count or the reason is out of bounds")

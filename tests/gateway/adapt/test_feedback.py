@@ -17,7 +17,7 @@ from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.experiments.run import FederatedRun, write_model
 from gradsense.gateway.adapt.operator_feedback import training_data
 from gradsense.gateway.assembly import WatchPlan, open_watch
-from gradsense.learning.statistics import MOMENTS, solve
+from gradsense.learning.statistics import STATISTICS, solve
 
 
 def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
     factor = trainer.observe(
         seen, federated.final(), torch.arange(len(seen)), tolerance=0.005
     ).factor.astype(np.float64)
-    moments = federated.simulator.coordinator.server_state[MOMENTS].astype(np.float64)
+    moments = federated.simulator.coordinator.server_state[STATISTICS].astype(np.float64)
     features = trainer.classifier.features(seen.encoded, torch.arange(len(seen.encoded)))
     x = features.detach().double().numpy()
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradsense.federation.aggregate import (
-    FrequencyMean,
-    ServerOptimizer,
-    StalenessMean,
-    WeightedMean,
-    weighted_sum,
-)
-from gradsense.federation.pool import PooledUpdate
+from gradsense.federation.algorithms.fedbuff import StalenessMean
+from gradsense.federation.algorithms.fedopt import ServerOptimizer
+from gradsense.federation.algorithms.gsfs_paper import FrequencyMean
+from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.rules.mean import WeightedMean
+from gradsense.federation.rules.rule import weighted_sum
 from tests.support.toys import entry, tensor, update
 
 

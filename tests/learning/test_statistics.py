@@ -56,7 +56,7 @@ def test_flows_that_say_the_same_take_one_row() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(rows=matrices, tolerance=st.floats(0, 0.9))
-def test_moments_are_off_by_no_more_than_tolerance_squared(
+def test_statistics_are_off_by_no_more_than_tolerance_squared(
     rows: np.ndarray, tolerance: float
 ) -> None:
     moments = rows.T @ rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradsense.federation.trigger import (
+from gradsense.federation.triggers import (
     AnyOf,
     Decision,
     EveryRound,
@@ -100,7 +100,7 @@ def test_any_of_keeps_states_apart_and_joins_layers() -> None:
 def test_a_trigger_without_layers_sends_all() -> None:
     both = AnyOf((Gradient(alpha=0.5, beta=0.5), EveryRound()))
     state, decision = both.sense(both.init(), seen(a=4.0))
-    assert decision == Decision("visit")
+    assert decision == Decision("round")
     assert both.sense(state, seen(a=8.0))[1] == Decision("gradient", None)
 
 

@@ -1,42 +1,44 @@
-"""When does a client upload? The first column of the strategy table.
+"""Triggers: when does a client upload?
 
 A trigger is a frozen value with three verbs over a small state that the client keeps: ``init``
-makes the state, ``sense`` looks at one visit and decides, ``reset`` follows an upload or a
+makes the state, ``sense`` looks at one local round and decides, ``reset`` follows an upload or a
 broadcast. The state is a flat JSON-able mapping, so it survives a kill with the client.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+
+from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 
 State = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Sensed:
-    """What a client noticed during one visit (one uninterrupted piece of local training).
+    """What a client measured in one local round (one uninterrupted piece of local training).
 
     Attributes:
-        gradient_norms: layer to ‖g‖, the batch gradient's L2 norm averaged over the visit's steps;
-            for a site that sends moments, class to its relative norm (``learner.Observed``).
-        score: M(θ_k; D_k^val), the validation loss after the visit; None if not asked for.
-        visits: visits since the last upload, this one included.
+        gradient_norms: layer to ‖g‖, the batch gradient's L2 norm averaged over the round's steps;
+            for a site that only reads, class to its relative norm (``learner.Observed``).
+        score: M(θ_k; D_k^val), the validation loss after the round; None if not asked for.
+        rounds: local rounds since the last upload, this one included.
     """
 
     gradient_norms: Mapping[str, float]
     score: float | None
-    visits: int
+    rounds: int
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Speak or stay silent.
+    """Upload or not.
 
     Attributes:
-        reason: why to upload, or None to stay silent.
-        layers: the layers that have something to tell; None means all.
+        reason: why to upload; None: do not.
+        layers: the layers that should travel; None means all.
     """
 
     reason: str | None
@@ -46,53 +48,46 @@ class Decision:
 SILENT = Decision(None)
 
 
-class Trigger(Protocol):
+@part
+class Trigger(ABC):
     """The interface of every trigger."""
 
     @property
     def needs_score(self) -> bool:
         """Whether ``sense`` reads ``Sensed.score``; taking it costs a pass over D_k^val."""
-        ...
+        return False
 
     def init(self) -> State:
         """The state of a client that has not trained yet."""
-        ...
+        return {}
 
+    @abstractmethod
     def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
-        """Take in one visit; return the new state and the decision."""
-        ...
+        """Take in one local round; return the new state and the decision."""
 
     def reset(self, state: State, score: float | None) -> State:
         """Move the reference point after an upload or a broadcast.
 
         ``score`` is M(θ_ref; D_k^val) of the new reference; None if ``needs_score`` is False.
         """
-        ...
-
-
-@dataclass(frozen=True)
-class EveryRound:
-    """Upload after every visit: FedAvg and FedOpt (a visit is E epochs), FedBuff (K steps)."""
-
-    needs_score: bool = False
-
-    def init(self) -> State:
-        return {}
-
-    def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
-        return state, Decision("visit")
-
-    def reset(self, state: State, score: float | None) -> State:
         return state
 
 
-@dataclass(frozen=True)
-class Performance:
+@part
+class EveryRound(Trigger):
+    """Upload after every local round: FedAvg and FedOpt (E epochs), FedBuff (K steps)."""
+
+    def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
+        return state, Decision("round")
+
+
+@part
+class Performance(Trigger):
     """Upload when the validation metric has moved since the last reference point (eq 7-8).
 
     Eq 7: ΔM_k = |M(θ_k) − M(θ_k,ref)|, with M the validation loss in nats. Eq 8: upload if
     ΔM_k > δ_k^perf. The paper calls δ_k^perf adaptive and says no more; here it follows the
-    client's own habit, δ ← α δ + (1−α) ΔM_k after each look, so that what is usual for a site
+    client's own history, δ ← α δ + (1−α) ΔM_k after each look, so that what is usual for a site
     stops being news.
 
     Attributes:
@@ -101,10 +96,13 @@ class Performance:
         floor: δ never falls below this, or a converged site would report its noise.
     """
 
-    delta: float = 0.05
-    alpha: float = 0.9
-    floor: float = 0.0
-    needs_score: bool = True
+    delta: NonNegative = 0.05
+    alpha: Share = 0.9
+    floor: NonNegative = 0.0
+
+    @property
+    def needs_score(self) -> bool:
+        return True
 
     def init(self) -> State:
         return {"delta": self.delta}
@@ -123,25 +121,21 @@ class Performance:
         return {**state, "reference": score}
 
 
-@dataclass(frozen=True)
-class Gradient:
+@part
+class Gradient(Trigger):
     """Upload when a layer's gradient is larger than its own history says (eq 9-11).
 
     Per layer: μ ← α μ + (1−α) ‖g‖ (eq 9); σ ← α σ + (1−α) |‖g‖ − μ| (eq 10); δ = μ + β σ
-    (eq 11). Upload if any layer has ‖g‖ > δ. The first visit only sets μ: with no history
-    nothing can be unusual.
+    (eq 11). Upload if any layer has ‖g‖ > δ. The first round only sets μ: with no history
+    nothing can be unusual. The history outlives an upload.
 
     Attributes:
         alpha: memory of μ and σ, 0 to 1.
         beta: how many mean deviations above the mean are news.
     """
 
-    alpha: float = 0.9
-    beta: float = 2.0
-    needs_score: bool = False
-
-    def init(self) -> State:
-        return {}
+    alpha: Share = 0.9
+    beta: NonNegative = 2.0
 
     def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
         new, loud = dict(state), []
@@ -155,13 +149,10 @@ class Gradient:
                 loud.append(layer)
         return new, Decision("gradient", tuple(loud)) if loud else SILENT
 
-    def reset(self, state: State, score: float | None) -> State:
-        return state  # the history of norms outlives an upload
 
-
-@dataclass(frozen=True)
-class Unexplained:
-    """Upload when some class's flows still pull at the head (for sites that send moments).
+@part
+class Unexplained(Trigger):
+    """Upload when some class's records still pull at the head (for sites that only read).
 
     There the norms are by class and relative: 1 where the global head knows nothing of a class,
     0 where it cannot do better. The loudest class decides, so a few flows of a rare attack are
@@ -171,42 +162,28 @@ class Unexplained:
         floor: relative norms up to this are no news. 0 reports everything.
     """
 
-    floor: float = 0.1
-    needs_score: bool = False
-
-    def init(self) -> State:
-        return {}
+    floor: NonNegative = 0.1
 
     def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
         loud = [name for name, norm in seen.gradient_norms.items() if norm > self.floor]
         return state, Decision("gradient") if loud else SILENT
 
-    def reset(self, state: State, score: float | None) -> State:
-        return state
 
-
-@dataclass(frozen=True)
-class Silence:
-    """Upload after so many silent visits, so that a quiet site is late but never unheard.
+@part
+class Silence(Trigger):
+    """Upload after so many rounds without one, so that no site is left out for ever.
 
     Not in the paper, which does not say what happens when fewer than 60 % ever trigger.
     """
 
-    visits: int = 3
-    needs_score: bool = False
-
-    def init(self) -> State:
-        return {}
+    rounds: AtLeastOne = 3
 
     def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
-        return state, Decision("silence") if seen.visits >= self.visits else SILENT
-
-    def reset(self, state: State, score: float | None) -> State:
-        return state
+        return state, Decision("silence") if seen.rounds >= self.rounds else SILENT
 
 
-@dataclass(frozen=True)
-class AnyOf:
+@part
+class AnyOf(Trigger):
     """Upload when any of these triggers says so; the first that fires gives the reason.
 
     A trigger that names no layers wants all of them to travel. Only when every trigger that

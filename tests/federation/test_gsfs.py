@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.federation.codec import CODECS
-from gradsense.federation.least_squares import LeastSquares
-from gradsense.federation.pool import PooledUpdate
+from gradsense.federation.algorithms.gsfs import RidgeSum
+from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.transforms import codecs
 from gradsense.learning.learner import Array, ServerState, Tensors
-from gradsense.learning.statistics import MOMENTS, factorise, solve
+from gradsense.learning.statistics import STATISTICS, factorise, solve
 from tests.support.toys import update
 
 CLASSES, FEATURES, WIDTH = 3, 4, 8
@@ -32,13 +32,13 @@ def flows(count: int, seed: int, label: int | None = None) -> np.ndarray:
 
 
 def sent(name: str, factor: Array) -> PooledUpdate:
-    return PooledUpdate(update(name, delta={MOMENTS: factor}), 0.0, 0)
+    return PooledUpdate(update(name, delta={STATISTICS: factor}), 0.0, 0)
 
 
 def aggregate(
-    pools: list[list[PooledUpdate]], rule: LeastSquares | None = None
+    pools: list[list[PooledUpdate]], rule: RidgeSum | None = None
 ) -> tuple[Tensors, ServerState]:
-    rule = rule or LeastSquares()
+    rule = rule or RidgeSum()
     tensors: Tensors = START
     state = rule.init(START)
     for pool in pools:
@@ -54,20 +54,20 @@ ENTRIES = [sent(f"s{i}", factorise(rows, 0.0)) for i, rows in enumerate(SITES)]
 def test_one_site_by_hand() -> None:
     # x = 0 of class 0 and x = 1 of class 1, λ = 1/2: w = ∓1/2, b = 3/4 and 1/4 (test_moments).
     start = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
-    rule = LeastSquares(regularisation=0.5, sharpness=4.0)
+    rule = RidgeSum(regularisation=0.5, sharpness=4.0)
     state = rule.init(start)
-    assert state[MOMENTS].shape == (4, 4)
+    assert state[STATISTICS].shape == (4, 4)
     factor = np.array([[0, 1, 1, 0], [1, 1, 0, 1]], np.float32)
     tensors, state = rule.apply(start, [sent("a", factor)], {}, state)
     assert tensors["score.weight"] == pytest.approx(np.array([[-2.0], [2.0]]))
     assert tensors["score.bias"] == pytest.approx([3.0, 1.0])
-    assert state[MOMENTS] == pytest.approx(factor.T @ factor)
+    assert state[STATISTICS] == pytest.approx(factor.T @ factor)
 
 
 def test_head_is_that_of_pooled_training() -> None:
     tensors, _ = aggregate([ENTRIES])
     rows = np.vstack(SITES)
-    weight, bias = solve(rows.T @ rows, CLASSES, LeastSquares().regularisation)
+    weight, bias = solve(rows.T @ rows, CLASSES, RidgeSum().regularisation)
     assert tensors["score.weight"] == pytest.approx(10 * weight, abs=1e-3)
     assert tensors["score.bias"] == pytest.approx(10 * bias, abs=1e-3)
 
@@ -79,13 +79,13 @@ def test_neither_order_nor_pools_matter(order: list[int], cuts: set[int]) -> Non
     pools = [[ENTRIES[i] for i in order[first:last]] for first, last in pairwise(edges)]
     once, state = aggregate([ENTRIES])
     other, other_state = aggregate(pools)
-    assert other_state[MOMENTS] == pytest.approx(state[MOMENTS], rel=1e-9)
+    assert other_state[STATISTICS] == pytest.approx(state[STATISTICS], rel=1e-9)
     for name, tensor in once.items():
         assert other[name] == pytest.approx(tensor, abs=1e-4)
 
 
 def test_staleness_and_submissions_do_not_matter() -> None:
-    rule = LeastSquares()
+    rule = RidgeSum()
     late = [PooledUpdate(entry.update, 99.0, staleness=7) for entry in ENTRIES]
     once, _ = rule.apply(START, ENTRIES, {}, rule.init(START))
     other, _ = rule.apply(START, late, {"s0": 50}, rule.init(START))
@@ -94,8 +94,8 @@ def test_staleness_and_submissions_do_not_matter() -> None:
 
 
 def test_sharpness_scales_the_logits_and_changes_no_verdict() -> None:
-    dull, _ = aggregate([ENTRIES], LeastSquares(sharpness=1.0))
-    sharp, _ = aggregate([ENTRIES], LeastSquares(sharpness=25.0))
+    dull, _ = aggregate([ENTRIES], RidgeSum(sharpness=1.0))
+    sharp, _ = aggregate([ENTRIES], RidgeSum(sharpness=25.0))
     rows = np.vstack(SITES)
     logits = [
         rows[:, :FEATURES] @ one["score.weight"].T + one["score.bias"] for one in (dull, sharp)
@@ -106,8 +106,8 @@ def test_sharpness_scales_the_logits_and_changes_no_verdict() -> None:
 
 def test_sum_is_kept_in_float64_and_the_head_in_float32() -> None:
     tensors, state = aggregate([ENTRIES[:2], ENTRIES[2:]])
-    assert state[MOMENTS].dtype == np.float64
-    assert LeastSquares().init(START)[MOMENTS].dtype == np.float64
+    assert state[STATISTICS].dtype == np.float64
+    assert RidgeSum().init(START)[STATISTICS].dtype == np.float64
     assert {name: tensor.shape for name, tensor in tensors.items()} == {
         name: tensor.shape for name, tensor in START.items()
     }
@@ -117,43 +117,43 @@ def test_sum_is_kept_in_float64_and_the_head_in_float32() -> None:
     big[0, FEATURES] = 2.0**13
     one = np.zeros((1, WIDTH), np.float32)
     one[0, FEATURES] = 1.0
-    rule = LeastSquares()
+    rule = RidgeSum()
     whole = [sent("a", big), *ENTRIES]
     _, before = rule.apply(START, whole, {}, rule.init(START))
     _, after = rule.apply(START, [sent("b", one)], {}, before)
-    assert after[MOMENTS][FEATURES, FEATURES] - before[MOMENTS][FEATURES, FEATURES] == 1.0
+    assert after[STATISTICS][FEATURES, FEATURES] - before[STATISTICS][FEATURES, FEATURES] == 1.0
 
 
 def test_arguments_stay_as_they_are() -> None:
-    rule = LeastSquares()
+    rule = RidgeSum()
     tensors, state = aggregate([ENTRIES[:3]])
     kept = [value.copy() for value in (*tensors.values(), *state.values())]
-    factors = [entry.update.delta[MOMENTS].copy() for entry in ENTRIES]
+    factors = [entry.update.delta[STATISTICS].copy() for entry in ENTRIES]
     rule.apply(tensors, ENTRIES, {}, state)
     for value, before in zip((*tensors.values(), *state.values()), kept, strict=True):
         assert np.array_equal(value, before)
     for entry, before in zip(ENTRIES, factors, strict=True):
-        assert np.array_equal(entry.update.delta[MOMENTS], before)
+        assert np.array_equal(entry.update.delta[STATISTICS], before)
 
 
 def test_tensors_beside_the_head_are_passed_on() -> None:
-    rule = LeastSquares()
+    rule = RidgeSum()
     more = {**START, "base.weight": np.ones(3, np.float32)}
     tensors, _ = rule.apply(more, ENTRIES, {}, rule.init(more))
     assert np.array_equal(tensors["base.weight"], np.ones(3))
 
 
 def test_factor_rounded_to_8_bits_gives_nearly_the_same_head() -> None:
-    codec = CODECS["int8"]
+    codec = codecs()["int8"]
     rounded = [
-        sent(entry.update.client, codec.unpack(codec.pack(entry.update.delta))[MOMENTS])
+        sent(entry.update.client, codec.unpack(codec.pack(entry.update.delta))[STATISTICS])
         for entry in ENTRIES
     ]
     exact, _ = aggregate([ENTRIES])
     near, state = aggregate([rounded])
     off = np.linalg.norm(near["score.weight"] - exact["score.weight"])
     assert 0 < off < 0.02 * np.linalg.norm(exact["score.weight"])
-    assert np.linalg.eigvalsh(state[MOMENTS])[0] > -1e-9, "never indefinite"
+    assert np.linalg.eigvalsh(state[STATISTICS])[0] > -1e-9, "never indefinite"
     rows = np.vstack(SITES)[:, :FEATURES]
     verdicts = [
         (rows @ one["score.weight"].T + one["score.bias"]).argmax(axis=1) for one in (exact, near)

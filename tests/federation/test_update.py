@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gradsense.errors import InputError
-from gradsense.federation.message import decode, encode
+from gradsense.federation.update import decode, encode
 from tests.support.toys import tensor, update
 
 TENSORS = st.dictionaries(
