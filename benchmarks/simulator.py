@@ -87,7 +87,8 @@ def memory(algorithm: str, clients: int) -> None:
     federated, spent, _ = run(bench)
     meter = federated.simulator.meter
     print(
-        f"{algorithm:8} {clients} clients, {meter.visits} visits, {meter.aggregations} aggregations "
+        f"{algorithm:8} {clients} clients, {meter.local_rounds} rounds, "
+        f"{meter.aggregations} aggregations "
         f"in {spent:.0f} s: peak {peak_mb():,.0f} MB, of which {floor:,.0f} MB before the first "
         "visit (target at most 3,000 MB)"
     )

@@ -212,7 +212,7 @@ class Harvest:
         )
         for name, times in Counter(label.filter(~known).drop_nulls().to_list()).items():
             counts[f"unknown-class:{name}"] = times
-        chosen = self._networks.disguise(flows.filter(known))
+        chosen = self._networks.mask(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
 

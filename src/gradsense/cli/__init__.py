@@ -17,6 +17,8 @@ _EXTRAS = {
     "fleet": ("cryptography",),
 }
 
+__all__ = ["main"]
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 

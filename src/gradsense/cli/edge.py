@@ -121,8 +121,8 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
     from gradsense.agent.handover import first_detector
     from gradsense.agent.labelling import find_logs
     from gradsense.agent.supervisor import Supervisor
-    from gradsense.gateway.assembly import WatchPlan, open_watch
     from gradsense.gateway.settings import Settings, read
+    from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
     settings = Settings() if config is None else read(config)

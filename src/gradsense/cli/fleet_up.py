@@ -118,7 +118,7 @@ def _show(
             if ended := fleet.ended():
                 name, code = next(iter(ended.items()))
                 raise GradsenseError(
-                    f"{name} ended by itself ({code}), its last words: {fleet.last_words(name)}"
+                    f"{name} ended by itself ({code}), its last words: {fleet.last_line(name)}"
                 )
             status, now = fleet.status(), time.monotonic()
             state = _state(status)

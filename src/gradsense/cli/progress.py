@@ -1,4 +1,4 @@
-"""Progress on stderr, and only where somebody is looking."""
+"""Progress bars on stderr; nothing is shown where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.progress import (
 
 
 def bars() -> Progress:
-    """Bars with a line of news, time spent and time left; silent where stderr is no terminal."""
+    """Bars with a line of news, time spent and time left."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -35,9 +35,10 @@ def bars() -> Progress:
 
 @contextmanager
 def file_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that moves with every file; silent where stderr is no terminal.
+    """A bar that moves with every file.
 
-    Yields what ``on_file`` parameters take: told (name, index from 0, number of files).
+    Yields a function for ``on_file`` parameters: it takes a name, an index from 0 and the number
+    of files.
     """
     console = Console(stderr=True)
     columns = (

@@ -1,4 +1,4 @@
-"""An operator's word becomes training data that a client can learn from."""
+"""Feedback becomes training data that a client can learn from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from gradsense.detection.export import export
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.experiments.run import FederatedRun, write_model
-from gradsense.gateway.adapt.operator_feedback import training_data
-from gradsense.gateway.assembly import WatchPlan, open_watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.learning.statistics import STATISTICS, solve
 
 
@@ -37,10 +36,13 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
 
     journal = watch.journal
     alert = max(journal.alerts(100), key=lambda one: one.flows)
-    journal.judge(alert, BENIGN, 1.0)
-    told = training_data(journal, watch.judge.detector.template)
-    assert 0 < told["flows"].sum() <= alert.flows
-    flows = told.select(pl.col("text", "class").repeat_by("flows").explode())
+    journal.record_feedback(alert, BENIGN, 1.0)
+    template, texts = watch.judge.detector.template, list[str]()
+    for word, prompt, count in journal.examples():
+        assert word.label == BENIGN
+        texts += template.texts(np.frombuffer(prompt, np.uint16)[None]) * count
+    assert 0 < len(texts) <= alert.flows
+    flows = pl.DataFrame({"text": texts, "class": BENIGN})
 
     # The client's own way: the moments of these flows, added to what the cloud holds.
     trainer, classes = bench.trainer, bench.corpus.classes

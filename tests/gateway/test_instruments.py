@@ -1,4 +1,4 @@
-"""Metrics keep in step with the watch, and drift becomes a wish."""
+"""Metrics keep in step with the watch, and drift becomes a recommendation to retrain."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gradsense.gateway.adapt.drift import Drift, DriftSettings, TrainingWish
-from gradsense.gateway.assembly import WatchPlan, open_watch
-from gradsense.gateway.instruments import Metrics
-from gradsense.gateway.observer import Observer
+from gradsense.gateway.adapt.drift import Drift, DriftSettings, RetrainingRecommendation
+from gradsense.gateway.instruments import Metrics, Observer
 from gradsense.gateway.watch import Watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_metrics_say_what_the_summary_says(watch: Watch) -> None:
     assert value("batch_seconds_count") > 0
 
 
-def test_drift_is_noted_as_a_wish_and_survives(watch: Watch) -> None:
+def test_drift_becomes_a_recommendation_and_survives(watch: Watch) -> None:
     detector = watch.judge.detector
     drift = Drift(
         detector.template,
@@ -54,8 +53,8 @@ def test_drift_is_noted_as_a_wish_and_survives(watch: Watch) -> None:
         drift.add(strange.astype(np.uint16), np.full(200, 0.3))
         watch._clock, watch._next_round = (lambda now=now: now), 0.0
         watch.round(once=True)
-    wishes = watch.journal.blobs("wish")
-    assert watch.counts["training_wishes"] == len(wishes) == 1
-    wish = TrainingWish.model_validate_json(next(iter(wishes.values())))
-    assert wish.report.level == "major"
+    found = watch.journal.blobs("retraining")
+    assert watch.counts["retraining_recommendations"] == len(found) == 1
+    one = RetrainingRecommendation.model_validate_json(next(iter(found.values())))
+    assert one.report.level == "major"
     assert watch.journal.blobs("drift")["state"]

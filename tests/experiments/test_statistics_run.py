@@ -197,9 +197,9 @@ def test_adapters_are_taken_where_the_base_trains() -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("gsfs:frozen=false", "moments of a base that stays as it is; .* gsfs-tune"),
-        ("gsfs:payload=deltas", "no value 'payload'"),
-        ("gsfs:readout=all", "'all' does not fit 'readout'; .* one of last, pooled, tokens"),
+        ("gsfs:frozen=false", "'false' does not fit 'frozen'"),
+        ("gsfs:payload=deltas", "no setting 'payload'"),
+        ("gsfs:readout=all", "'all' does not fit 'readout'; .* 'last', 'pooled' or 'tokens'"),
     ],
 )
 def test_statistics_of_a_base_that_trains_are_refused(spec: str, says: str) -> None:

@@ -6,24 +6,35 @@ import os
 import stat
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats import as_json
-from gradsense.gateway.alerting.sinks.sink import SinkError
-from gradsense.gateway.settings import FileSetting
+from gradsense.gateway.alerting.formats import PLAIN, Format, as_json
+from gradsense.gateway.alerting.sink import SinkContext, SinkError, SinkSettings
 
 _STDOUT = 1
-#: How far back the end of the last whole line is looked for.
+#: Bytes from the file's end in which the end of the last whole line is searched.
 _LONGEST_LINE = 1 << 20
 
 
-class FileSink:
-    """Appends each batch in one write and sees that it is on the disk.
+class JsonlSettings(SinkSettings):
+    """Appends to the file ``path``, or to standard output if it is ``-``."""
 
-    The file never holds a part of a line: what did not fit is cut away, and so is what a power
-    cut left behind. A file that was moved away (logrotate) is made anew.
+    path: str = Field(min_length=1)
+    format: Format = PLAIN
+
+    def open(self, context: SinkContext) -> JsonlSink:
+        return JsonlSink(self)
+
+
+class JsonlSink:
+    """Appends each batch in one write and syncs it to the disk.
+
+    The file never keeps a part of a line: a write that did not fit is cut away, and so is a half
+    line after a power cut. A file that was moved away (logrotate) is created anew.
     """
 
-    def __init__(self, setting: FileSetting) -> None:
+    def __init__(self, setting: JsonlSettings) -> None:
         self.name = setting.name
         self._path = setting.path
         self._format = setting.format
@@ -54,7 +65,7 @@ class FileSink:
         if self._file is not None and not _same(self._path, self._file):
             self.close()
         if self._file is None:
-            # O_NONBLOCK: a named pipe that nobody reads must not hang here.
+            # O_NONBLOCK: opening a named pipe without a reader must not block.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
             self._file = os.open(self._path, flags, 0o640)
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
@@ -82,7 +93,7 @@ def _append(file: int, data: bytes) -> None:
 
 
 def _write_all(file: int, data: bytes) -> None:
-    """One write, as a rule; where a part fitted, the next one says why not all did."""
+    """Usually one write; if only a part fitted, the next one raises the reason."""
     while data:
         data = data[os.write(file, data) :]
 

@@ -1,4 +1,4 @@
-"""Puts a watch together: bundle, logs, state and settings in, everything wired."""
+"""Builds a watch from its bundle, logs, state and settings, and connects its parts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
-from gradsense.gateway.alerting import sinks
 from gradsense.gateway.alerting.alert import Severity
 from gradsense.gateway.alerting.grouping import Grouper, LogClock
-from gradsense.gateway.alerting.sinks.sink import Sink
+from gradsense.gateway.alerting.sink import Sink, SinkContext
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge, explainer
-from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore
@@ -32,24 +30,24 @@ from gradsense.gateway.watch import Watch
 
 if TYPE_CHECKING:
     from gradsense.gateway.escalation.escalate import Escalator
-    from gradsense.gateway.instruments import Metrics
+    from gradsense.gateway.instruments import Observer
 
-#: Bound of the queue of a sink that has no setting.
+#: Bound of the queue of a sink without settings.
 _QUEUE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class WatchPlan:
-    """What to watch, with what.
+    """What a watch is built from.
 
     Args:
         logs: paths; ``-`` is standard input.
-        model: the bundle. One that takes its place is taken over while the watch runs.
+        model: folder of the bundle; a new bundle in its place is loaded while the watch runs.
         state: folder of the journal.
         once: read the logs to their ends and stop.
         verdicts: file for every verdict.
         threads: of the model.
-        cache: verdicts remembered; 0 for none.
+        cache: verdicts that are cached; 0 for none.
     """
 
     logs: Sequence[Path]
@@ -71,7 +69,7 @@ def open_watch(
     """A watch that is ready to run.
 
     Args:
-        extra: further sinks by name, such as a person's terminal.
+        extra: further sinks by name, such as the terminal.
         clock: seconds since the epoch.
 
     Raises:
@@ -92,7 +90,7 @@ def open_watch(
         detector,
         LogClock(),
         networks=Networks(settings.networks),
-        # A log read once is no life to get used to.
+        # One reading of a log is not enough to learn what is normal.
         baseline=None if plan.once else DeviceBaseline(detector.template, settings.baseline),
         drift=Drift(detector.template, detector.manifest.reference),
         escalator=_escalator(settings, detector),
@@ -104,16 +102,14 @@ def open_watch(
         max_s=settings.max_s,
         explain=explainer(judge),
     )
-    metrics = _metrics(settings)
-    observer = None if metrics is None else Observer(metrics, judge, grouper, journal)
+    observer = _observer(settings, judge, grouper, journal)
+    context = SinkContext(
+        settings.sensor,
+        metrics=None if observer is None else observer.metrics,
+        open_alerts=journal.open_alerts(),
+    )
     receivers = dict(extra or {})
-    for setting in settings.sink:
-        receivers[setting.name] = sinks.build(
-            setting,
-            sensor=settings.sensor,
-            metrics=metrics,
-            open_alerts=journal.open_alerts(),
-        )
+    receivers |= {setting.name: setting.open(context) for setting in settings.sink}
     most_bytes = dict.fromkeys(receivers, _QUEUE_BYTES)
     most_bytes |= {one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink}
     least: dict[str, Severity] = dict.fromkeys(receivers, "info")
@@ -133,7 +129,7 @@ def open_watch(
 
 
 def _check_readable(log: Path) -> None:
-    """What is read once must be there now."""
+    """A log that is read once must be readable now."""
     if log != STDIN and not os.access(log, os.R_OK):
         there = os.path.lexists(log)
         raise InputError(
@@ -143,19 +139,21 @@ def _check_readable(log: Path) -> None:
         )
 
 
-def _metrics(settings: Settings) -> Metrics | None:
-    """A registry of metrics, where a sink serves one."""
-    if not any(one.type == "prometheus" for one in settings.sink):
+def _observer(
+    settings: Settings, judge: Judge, grouper: Grouper, journal: GatewayStore
+) -> Observer | None:
+    """What updates the metrics, if a sink serves them."""
+    if not any(setting.needs_metrics for setting in settings.sink):
         return None
     from prometheus_client import CollectorRegistry  # noqa: PLC0415
 
-    from gradsense.gateway.instruments import Metrics  # noqa: PLC0415
+    from gradsense.gateway.instruments import Metrics, Observer  # noqa: PLC0415
 
-    return Metrics(CollectorRegistry())
+    return Observer(Metrics(CollectorRegistry()), judge, grouper, journal)
 
 
 def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
-    """Whoever is asked for a second opinion, where one is configured."""
+    """What asks a larger model, if one is configured."""
     if settings.escalate is None:
         return None
     from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Home Assistant's MQTT discovery: one binary sensor a device, on while an alert is open.
+"""Home Assistant's MQTT discovery: one binary sensor for each device, on while an alert is open.
 
 https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery and .../binary_sensor.mqtt/
 """
@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats.times import iso
+from gradsense.gateway.alerting.alert import Alert, iso
 
-#: Entities that one gateway may make. A scan with forged senders must not flood the user's home.
+#: Entities that one gateway may create: a scan with forged senders must not flood the user's home.
 MAX_DEVICES = 1000
 
 
@@ -29,10 +28,10 @@ class DiscoveryMessage:
 
 @dataclass
 class _Device:
-    """What is known of a device: alerts that are open, and what was last said."""
+    """A device's open alerts, and the messages last published about it."""
 
     open: set[str] = field(default_factory=set)
-    said: dict[str, DiscoveryMessage] = field(default_factory=dict)
+    published: dict[str, DiscoveryMessage] = field(default_factory=dict)
 
 
 def slug(device: str) -> str:
@@ -53,11 +52,11 @@ def slug(device: str) -> str:
 
 
 class HomeAssistant:
-    """Which devices have open alerts, and the retained messages that say so.
+    """Keeps which devices have open alerts, and the retained messages that show it.
 
     Args:
         sensor: the gateway's name.
-        topic: under which states go, such as ``gradsense/gateway-1``.
+        topic: prefix of the state topics, such as ``gradsense/gateway-1``.
         discovery: Home Assistant's discovery prefix.
 
     ``left_out`` counts alerts about devices beyond ``MAX_DEVICES``.
@@ -71,7 +70,7 @@ class HomeAssistant:
         self._devices: dict[str, _Device] = {}
 
     def take(self, alert: Alert) -> list[DiscoveryMessage]:
-        """What an alert changes: discovery at a device's first one, then state and attributes."""
+        """The messages that an alert changes: config at a device's first, attributes, state."""
         name = slug(alert.device)
         device = self._devices.get(name)
         if device is None:
@@ -92,13 +91,12 @@ class HomeAssistant:
                 f"{self._topic}/device/{name}/state", "ON" if device.open else "OFF"
             ),
         }
-        changed = [message for key, message in wanted.items() if device.said.get(key) != message]
-        device.said = wanted
-        return changed
+        before, device.published = device.published, wanted
+        return [message for key, message in wanted.items() if before.get(key) != message]
 
     def everything(self) -> list[DiscoveryMessage]:
-        """All that the broker should retain, for one that may have forgotten it."""
-        return [message for device in self._devices.values() for message in device.said.values()]
+        """All messages that the broker should retain, for one that may have lost them."""
+        return [one for device in self._devices.values() for one in device.published.values()]
 
     def _config(self, device: str, name: str) -> DiscoveryMessage:
         unique = f"gradsense_{self._sensor}_{name}"
