@@ -23,6 +23,7 @@ from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.transforms import codecs
+from gradsense.federation.transforms.transform import OverLimit
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
@@ -117,11 +118,11 @@ def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
         BadBody: it is no update, or holds numbers that no client sends.
     """
     fields, frame = _split_update(body)
-    blob = expand(frame, limit)
-    if fields["codec"] != "none":
-        _check_shapes(blob, limit)
+    packed = expand(frame, limit) if fields["codec"] == "none" else frame
     try:
-        delta = codecs()[fields["codec"]].unpack(blob if fields["codec"] == "none" else frame)
+        delta = codecs()[fields["codec"]].unpack(packed, limit)
+    except OverLimit as error:
+        raise TooLarge(str(error)) from None
     # Last line before hostile bytes meet a codec: whatever it stumbles over is a refusal.
     except (InputError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise BadBody(f"no update: {error}") from None
@@ -149,22 +150,6 @@ def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
     if score is not None and not (abs(score) < 1 << 53 and math.isfinite(score)):
         raise BadBody("the score is not finite")
     return fields, body[4 + length :]
-
-
-def _check_shapes(blob: bytes, limit: int) -> None:
-    """Refuse what a codec would blow up: tensors whose shapes ask for more than the limit.
-
-    Codecs trust sizes up to 2 GiB; a coordinator of thousands of devices does not.
-    """
-    parts = _load(blob)
-    asked = sum(4 * part.size for name, part in parts.items() if ":" not in name)
-    for name, part in parts.items():
-        if name.startswith("shape:"):
-            if part.dtype != np.int64 or part.ndim != 1 or (part < 0).any():
-                raise BadBody("a shape that is none")
-            asked += 4 * math.prod(part.tolist())
-    if asked > limit:
-        raise TooLarge(f"its tensors would take {asked} bytes; the limit is {limit}")
 
 
 # Models -------------------------------------------------------------------------------------
