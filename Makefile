@@ -46,7 +46,7 @@ bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md
 	$(BIN)/python benchmarks/transport/plot.py bench/transport.jsonl bench/transport.svg
 ifdef IOT23
 	$(BIN)/gradsense compare --data $(IOT23) --rounds 10 --seeds 3 --out bench/table3 --resume \
-		--strategies fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
+		--algorithms fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
 	$(BIN)/python benchmarks/ablation.py --data $(IOT23) --out bench/ablation --resume \
 		--plot bench/ablation.png
 	$(BIN)/python benchmarks/sensing.py --data $(IOT23) --plot bench/sensing.png

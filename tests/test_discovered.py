@@ -20,7 +20,7 @@ from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.parts import fields_of
-from gradsense.federation.pools import Pool, PooledUpdate
+from gradsense.federation.pools import Pool, Pooled, PooledUpdate
 from gradsense.federation.rules import Rule
 from gradsense.federation.rules.rule import DeltaRule
 from gradsense.federation.transforms import codecs, transforms
@@ -121,7 +121,7 @@ def test_rule_is_pure_and_moves_towards_agreement(one: Rule) -> None:
     pooled = [PooledUpdate(update(c, delta=d), 0.0, 0) for c, d in zip("ab", deltas, strict=True)]
     state = one.init(tensors)
     kept = {name: value.copy() for name, value in (tensors | dict(state)).items()}
-    first, second = (one.apply(tensors, pooled, {"a": 1, "b": 2}, state) for _ in range(2))
+    first, second = (one.apply(tensors, Pooled(pooled, {"a": 1, "b": 2}), state) for _ in range(2))
     for name, value in (tensors | dict(state)).items():
         assert np.array_equal(value, kept[name]), "arguments are never changed in place"
     for name, value in tensors.items():
@@ -141,7 +141,7 @@ def test_rule_takes_updates_of_different_times(one: Rule) -> None:
     tensors, (early, late) = start_and_deltas(one)
     pooled = [PooledUpdate(update("a", delta=early), 1.0, 0)]
     pooled.append(PooledUpdate(update("b", delta=late), 9.0, 3))
-    moved, _ = one.apply(tensors, pooled, {"a": 1, "b": 1}, one.init(tensors))
+    moved, _ = one.apply(tensors, Pooled(pooled, {"a": 1, "b": 1}), one.init(tensors))
     assert moved.keys() == tensors.keys()
     assert all(np.isfinite(value).all() for value in moved.values())
 
@@ -153,7 +153,7 @@ def test_rule_takes_updates_of_different_times(one: Rule) -> None:
 )
 def test_rule_takes_no_movement_as_none(one: Rule) -> None:
     tensors = {"w": tensor(1.0)}
-    moved, _ = one.apply(tensors, [entry("a", 0.0)], {"a": 1}, one.init(tensors))
+    moved, _ = one.apply(tensors, Pooled([entry("a", 0.0)], {"a": 1}), one.init(tensors))
     assert moved["w"] == pytest.approx([1.0])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.federation.algorithms.gsfs import RidgeSum
-from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.transforms import codecs
 from gradsense.learning.learner import Array, ServerState, Tensors
 from gradsense.learning.statistics import STATISTICS, factorise, solve
@@ -42,7 +42,7 @@ def aggregate(
     tensors: Tensors = START
     state = rule.init(START)
     for pool in pools:
-        tensors, state = rule.apply(tensors, pool, {}, state)
+        tensors, state = rule.apply(tensors, Pooled(pool, {}), state)
     return tensors, state
 
 
@@ -58,7 +58,7 @@ def test_one_site_by_hand() -> None:
     state = rule.init(start)
     assert state[STATISTICS].shape == (4, 4)
     factor = np.array([[0, 1, 1, 0], [1, 1, 0, 1]], np.float32)
-    tensors, state = rule.apply(start, [sent("a", factor)], {}, state)
+    tensors, state = rule.apply(start, Pooled([sent("a", factor)], {}), state)
     assert tensors["score.weight"] == pytest.approx(np.array([[-2.0], [2.0]]))
     assert tensors["score.bias"] == pytest.approx([3.0, 1.0])
     assert state[STATISTICS] == pytest.approx(factor.T @ factor)
@@ -87,8 +87,8 @@ def test_neither_order_nor_pools_matter(order: list[int], cuts: set[int]) -> Non
 def test_staleness_and_submissions_do_not_matter() -> None:
     rule = RidgeSum()
     late = [PooledUpdate(entry.update, 99.0, staleness=7) for entry in ENTRIES]
-    once, _ = rule.apply(START, ENTRIES, {}, rule.init(START))
-    other, _ = rule.apply(START, late, {"s0": 50}, rule.init(START))
+    once, _ = rule.apply(START, Pooled(ENTRIES, {}), rule.init(START))
+    other, _ = rule.apply(START, Pooled(late, {"s0": 50}), rule.init(START))
     for name, tensor in once.items():
         assert np.array_equal(other[name], tensor)
 
@@ -119,8 +119,8 @@ def test_sum_is_kept_in_float64_and_the_head_in_float32() -> None:
     one[0, FEATURES] = 1.0
     rule = RidgeSum()
     whole = [sent("a", big), *ENTRIES]
-    _, before = rule.apply(START, whole, {}, rule.init(START))
-    _, after = rule.apply(START, [sent("b", one)], {}, before)
+    _, before = rule.apply(START, Pooled(whole, {}), rule.init(START))
+    _, after = rule.apply(START, Pooled([sent("b", one)], {}), before)
     assert after[STATISTICS][FEATURES, FEATURES] - before[STATISTICS][FEATURES, FEATURES] == 1.0
 
 
@@ -129,7 +129,7 @@ def test_arguments_stay_as_they_are() -> None:
     tensors, state = aggregate([ENTRIES[:3]])
     kept = [value.copy() for value in (*tensors.values(), *state.values())]
     factors = [entry.update.delta[STATISTICS].copy() for entry in ENTRIES]
-    rule.apply(tensors, ENTRIES, {}, state)
+    rule.apply(tensors, Pooled(ENTRIES, {}), state)
     for value, before in zip((*tensors.values(), *state.values()), kept, strict=True):
         assert np.array_equal(value, before)
     for entry, before in zip(ENTRIES, factors, strict=True):
@@ -139,7 +139,7 @@ def test_arguments_stay_as_they_are() -> None:
 def test_tensors_beside_the_head_are_passed_on() -> None:
     rule = RidgeSum()
     more = {**START, "base.weight": np.ones(3, np.float32)}
-    tensors, _ = rule.apply(more, ENTRIES, {}, rule.init(more))
+    tensors, _ = rule.apply(more, Pooled(ENTRIES, {}), rule.init(more))
     assert np.array_equal(tensors["base.weight"], np.ones(3))
 
 

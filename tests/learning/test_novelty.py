@@ -122,7 +122,7 @@ def test_a_fleet_that_saw_only_zeros_still_gives_finite_scores() -> None:
 
 
 def test_statistics_of_other_features_are_refused() -> None:
-    with pytest.raises(ValueError, match="moments of 3 rows for 5 features"):
+    with pytest.raises(ValueError, match="statistics of 3 rows for 5 features"):
         leverage(np.zeros((1, 5)), np.eye(3))
 
 

@@ -1,10 +1,10 @@
-"""The training agent: reads the site's labelled flows, senses, speaks, adopts what comes.
+"""The training agent: reads the site's labelled flows, senses, uploads, adopts global models.
 
 One thread does it all. Training is interrupted between two blocks: to rest within the limits, to
 send and to receive. A newer model ends a slice at once; what the slice had done is lost, and the
 flows are read again from the model that came.
 
-Everything that must survive is in the store before anybody hears of it, so whatever goes wrong,
+Everything that must survive is in the store before it is sent, so whatever goes wrong,
 a full disk too, the agent may simply end: started again it goes on from there.
 """
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:  # it brings torch, which few devices need
 _IDLE_S, _LEAST_S, _LOOK_S = 0.2, 0.005, 1.0
 #: A model whose chunks stop coming for so long is asked for again.
 _LOST_S = 10.0
-#: Batches that are read in one visit, some four thousand distinct flows and half a GiB.
+#: Batches that are read in one local round, some four thousand distinct flows and half a GiB.
 _MOST_BATCHES = 8
 #: Publishes on the way to the broker, and a cap's burst in bytes: four chunks.
 _WINDOW, _BURST = 8, 1 << 20
@@ -145,7 +145,7 @@ class Agent:
         )
         self._batcher = BatchBuilder(settle_s=plan.settle_s)
         self._newer: GlobalModel | None = None
-        self._insists = False  # the last visit was interrupted
+        self._insists = False  # the last local round was interrupted
         self._refused: list[Ack] = []
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._downlink = Downlink(
@@ -219,8 +219,8 @@ class Agent:
     def _wanted(self) -> bool:
         """Between two blocks of training: receive and send; whether training must make way.
 
-        A visit after one that was interrupted is not: where models come faster than a slow device
-        can read, it would never speak.
+        A round after one that was interrupted is not: where models come faster than a slow device
+        can read, it would never upload.
         """
         self._exchange()
         return (self._newer is not None and not self._insists) or self.stop.is_set()
@@ -271,13 +271,13 @@ class Agent:
         return presence(run, me.name, body, self.memory.held(), me.signing_key)
 
     def _take_back(self) -> None:
-        """What was refused was not told after all."""
+        """What was refused counts as never sent."""
         for ack in filter(self._uplink.expects, self._refused):
             _log.warning("update %d was refused: %s", ack.sequence, ack.refusal)
             if ack.refusal == Replay.reason:
                 _log.error(
-                    "the coordinator has heard later updates of this device: its state was lost or "
-                    "copied, and it would tell the same flows twice; enrol it under a new id"
+                    "the coordinator has later updates of this device: its state was lost or "
+                    "copied, and it would report the same flows twice; enrol it under a new id"
                 )
             else:
                 self.client.refused(ack.sequence)
@@ -305,7 +305,7 @@ class Agent:
         return gathered is not None or batch is not None
 
     def _work(self) -> bool:
-        """One visit, if the client has something to do (eq 1), and its update into the outbox."""
+        """One local round if there is something to do (eq 1), and its update into the outbox."""
         if not self._may_work():
             return False
         try:
@@ -315,7 +315,7 @@ class Agent:
             self._insists = True
             return True
         self._insists = False
-        self.counts["visits"] += 1
+        self.counts["local_rounds"] += 1
         signed = None if update is None else self._sign(update)
         self.memory.save(self.client.snapshot(), update=signed)
         if update is not None:
@@ -332,7 +332,7 @@ class Agent:
         return not client.rests and client.plan(self._budget()).steps > 0
 
     def _budget(self) -> int:
-        """Steps of one visit at most: what moments are taken of is in memory at once."""
+        """Steps of one round at most: what statistics are taken of is in memory at once."""
         return _MOST_BATCHES if self._weights is None else self.client.round_steps
 
     def _sign(self, update: Update) -> SignedMessage:
@@ -345,7 +345,7 @@ class Agent:
         return sign_message(header, body, self._identity.signing_key, seal_for=seal_for)
 
     def _adopt(self, model: GlobalModel) -> None:
-        """Take a new global model, tell of it, and hand it to the detector."""
+        """Take a new global model, publish that, and hand it to the detector."""
         self._newer = None
         self.client.adopt(model)
         self.memory.save(self.client.snapshot(), model=model)

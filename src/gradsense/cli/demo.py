@@ -86,8 +86,8 @@ def _show_reading(reading: Reading, console: Console) -> None:
 
 def _show_guard(guarded: Guarded, console: Console) -> None:
     console.print(
-        f"   {guarded.alarms:,} of {guarded.flows:,} flows rang: {len(guarded.alerts)} alerts, "
-        "the worst first",
+        f"   {guarded.alarms:,} of {guarded.flows:,} flows raised an alarm: "
+        f"{len(guarded.alerts)} alerts, the worst first",
         soft_wrap=True,
     )
     for alert in guarded.alerts[:5]:

@@ -74,10 +74,10 @@ def edge(
     ] = 60.0,
     agent_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Run a device: detect in its logs, learn from what is labelled, speak when there is news.
+    """Run a device: detect in its logs, learn from what is labelled, upload when there is news.
 
     Labels come from the operator's feedback (gradsense feedback), a rules file, or the logs
-    themselves. Without a network it goes on; what it has to tell waits on disk.
+    themselves. Without a network it goes on; what it has to send waits on disk.
     """
     place = state or state_folder()
     if agent_of or not detect:

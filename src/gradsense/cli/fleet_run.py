@@ -36,7 +36,7 @@ def run(
     ] = "nano",
     template: Annotated[str, typer.Option(help="Prompt template of a new model.")] = "context",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    epochs: Annotated[float, typer.Option(help="Passes over a site's flows a visit.")] = 1.0,
+    epochs: Annotated[float, typer.Option(help="Local epochs of a local round.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Flows a step, where weights train.")] = 32,
     lr: Annotated[float, typer.Option(help="Learning rate, where weights train.")] = 1e-3,
     participation: Annotated[float, typer.Option(help="Share invited to each round.")] = 1.0,
@@ -125,21 +125,21 @@ def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     from gradsense.fleet.enrolment import read
 
     read(fleet)
-    told = read_status(fleet)
-    if told is None:
+    status = read_status(fleet)
+    if status is None:
         raise InputError(
             "no coordinator has worked here yet",
             hint=f"gradsense coordinator --fleet {fleet}",
             file=fleet,
         )
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(status, indent=2))
         return
     console = results_console()
-    broker = "connected to its broker" if told["connected"] else "without a broker"
-    state = "stopped" if told["stopped"] else f"up for {told['up_s']:.0f} s"
-    console.print(f"coordinator {state}, {broker}; as told at {told['at']}", markup=False)
-    for name, run in told["runs"].items():
+    broker = "connected to its broker" if status["connected"] else "without a broker"
+    state = "stopped" if status["stopped"] else f"up for {status['up_s']:.0f} s"
+    console.print(f"coordinator {state}, {broker}; as of {status['at']}", markup=False)
+    for name, run in status["runs"].items():
         console.print(run_table(name, run))
 
 
@@ -158,14 +158,14 @@ def run_table(
     columns = list(dict.fromkeys(column for cells in more.values() for column in cells))
     for column in columns:
         table.add_column(column, justify="right")
-    for device, told in sorted(run["devices"].items()):
+    for device, status in sorted(run["devices"].items()):
         table.add_row(
             device,
-            "online" if told["online"] else "offline",
-            "-" if told["held"] is None else str(told["held"]),
-            str(told["updates"]),
-            f"{told['bytes']:,}",
-            str(sum(told["refused"].values())),
+            "online" if status["online"] else "offline",
+            "-" if status["held"] is None else str(status["held"]),
+            str(status["updates"]),
+            f"{status['bytes']:,}",
+            str(sum(status["refused"].values())),
             *(more.get(device, {}).get(column, "") for column in columns),
         )
     return table

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gradsense.localfleet.local_fleet import LocalFleet
 
 _TURN_S = 0.5
-#: Nothing new for so long after all was played: everybody has told what there was.
+#: Nothing new for so long after all was played: everybody has sent what there was.
 _QUIET_S = 8.0
 
 
@@ -43,7 +43,7 @@ def up(
     flows: Annotated[int, typer.Option(min=50, help="Flows played of each log, at most.")] = 2000,
     play: Annotated[float, typer.Option(min=0, help="Seconds that the logs take.")] = 20.0,
     seconds: Annotated[
-        float | None, typer.Option(help="Stop after so long. Without: when all is told.")
+        float | None, typer.Option(help="Stop after so long. Without: when all is sent.")
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Go on until Ctrl-C.")] = False,
     sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt bodies end to end.")] = False,

@@ -42,7 +42,7 @@ def open_run(
         model: a model folder to start from; None builds a new one.
         size: of the new one, or a Hugging Face folder or name.
         template: of the new one.
-        on_step: told what is being done now.
+        on_step: called with what is being done now.
 
     Returns:
         the run's folder.

@@ -41,7 +41,7 @@ class Run:
         identity: the coordinator's keys.
         quota: of uploads that wait for missing chunks.
         limits: of bodies.
-        timer: seconds, only to tell how long an aggregation took.
+        timer: seconds, only to measure how long an aggregation takes.
 
     Raises:
         InputError: no run there, one that another process works on, or a damaged one.

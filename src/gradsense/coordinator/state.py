@@ -87,7 +87,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is told from outside; see ``run.Run``."""
+    """What a run is given from outside; see ``run.Run``."""
 
     key_of: KeyOf
     identity: Identity

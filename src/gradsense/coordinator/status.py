@@ -73,7 +73,7 @@ class RunStatus:
         updates: pooled since the run began.
         duplicates: updates that came again.
         refused: messages by name, unknown senders' too.
-        strangers: of these, those whose topic names no device that ever spoke.
+        strangers: of these, those whose topic names no device that ever sent anything.
         bytes_in: payload of all verified messages.
         waiting_bytes: chunks that wait for the rest of their message.
         given_up: uploads that were given up unfinished.
@@ -149,7 +149,7 @@ def _pool(coordinator: Coordinator) -> PoolStatus:
 def _devices(
     devices: Mapping[str, DeviceRecord], coordinator: Coordinator, counts: Counter[tuple[str, str]]
 ) -> dict[str, DeviceStatus]:
-    """Every device that ever spoke, by name."""
+    """Every device that ever sent anything, by name."""
     refused: dict[str, dict[str, int]] = {}
     for (device, name), value in counts.items():
         if name.startswith(REFUSED):

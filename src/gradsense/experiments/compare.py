@@ -46,7 +46,7 @@ class PlannedRun:
         return f"{self.settings.algorithm} seed {self.settings.seed}"
 
 
-#: Told (job, its news): ``event`` is progress, done or error; see ``worker``.
+#: Called with (job, its news): ``event`` is progress, done or error; see ``worker``.
 OnNews = Callable[[PlannedRun, dict[str, Any]], None]
 
 
@@ -89,7 +89,7 @@ def compare(
         out: the comparison's folder.
         workers: processes side by side.
         resume: read finished rows, continue unfinished ones.
-        on_news: told of progress.
+        on_news: called with progress.
 
     Returns:
         The rows, and the notes on the first seed's data.

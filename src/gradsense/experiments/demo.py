@@ -102,7 +102,7 @@ class Guarded:
 
     Attributes:
         bundle: the edge bundle that watched.
-        flows, alarms: judged, and those of them that rang.
+        flows, alarms: judged, and those of them that raised an alarm.
         alerts: what the alarms were grouped into, the most severe first.
     """
 

@@ -1,4 +1,4 @@
-"""What can be told of settings before minutes are spent on them."""
+"""What is wrong with settings, found before minutes are spent on them."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tens
     for number, (client, learner) in enumerate(bench.learners.items()):
         steps = max(1, round(settings.epochs * learner.steps_per_epoch))
         tensors: Tensors = bench.initial
-        for visit in range(settings.rounds):
-            tensors = learner.train(tensors, first_step=visit * steps, steps=steps).tensors
+        for round_number in range(settings.rounds):
+            tensors = learner.train(tensors, first_step=round_number * steps, steps=steps).tensors
         trained += round(settings.rounds * steps / learner.steps_per_epoch * learner.samples)
         whole[client] = scores_row(bench.evaluate(tensors)[1])
         on_own = bench.own_score(client, tensors)

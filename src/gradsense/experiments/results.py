@@ -57,9 +57,9 @@ class SiteScores(_Model):
 
 
 class Alarms(_Model):
-    """What rings when suspicion, 1 - p(benign), passes a threshold chosen on validation flows.
+    """Flows whose suspicion, 1 - p(benign), is above a threshold chosen on validation flows.
 
-    ``false_alarms`` is the share of benign test flows that ring, ``detected`` that of all attack
+    ``false_alarms`` is the share of benign test flows among them, ``detected`` that of all attack
     flows; ``recall`` has it by class.
     """
 

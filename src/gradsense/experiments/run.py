@@ -334,11 +334,11 @@ def write_model(
     parts, classifier = bench.corpus.parts, bench.trainer.classifier
     flows = parts.train if parts.validation.is_empty() else parts.validation
     phrase_ids = classifier.template.indices(flows)
-    said = answers(classifier, classifier.template.texts(phrase_ids), score)
+    answered = answers(classifier, classifier.template.texts(phrase_ids), score)
     folder.save(
         classifier,
         out / MODEL,
-        measured=measure(said, phrase_ids, class_numbers(flows, classifier.labels), classifier),
+        measured=measure(answered, phrase_ids, class_numbers(flows, classifier.labels), classifier),
         score=score,
         extra=extra,
     )

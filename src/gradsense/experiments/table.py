@@ -179,7 +179,7 @@ def footnotes() -> str:
             "Central model: the last global model on the whole test set. Clients' average: every "
             "client's model after its last local work on the whole test set; own site: on its own "
             "site's test flows.",
-            "Alarms: share of benign test flows that ring, and of attack flows, at a threshold "
+            "Alarms: share of benign and of attack test flows that raise one, at a threshold "
             "chosen on validation flows so that 0.25 % of their benign ones would.",
             "Latency, central: mean virtual seconds from one global model to the next.",
             "Latency, client: mean virtual seconds from the start of one piece of local work to "

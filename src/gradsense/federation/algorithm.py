@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from gradsense.errors import InputError, UnknownTensor
 from gradsense.federation import transforms
 from gradsense.federation.parts import NoSuchField, changed, fields_of, part
-from gradsense.federation.pools import Pool, PooledUpdate
+from gradsense.federation.pools import Pool
 from gradsense.federation.rules import Rule, rules
 from gradsense.federation.transforms.plain import Plain
 from gradsense.federation.transforms.transform import Codec, Transform
@@ -124,7 +124,7 @@ class Algorithm(ABC, Generic[S]):
     rule: Rule
     wait: bool = True
     transforms: tuple[Transform, ...] = ()
-    codec: Codec = Plain()  # noqa: RUF009: immutable
+    codec: Codec = Plain()
     readout: Readout = "last"
     frozen: bool = False
 
@@ -203,16 +203,6 @@ class Algorithm(ABC, Generic[S]):
             NormTooLarge: it claims to be of fewer records than it is.
         """
         return norm_of(update.delta)
-
-    def aggregate(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[Tensors, ServerState]:
-        """The next global model and the next server state; see ``Rule.apply``."""
-        return self.rule.apply(tensors, pooled, submissions, state)
 
     def statistics(self, state: ServerState) -> FleetStatistics | None:
         """What the fleet's sufficient statistics are; None where none came together."""

@@ -37,7 +37,7 @@ from gradsense.federation.events import (
     TurnedAway,
     WakeAt,
 )
-from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
 
@@ -168,7 +168,7 @@ class Coordinator:
     # What may be pooled ---------------------------------------------------------------------
 
     def admit(self, client: str, sequence: int) -> None:
-        """Whether an update may be pooled as far as its number tells, before it is read.
+        """Whether an update may be pooled by its number alone, before it is read.
 
         Raises:
             UpdateRefused: ``replay`` or ``run-finished``.
@@ -243,12 +243,13 @@ class Coordinator:
         return self._aggregate() if ready else []
 
     def _aggregate(self) -> list[Effect]:
-        pooled, self.pooled, self.excused = self.pooled, [], set()
-        tensors, self.server_state = self.algorithm.aggregate(
-            self.model.tensors, pooled, self.submissions, self.server_state
+        pooled = Pooled(self.pooled, self.submissions)
+        self.pooled, self.excused = [], set()
+        tensors, self.server_state = self.algorithm.rule.apply(
+            self.model.tensors, pooled, self.server_state
         )
         self.model = GlobalModel(self.model.version + 1, tensors, self._invite())
-        return [Broadcast(self.model, tuple(entry.update.client for entry in pooled))]
+        return [Broadcast(self.model, tuple(entry.update.client for entry in pooled.updates))]
 
     # Rest -----------------------------------------------------------------------------------
 
@@ -290,9 +291,9 @@ class Coordinator:
         self.excused = set(values["excused"])
         self.pooled = []
         for index, saved in enumerate(values["pooled"]):
-            said = dict(saved)
-            arrived_s, staleness = said.pop("arrived_s"), said.pop("staleness")
-            update = Update(**said, delta=groups[f"pooled{index}"])
+            rest = dict(saved)
+            arrived_s, staleness = rest.pop("arrived_s"), rest.pop("staleness")
+            update = Update(**rest, delta=groups[f"pooled{index}"])
             self.pooled.append(PooledUpdate(update, arrived_s, staleness))
 
 

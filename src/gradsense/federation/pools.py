@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -28,6 +28,19 @@ class PooledUpdate:
     update: Update
     arrived_s: float
     staleness: int
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """What is aggregated.
+
+    Attributes:
+        updates: at least one, in the order of arrival.
+        submissions: updates accepted from each client since the run began, these included.
+    """
+
+    updates: Sequence[PooledUpdate]
+    submissions: Mapping[str, int]
 
 
 @part

@@ -85,10 +85,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a site learnt from flows that it has only read; see ``learning.moments``.
+    """What a site learnt from flows that it has only read; see ``learning.statistics``.
 
     Attributes:
-        factor: R, float32 [rows, d + 1 + classes]; RᵀR is the flows' moments S.
+        factor: R, float32 [rows, d + 1 + classes]; RᵀR is the flows' second moments S.
         gradient_norms: class to ‖g_c‖ / ‖g_c(0)‖: the gradient of the head's cross-entropy over
             that class's flows at the current global head, against that of an untrained head.
             1 is a class that the head knows nothing of, 0 one that it cannot do better on.

@@ -266,7 +266,7 @@ class Simulator:
         self._handle(Arrived(decode(message), self.now))
 
     def _handle(self, event: Event) -> None:
-        """Tell the coordinator what happened, and do what it wants done."""
+        """Let the coordinator handle an event, and carry out its effects."""
         for effect in self.coordinator.handle(event):
             match effect:
                 case Broadcast():

@@ -45,7 +45,7 @@ class FedAvg(Algorithm[TrainingState]):
     name: ClassVar[str] = "fedavg"
     summary: ClassVar[str] = "everyone trains, then the mean weighted by samples (eq 1-2)"
 
-    trigger: Trigger = EveryRound()  # noqa: RUF009: immutable, as all parts are
+    trigger: Trigger = EveryRound()
     pool: Pool = AllInvited()
     rule: DeltaRule = WeightedMean()
     keep_local: bool = False

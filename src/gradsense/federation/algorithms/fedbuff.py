@@ -7,12 +7,11 @@ rule      θ ← θ + (1/K) Σ Δθ / (1 + staleness)^a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradsense.federation.algorithms.fedavg import FedAvg
 from gradsense.federation.parts import NonNegative, part
-from gradsense.federation.pools import Count, Pool, PooledUpdate
+from gradsense.federation.pools import Count, Pool, Pooled
 from gradsense.federation.rules.rule import DeltaRule, WeightedSum
 
 
@@ -30,10 +29,11 @@ class StalenessMean(WeightedSum):
 
     exponent: NonNegative = 0.5
 
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
-        return [(1 + entry.staleness) ** -self.exponent / len(pooled) for entry in pooled]
+    def weights(self, pooled: Pooled) -> list[float]:
+        return [
+            (1 + entry.staleness) ** -self.exponent / len(pooled.updates)
+            for entry in pooled.updates
+        ]
 
 
 @part

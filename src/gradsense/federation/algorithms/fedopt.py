@@ -12,7 +12,6 @@ v starts at ε² as in Reddi et al., and there is no bias correction, as in both
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,8 +19,8 @@ from numpy.typing import NDArray
 
 from gradsense.federation.algorithms.fedavg import FedAvg
 from gradsense.federation.parts import NonNegative, Positive, Share, part
-from gradsense.federation.pools import PooledUpdate
-from gradsense.federation.rules.rule import DeltaRule, weighted_sum
+from gradsense.federation.pools import Pooled
+from gradsense.federation.rules.rule import Aggregated, DeltaRule, weighted_sum
 from gradsense.learning.learner import Array, ServerState, Tensors
 
 
@@ -62,14 +61,8 @@ class ServerOptimizer(DeltaRule):
             new = v + square
         return new.astype(np.float32)
 
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
-        mean = weighted_sum(pooled, [1 / len(pooled)] * len(pooled))
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        mean = weighted_sum(pooled, [1 / len(pooled.updates)] * len(pooled.updates))
         moved, new = dict(tensors), {}
         for name, tensor in tensors.items():
             g = -mean[name] if name in mean else np.zeros_like(tensor)

@@ -16,7 +16,6 @@ the sensing are ours. ``learning.statistics`` has the arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -32,8 +31,8 @@ from gradsense.federation.algorithm import (
     Readout,
 )
 from gradsense.federation.parts import Positive, part
-from gradsense.federation.pools import Pool, PooledUpdate, Quorum
-from gradsense.federation.rules.rule import Rule
+from gradsense.federation.pools import Pool, Pooled, Quorum
+from gradsense.federation.rules.rule import Aggregated, Rule
 from gradsense.federation.transforms.transform import Codec
 from gradsense.federation.transforms.uniform import Uniform
 from gradsense.federation.triggers import Sensed, Trigger, Unexplained
@@ -66,16 +65,10 @@ class RidgeSum(Rule):
         width = features + 1 + classes
         return {STATISTICS: np.zeros((width, width), dtype=np.float64)}
 
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         """As ``Rule.apply``; the state holds S in float64."""
         total = state[STATISTICS].astype(np.float64)
-        for entry in pooled:
+        for entry in pooled.updates:
             factor = entry.update.delta[STATISTICS].astype(np.float64)
             total += factor.T @ factor
         weight, bias = solve(total, len(tensors[HEAD_BIAS]), self.regularisation)

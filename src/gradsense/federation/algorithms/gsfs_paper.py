@@ -15,14 +15,13 @@ an upload it trains on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from gradsense.federation.algorithms.fedavg import FedAvg
 from gradsense.federation.parts import NonNegative, Share, part
-from gradsense.federation.pools import Pool, PooledUpdate, Quorum
+from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import DeltaRule, WeightedSum
 from gradsense.federation.triggers import AnyOf, Gradient, Performance, Trigger
 
@@ -42,9 +41,9 @@ class FrequencyMean(WeightedSum):
         frequency_bound: s_k counts at most this many times the pool's smallest; None is the
             paper. It keeps a chatty client from deciding for the fleet.
         staleness_exponent: discount (1 + staleness)^-a; 0 is the paper.
-        full_step_share: a pool with fewer of the clients heard so far than this share moves the
-            model in proportion only; 0 is the paper. A deadline can close a pool that holds one
-            site, and that site's model must not become everybody's.
+        full_step_share: a pool with fewer of the clients that have sent so far than this share
+            moves the model in proportion only; 0 is the paper. A deadline can close a pool that
+            holds one site, and that site's model must not become everybody's.
     """
 
     name: ClassVar[str] = "frequency-mean"
@@ -55,12 +54,10 @@ class FrequencyMean(WeightedSum):
     staleness_exponent: NonNegative = 0.0
     full_step_share: Share = 0.0
 
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
+    def weights(self, pooled: Pooled) -> list[float]:
         """As eq 14; untempered, they sum to 1 over distinct clients."""
-        samples = {entry.update.client: entry.update.samples for entry in pooled}
-        frequency = {client: float(submissions[client]) for client in samples}
+        samples = {entry.update.client: entry.update.samples for entry in pooled.updates}
+        frequency = {client: float(pooled.submissions[client]) for client in samples}
         if self.frequency_bound is not None:
             ceiling = self.frequency_bound * min(frequency.values())
             frequency = {client: min(value, ceiling) for client, value in frequency.items()}
@@ -70,11 +67,11 @@ class FrequencyMean(WeightedSum):
         }
         step = 1.0
         if self.full_step_share > 0:
-            step = min(1.0, len(raw) / len(submissions) / self.full_step_share)
+            step = min(1.0, len(raw) / len(pooled.submissions) / self.full_step_share)
         total = sum(raw.values())
         return [
             step * raw[e.update.client] / total * (1 + e.staleness) ** -self.staleness_exponent
-            for e in pooled
+            for e in pooled.updates
         ]
 
 

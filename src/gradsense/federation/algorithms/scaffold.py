@@ -14,7 +14,6 @@ the mean gradient. Here the mean gradient itself is kept, which also holds for o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -22,9 +21,9 @@ import numpy as np
 
 from gradsense.federation.algorithms.fedavg import FedAvg, TrainingState
 from gradsense.federation.parts import part
-from gradsense.federation.pools import PooledUpdate, senders
+from gradsense.federation.pools import Pooled, senders
 from gradsense.federation.rules.mean import WeightedMean
-from gradsense.federation.rules.rule import DeltaRule
+from gradsense.federation.rules.rule import Aggregated, DeltaRule
 from gradsense.learning.learner import Array, Learner, ServerState, Tensors, Trained
 
 _PREFIX = "control/"
@@ -55,15 +54,9 @@ class ControlledMean(WeightedMean):
 
     name: ClassVar[str] = "controlled-mean"
 
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
-        moved, state = super().apply(tensors, pooled, submissions, state)
-        share = np.float32(len(senders(pooled)) / len(submissions))
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        moved, state = super().apply(tensors, pooled, state)
+        share = np.float32(len(senders(pooled.updates)) / len(pooled.submissions))
         for name in moved:
             if name.startswith(_PREFIX):
                 moved[name] = tensors[name] + share * (moved[name] - tensors[name])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradsense.federation.parts import part
-from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.pools import Pooled
 from gradsense.federation.rules.rule import WeightedSum
 
 
@@ -16,8 +15,6 @@ class WeightedMean(WeightedSum):
 
     name: ClassVar[str] = "mean"
 
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
-        total = sum(entry.update.samples for entry in pooled)
-        return [entry.update.samples / total for entry in pooled]
+    def weights(self, pooled: Pooled) -> list[float]:
+        total = sum(entry.update.samples for entry in pooled.updates)
+        return [entry.update.samples / total for entry in pooled.updates]

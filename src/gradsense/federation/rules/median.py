@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.pools import PooledUpdate
-from gradsense.federation.rules.rule import DeltaRule, moved
-from gradsense.learning.learner import Array, ServerState, Tensors
+from gradsense.federation.pools import Pooled
+from gradsense.federation.rules.rule import Aggregated, DeltaRule, moved
+from gradsense.learning.learner import ServerState, Tensors
 
 
 @part
@@ -25,14 +24,8 @@ class CoordinateMedian(DeltaRule):
     def init(self, tensors: Tensors) -> ServerState:
         return {}
 
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
-        deltas = [entry.update.delta for entry in pooled]
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        deltas = [entry.update.delta for entry in pooled.updates]
         named = [name for name in tensors if any(name in delta for delta in deltas)]
         step = {
             name: np.median(

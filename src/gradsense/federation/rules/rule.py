@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from gradsense.federation.parts import Share, part
-from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.pools import Pooled
 from gradsense.learning.learner import Array, ServerState, Tensors
+
+#: The next global tensors, and the next server state.
+Aggregated = tuple[dict[str, Array], ServerState]
 
 
 @part
@@ -24,19 +27,11 @@ class Rule(ABC):
         """The server's state before the first aggregation."""
 
     @abstractmethod
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
-        """The next global tensors and the next state; no argument is changed in place.
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        """Aggregate; no argument is changed in place.
 
         Args:
             tensors: the current global model.
-            pooled: at least one update.
-            submissions: updates accepted from each client since the run began, the pool's included.
             state: what ``init`` or the last ``apply`` returned.
         """
 
@@ -46,14 +41,14 @@ class DeltaRule(Rule):
     """A rule for updates that say what to add to the weights. Any such algorithm may take it."""
 
 
-def weighted_sum(pooled: Sequence[PooledUpdate], weights: Sequence[float]) -> dict[str, Array]:
+def weighted_sum(pooled: Pooled, weights: Sequence[float]) -> dict[str, Array]:
     """Σ w_i Δθ_i by tensor, summed in float64 in the order of arrival.
 
     A tensor that an update leaves out counts as zero movement: its client keeps the remainder and
     sends it when it has grown.
     """
     total: dict[str, np.ndarray] = {}
-    for entry, weight in zip(pooled, weights, strict=True):
+    for entry, weight in zip(pooled.updates, weights, strict=True):
         for name, delta in entry.update.delta.items():
             if name in total:
                 total[name] += np.multiply(delta, weight, dtype=np.float64)
@@ -83,24 +78,16 @@ class WeightedSum(DeltaRule):
     momentum: Share = 0.0
 
     @abstractmethod
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
-        """One weight a pooled update; the arguments are those of ``apply``."""
+    def weights(self, pooled: Pooled) -> list[float]:
+        """One weight for each update."""
 
     def init(self, tensors: Tensors) -> ServerState:
         if not self.momentum:
             return {}
         return {f"v:{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
 
-    def apply(
-        self,
-        tensors: Tensors,
-        pooled: Sequence[PooledUpdate],
-        submissions: Mapping[str, int],
-        state: ServerState,
-    ) -> tuple[dict[str, Array], ServerState]:
-        step = weighted_sum(pooled, self.weights(pooled, submissions))
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        step = weighted_sum(pooled, self.weights(pooled))
         if not self.momentum:
             return moved(tensors, step), {}
         velocity = {
