@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.agent import labelling as module
-from gradsense.agent.label_rules import Rule, Rules
+from gradsense.agent.label_rules import LabelRule, LabelRules
 from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
@@ -191,7 +191,7 @@ def test_logs_are_found(fleet: Path, dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_rules_label_what_the_log_does_not(plain: Path) -> None:
-    rules = Rules((Rule(label="Benign", proto="udp"), Rule(label="Gone", resp_p=80)))
+    rules = LabelRules((LabelRule(label="Benign", proto="udp"), LabelRule(label="Gone", resp_p=80)))
     whole = together(drain(Harvest(TEMPLATE, ("DDoS", "Benign"), logs=[plain], rules=rules)))
     flows = flows_of(plain)
     udp = flows.filter(pl.col("proto") == "udp")
@@ -207,7 +207,7 @@ def test_rules_label_what_the_log_does_not(plain: Path) -> None:
 
 
 def test_the_label_of_the_log_goes_before_a_rule(fleet: Path, dataset: Dataset) -> None:
-    rules = Rules((Rule(label="Benign"),))
+    rules = LabelRules((LabelRule(label="Benign"),))
     whole = together(drain(Harvest(TEMPLATE, dataset.classes, logs=[fleet], rules=rules)))
     assert rows(whole) == in_data_set(dataset)
 
@@ -223,7 +223,7 @@ def test_prompts_are_those_that_the_watch_sees_and_rules_see_the_addresses(plain
     flows = flows_of(plain)
     far = next(end for end in flows["resp_h"] if end.startswith("198.51.100."))
     networks = Networks([ip_network("198.51.100.0/24")])
-    rules = Rules((Rule(label="Benign", resp_h=far),))
+    rules = LabelRules((LabelRule(label="Benign", resp_h=far),))
     harvest = Harvest(TEMPLATE, ("Benign",), logs=[plain], rules=rules, networks=networks)
     chosen = flows.filter(pl.col("resp_h") == far)
     masked = networks.mask(chosen)
@@ -322,7 +322,7 @@ def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Pat
     for number in range(3):
         alert = ring(journal, f"a{number}", {prompt(number): 1})
         journal.record_feedback(alert, "Benign", float(number))
-    rules = Rules((Rule(label="Benign"),))
+    rules = LabelRules((LabelRule(label="Benign"),))
     harvest = Harvest(
         TEMPLATE, ("Benign",), logs=[plain], rules=rules, journal_folder=tmp_path, most_rows=2
     )

@@ -16,9 +16,9 @@ from gradsense.coordinator.journal import (
     IssuedModel,
     JournalEntry,
     JournalEvent,
-    Outcome,
     Piece,
     RunJournal,
+    UpdateOutcome,
 )
 from gradsense.errors import InputError
 from gradsense.storage.sqlite import StorageFull
@@ -70,8 +70,8 @@ def test_everything_comes_back_as_it_was(ledger: RunJournal) -> None:
     assert ledger.counts() == counts
     assert ledger.run() == ("{}", 9.0)
     assert ledger.widest() == 4
-    assert ledger.verdict("a", 2) == Outcome("ab", "")
-    assert ledger.verdict("a", 3) == Outcome("ab", "bad-body")
+    assert ledger.verdict("a", 2) == UpdateOutcome("ab", "")
+    assert ledger.verdict("a", 3) == UpdateOutcome("ab", "bad-body")
     assert ledger.verdict("a", 4) is None
     assert ledger.newest() == FIRST
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from gradsense.agent.downlink import Downlink, Repeated
 from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
-from gradsense.agent.label_rules import Rules
+from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
 from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
 from gradsense.agent.reader import Reader
@@ -80,7 +80,7 @@ class AgentPlan:
     bundle: Path
     logs: Sequence[Path]
     state: Path
-    rules: Rules | None = None
+    rules: LabelRules | None = None
     journal: Path | None = None
     networks: Networks = field(default_factory=Networks)
     limits: ResourceLimits = field(default_factory=ResourceLimits)

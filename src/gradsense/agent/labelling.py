@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from gradsense.agent.label_rules import Rules
+from gradsense.agent.label_rules import LabelRules
 from gradsense.data.datasets.captures import discover
 from gradsense.data.datasets.labels import MALICIOUS, View, with_view
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows
@@ -140,7 +140,7 @@ class Harvest:
         labels: tuple[str, ...],
         *,
         logs: Sequence[Path],
-        rules: Rules | None = None,
+        rules: LabelRules | None = None,
         journal_folder: Path | None = None,
         networks: Networks | None = None,
         places: Mapping[str, Any] | None = None,

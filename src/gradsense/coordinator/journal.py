@@ -155,7 +155,7 @@ class DeviceRecord:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UpdateOutcome:
     """What became of an update: pooled where ``refusal`` is empty."""
 
     body_sha256: str
@@ -303,11 +303,11 @@ class RunJournal:
         query = f"SELECT {_columns(JournalEvent)} FROM events WHERE id > ? ORDER BY id"
         return [JournalEvent(*row) for row in self._db.all(query, (after,))]
 
-    def verdict(self, device: str, sequence: int) -> Outcome | None:
+    def verdict(self, device: str, sequence: int) -> UpdateOutcome | None:
         """What became of this update; None: it never was whole."""
         query = "SELECT body_sha256, refusal FROM events WHERE device = ? AND sequence = ?"
         rows = self._db.all(query, (device, sequence))
-        return Outcome(*rows[0]) if rows else None
+        return UpdateOutcome(*rows[0]) if rows else None
 
     def newest(self) -> IssuedModel:
         """The last model issued; its snapshot is there."""

@@ -27,8 +27,8 @@ from gradsense.coordinator.journal import (
     JournalEntry,
     JournalEvent,
     Kind,
-    Outcome,
     RunJournal,
+    UpdateOutcome,
 )
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation.coordinator import Coordinator
@@ -75,7 +75,7 @@ class Step:
 
     batch: JournalEntry
     answers: dict[tuple[str, str, int], tuple[MessageHeader, bytes]] = field(default_factory=dict)
-    verdicts: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    verdicts: dict[tuple[str, int], UpdateOutcome] = field(default_factory=dict)
     snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
     publish: bool = False
 
@@ -274,7 +274,7 @@ class RunState:
         step.acknowledge(header, found.refusal)
         return True
 
-    def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> Outcome | None:
+    def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> UpdateOutcome | None:
         if sequence > device.sequence:
             return None
         found = step.verdicts.get((device.name, sequence))
@@ -285,7 +285,7 @@ class RunState:
         if refusal:
             self._count(step, device.name, REFUSED + refusal)
         device.sequence = max(device.sequence, header.sequence)
-        verdict = Outcome(read.properties.body_sha256, refusal)
+        verdict = UpdateOutcome(read.properties.body_sha256, refusal)
         step.verdicts[device.name, header.sequence] = verdict
         step.acknowledge(header, refusal)
 
