@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from ipaddress import ip_network
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_every_flow_is_read_once_whatever_is_killed(
             gathered = harvest.step(final=True)
             if gathered is not None:
                 batcher.add(gathered, 0.0)
-            batch = batcher.take(0.0, final=gathered is None)
+            batch = batcher.take(inf if gathered is None else 0.0)
             if batch is not None:
                 places.update(batch.places)
                 stored += rows(batch)
@@ -374,7 +375,7 @@ def test_a_batch_is_due_when_it_is_large_or_old() -> None:
 def test_a_place_moves_on_though_nothing_was_labelled() -> None:
     batcher = BatchBuilder()
     batcher.add(gathered(place=7), 0.0)
-    batch = batcher.take(0.0, final=True)
+    batch = batcher.take(inf)
     assert batch is not None
     assert len(batch) == 0
     assert batch.places == {"log": 7}
@@ -393,7 +394,7 @@ def test_batching_loses_and_doubles_nothing(steps: list[list[int]], most_rows: i
     out: Counter[int] = Counter()
     for now, step in enumerate(steps):
         batcher.add(gathered(*step), float(now))
-        batch = batcher.take(float(now), final=now == len(steps) - 1)
+        batch = batcher.take(inf if now == len(steps) - 1 else float(now))
         if batch is not None:
             pairs = zip(batch.phrase_ids[:, 0].tolist(), batch.weights.tolist(), strict=True)
             out.update(dict(pairs))

@@ -72,8 +72,8 @@ def link(memory: AgentStore) -> Uplink:
     return found
 
 
-def test_nothing_to_say(link: Uplink) -> None:
-    assert link.idle
+def test_nothing_to_say(link: Uplink, memory: AgentStore) -> None:
+    assert memory.head() is None
     assert link.wake_at(0) is None
     assert due(link, 0) == []
 
@@ -104,7 +104,7 @@ def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
     assert read(message, lambda topic: KEY.public_key()).properties.header.sequence == 2
     assert not link.on_ack(Ack(1)), "an old one"
     assert link.on_ack(Ack(2))
-    assert link.idle
+    assert memory.head() is None
     assert memory.counters() == {"refused:not-finite": 1, "acknowledged": 1}
     assert link.counts == {"chunks": 2, "old-acks": 2}
 
@@ -187,7 +187,7 @@ def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: AgentStore)
     due(link, 0)
     assert due(link, 5) == ["resume-request"]
     link.on_resume(resume(1, 2), 6)
-    assert not link.idle
+    assert memory.head() is not None
     assert due(link, 15.9) == []
     assert due(link, 16) == ["resume-request"]
 

@@ -98,8 +98,8 @@ class BatchBuilder:
         else:
             self._held = self._held.then(gathered)
 
-    def take(self, now: float, *, final: bool = False) -> Gathered | None:
-        """What is held if it is due, or in any case with ``final``; it may be without rows.
+    def take(self, now: float) -> Gathered | None:
+        """What is held if it is due; it may be without rows.
 
         It is then no longer held: if it cannot be stored, it is for the caller to try again.
         """
@@ -107,7 +107,7 @@ class BatchBuilder:
         if held is None:
             return None
         due = len(held) >= self.most_rows or now >= self._since + self.settle_s
-        if not (due or final):
+        if not due:
             return None
         self._held = None
         return held

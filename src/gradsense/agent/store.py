@@ -163,7 +163,6 @@ class AgentStore:
         *,
         update: SignedMessage | None = None,
         model: GlobalModel | None = None,
-        counts: Mapping[str, int] | None = None,
     ) -> None:
         """Keep the client's state and what goes with it: all or nothing.
 
@@ -172,7 +171,6 @@ class AgentStore:
             update: that it has just made, signed; it waits in the outbox from now on.
                 It is taken in even where the outbox is ``full``, since the state counts it as sent.
             model: the global model that it has just adopted, in place of the one before.
-            counts: counter to what is added to it.
 
         Raises:
             ValueError: the update is not of the number that the state used last.
@@ -185,7 +183,6 @@ class AgentStore:
         held, packed = (None, b"") if model is None else _pack_model(model)
         with self._db.transaction() as db:
             _keep(db, "client", body)
-            _count(db, counts or {})
             if update is not None:
                 properties = update.properties
                 text = json.dumps([str(properties.topic()), properties.pairs()])
@@ -231,11 +228,6 @@ class AgentStore:
     def outbox_bytes(self) -> int:
         """Bytes of all updates that wait."""
         return self._number("SELECT coalesce(sum(length(body)), 0) FROM outbox")
-
-    @property
-    def outbox_count(self) -> int:
-        """How many updates wait."""
-        return self._number("SELECT count(*) FROM outbox")
 
     @property
     def full(self) -> bool:

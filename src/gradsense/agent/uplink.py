@@ -71,11 +71,6 @@ class Uplink:
         self._blocked = True  # until on_connect
         self._start()
 
-    @property
-    def idle(self) -> bool:
-        """Whether every update was acknowledged."""
-        return self._head() is None
-
     def _oldest(self) -> SignedMessage | None:
         signed = self._memory.head()
         return signed and SignedMessage(sign(signed.properties, self._key), signed.body)
