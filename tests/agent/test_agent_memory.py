@@ -19,7 +19,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.labelling import Gathered
-from gradsense.agent.store import FILE, NO_MODEL, AgentStore
+from gradsense.agent.store import FILE, MIGRATIONS, NO_MODEL, AgentStore
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
@@ -195,6 +195,17 @@ def test_what_is_no_memory_of_ours_is_refused(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(InputError, match="version 99"):
         AgentStore(tmp_path)
+
+
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_updates_of_protocol_1_are_dropped_and_counted(tmp_path: Path, waiting: int) -> None:
+    with sqlite3.connect(tmp_path / FILE) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+        rows = [(number, '[["gs-schema", "1"]]', b"body") for number in range(1, waiting + 1)]
+        db.executemany("INSERT INTO outbox VALUES (?, ?, ?)", rows)
+    memory = AgentStore(tmp_path)
+    assert memory.head() is None
+    assert memory.counters() == ({"refused:unsupported-schema": waiting} if waiting else {})
 
 
 def test_a_damaged_state_says_so(memory: AgentStore) -> None:
