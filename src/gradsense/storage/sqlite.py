@@ -29,7 +29,7 @@ class Schema:
 
     Attributes:
         what: the file's name in messages, such as "run's journal".
-        application: SQLite's application id, which tells these files from others'.
+        application: SQLite's application id, which distinguishes these files from others'.
         migrations: statements for each version of the schema, in order; each brings a file from
             one version to the next.
         hint: what to do about a file that is damaged or foreign.
