@@ -25,7 +25,7 @@ from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 from tests.gateway.test_watch import Ear
 
 

@@ -18,8 +18,9 @@ from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
 from gradsense.gateway.reload import Successor
-from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.verdicts import VerdictLog
+from gradsense.storage.sqlite import StorageFull
 
 if TYPE_CHECKING:  # it needs a library that not every gateway has
     from gradsense.gateway.instruments import Observer
@@ -258,7 +259,7 @@ class Watch:
                     batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
                 self.journal.commit(batch)
                 break
-            except (StoreFull, OSError) as error:
+            except (StorageFull, OSError) as error:
                 if self.verdicts is not None:
                     self.verdicts.cut(size)
                 if not warned:

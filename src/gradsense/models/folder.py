@@ -31,7 +31,7 @@ from gradsense.models.classifier import TextClassifier
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.readout import Readout
 from gradsense.prompts.templates import Template, get_template
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 
 CARD_FILE = "gradsense.json"
 HEAD_FILE = "head.safetensors"
