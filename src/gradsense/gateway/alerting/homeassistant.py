@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.alert import Alert, iso
+from gradsense.gateway.alerting.alert import Alert
+from gradsense.gateway.alerting.formats import iso
 
 #: Entities that one gateway may create: a scan with forged senders must not flood the user's home.
 MAX_DEVICES = 1000
