@@ -245,7 +245,7 @@ def ring(journal: GatewayStore, name: str, prompts: dict[bytes, int]) -> Alert:
     alert = sample(id=name, state="closed")
     group = Group(
         id=name, device=alert.device, label=alert.label, opened=0.0, first_ts=0.0, last_ts=0.0,
-        seen=0.0, told=0.0, why=(), example=alert.example,
+        seen=0.0, reported=0.0, why=(), example=alert.example,
         prompts={body.hex(): flows for body, flows in prompts.items()},
     )  # fmt: skip
     journal.commit(StoreBatch(messages=[alert], groups=[group]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,7 +36,7 @@ def test_a_clock_that_goes_back_refills_nothing() -> None:
 def test_no_span_grants_more_than_the_bucket_and_its_refill(
     per_minute: int, asks: list[tuple[float, int]]
 ) -> None:
-    budget, now, latest = ByteBudget(per_minute), 0.0, 0.0
+    budget, now, latest = ByteBudget(per_minute), 0.0, -math.inf
     granted: list[tuple[float, int]] = []  # with the time as the bucket saw it: never back
     for step, size in asks:
         now += step
