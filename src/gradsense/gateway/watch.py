@@ -85,6 +85,10 @@ class Watch:
             judge.baseline.restore(journal.blobs("baseline"))
         if judge.drift is not None and (state := journal.blobs("drift").get("state")):
             judge.drift.restore(state)
+        for learnt in (judge.baseline, judge.drift):
+            if learnt is not None and learnt.dropped:
+                kind = type(learnt).__name__
+                _log.warning("%s: %d saved states do not fit; learnt anew", kind, learnt.dropped)
 
     def run(self, *, once: bool) -> None:
         """Watch until ``stop`` is set; with ``once`` until the logs are read to their ends.
