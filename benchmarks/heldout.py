@@ -35,7 +35,7 @@ import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
-from gradsense.data.datasets.labels import BENIGN, MALICIOUS
+from gradsense.data.datasets.iot23 import BENIGN, MALICIOUS
 from gradsense.detection.detector import Detector
 from gradsense.gateway.alerting.alert import Example
 from gradsense.gateway.alerting.grouping import Alarm, Grouper, LogClock

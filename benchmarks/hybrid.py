@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.config import RunSettings, settings
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.detection.detector import Detector, Verdict
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import Corpus, load_corpus

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.algorithms.gsfs import RidgeSum

@@ -26,7 +26,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from gradsense.data.datasets.labels import BENIGN, BINARY_CLASSES, MALICIOUS
+from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples

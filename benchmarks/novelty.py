@@ -35,7 +35,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor, NearestNeighbors
 from sklearn.preprocessing import StandardScaler
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.data.flows import CONTEXT_SCHEMA
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _codes, _features

@@ -54,6 +54,7 @@ PUBLIC = {
     "gradsense.serving": "LargerModel create_app",
     "gradsense.simulation": "DeviceProfile Faults Meter Simulator assign",
     "gradsense.storage": "",
+    "gradsense.tasks": "Task Wording get_task",
     "gradsense.transport": "Arrival Identity Link Message MessageHeader Topic",
 }
 

@@ -6,9 +6,9 @@ The command line makes its options from these fields.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradsense.errors import InputError
 
@@ -25,8 +25,11 @@ class RunSettings(BaseModel):
     view: Literal["classes", "binary"] = Field(
         "classes", description="IoT-23's classes, or benign against malicious."
     )
+    labels: tuple[str, ...] = Field(
+        (), description="Classes in order, Benign first. Without: those of the view that are found."
+    )
     unknown_labels: Literal["error", "drop"] = Field(
-        "error", description="What to do about a label that is not IoT-23's."
+        "error", description="What to do about a label that is none of the classes."
     )
     strict: bool = Field(False, description="Stop at the first malformed line.")
     contradictions: Literal["keep", "majority", "drop"] = Field(
@@ -86,6 +89,21 @@ class RunSettings(BaseModel):
     seed: int = Field(
         0, ge=0, lt=1 << 31, description="Draws, splits, weights, faults: all follow from it."
     )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Also as one text with commas, as the command line has it."""
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and len(set(value)) < max(2, len(value)):
+            raise ValueError("give two classes or more, each once")
+        return value
 
 
 def settings(**values: object) -> RunSettings:

@@ -15,7 +15,7 @@ from gradsense.agent.handover import (
     hand_over_weights,
     handed_over,
 )
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
 from gradsense.detection.detector import Detector
 from gradsense.errors import GradsenseError

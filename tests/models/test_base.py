@@ -10,7 +10,7 @@ import torch
 
 from gradsense.data.datasets.captures import load
 from gradsense.data.synthetic.traffic import write_fleet
-from gradsense.experiments.pretrain import make_base, pretraining_texts, wilder
+from gradsense.experiments.pretrain import make_base, pretraining_texts, varied
 from gradsense.learning.pretraining import pretrain
 from gradsense.models import pretrained
 from gradsense.models.build import build
@@ -79,10 +79,10 @@ def test_next_token_training_learns() -> None:
     assert np.array_equal(classifier.tensors()["score.weight"], head)
 
 
-def test_wilder_flows_stay_valid(tmp_path: Path) -> None:
+def test_varied_flows_stay_valid(tmp_path: Path) -> None:
     write_fleet(tmp_path, sites=2, flows=100, seed=0)
     flows = load(tmp_path, cap=0, seed=0).flows
-    wild = wilder(flows, np.random.default_rng(0))
+    wild = varied(flows, np.random.default_rng(0))
     assert wild.schema == flows.schema
     assert wild["orig_bytes"].drop_nulls().min() >= 0
     assert sorted(wild["conn_state"]) == sorted(flows["conn_state"])

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.errors import InputError
 from gradsense.models.tokenizer import build_tokenizer
-from gradsense.prompts.templates import TEMPLATES, Template, get_template
+from gradsense.prompts.templates import Template, get_template, templates
 
 SCHEMA = FLOW_SCHEMA | CONTEXT_SCHEMA
+TEMPLATES = templates()
 every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 
 ANY: dict[type[pl.DataType], st.SearchStrategy[Any]] = {
@@ -182,6 +183,6 @@ def test_only_context_needs_context() -> None:
 
 
 def test_get_template() -> None:
-    assert get_template("plain") is TEMPLATES["plain"]
+    assert get_template("plain") == TEMPLATES["plain"]
     with pytest.raises(InputError, match="compact, plain, context"):
         get_template("verbose")

@@ -22,7 +22,7 @@ from gradsense.transport.messages import Message
 from tests.support.mosquitto import WAIT_S
 from tests.support.tls_broker import TlsBroker
 
-RUN = "gradsense/v1/run1"
+RUN = "gradsense/v2/run1"
 UP, DOWN, ACK = f"{RUN}/up/a/update", f"{RUN}/down/model", f"{RUN}/device/a/ack"
 STATUS = f"{RUN}/up/a/status"
 PAIRS = (("gs-kind", "update"), ("gs-run", "run1"), ("gs-run", "größer"))
