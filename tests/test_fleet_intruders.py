@@ -26,6 +26,8 @@ from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
 
+pytestmark = pytest.mark.broker
+
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)
 #: The pool waits for a third device, which is silent, so nothing is aggregated meanwhile.

@@ -151,6 +151,7 @@ def coordinated(broker: TlsBroker, strategy: str, arrived: list[tuple[Update, st
     return folder
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize(
     "strategy",
     ["fedavg", "fedadam", "fedbuff:updates=3", "gsfs-paper", "gsfs:deadline_s=3600.0"],

@@ -70,6 +70,7 @@ def size_of(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_every_flow_is_judged_once(
     edge_bundle: Path, edge_log: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

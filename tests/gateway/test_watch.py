@@ -19,22 +19,8 @@ from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
 from gradsense.gateway.watch import Watch
-from tests.data.sources.test_fuzz_stream import HEADS, mutated, tsv_line
-
-
-class Ear:
-    """A sink that remembers."""
-
-    name = "ear"
-
-    def __init__(self) -> None:
-        self.heard: list[Alert] = []
-
-    def send(self, alerts: Sequence[Alert]) -> None:
-        self.heard += alerts
-
-    def close(self) -> None:
-        pass
+from tests.support.fuzz_lines import HEADS, mutated, tsv_line
+from tests.support.sample_alerts import Ear
 
 
 @pytest.fixture
@@ -199,6 +185,7 @@ def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
     assert len(lines_of(plan)) == again.counts["flows"] > 500
 
 
+@pytest.mark.slow
 def test_alerts_outlive_the_process_and_close_in_silence(plan: WatchPlan) -> None:
     ear = Ear()
     watch = open_watch(plan, extra={"ear": ear}, clock=lambda: 0.0)

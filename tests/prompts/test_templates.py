@@ -64,6 +64,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @every_template
 @settings(max_examples=100, deadline=None)
 @given(frame=frames)
@@ -81,6 +82,7 @@ def test_any_frame_reads_in_the_vocabulary_and_the_budget(
         assert text == " ".join(text.split())
 
 
+@pytest.mark.slow
 @every_template
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(flow_rows, min_size=1, max_size=5))

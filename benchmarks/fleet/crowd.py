@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from light import Light, Part, Seen, Wire
+from benchmarks.fleet.light import Light, Part, Seen, Wire
 
 #: Between looks at all connections for the keepalive, and at nothing.
 _MISC_S, _POLL_S = 2.0, 0.5

@@ -1,6 +1,6 @@
 """Joining: does a site that has never seen an attack recognise it once it is in the fleet?
 
-    python benchmarks/joining.py --data IOT23 [--seeds 3]
+    python -m benchmarks.federated.joining --data IOT23 [--seeds 3]
 
 For every site and every malicious class that the site's training flows lack: the test flows of that
 class at other sites, judged by the site alone (ridge on its own moments) and by the fleet's global
@@ -24,13 +24,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.shared import (
+    Progress,
+    bench_of,
+    features,
+    finished,
+    parser,
+    spread,
+    table,
+    train_sets,
+    upload,
+)
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.least_squares import LeastSquares
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, solve
-from shared import Progress, bench_of, features, finished, parser, spread, table, train_sets, upload
 
 
 @dataclass
@@ -57,7 +67,7 @@ def verdicts(
     prompts: NDArray[np.float64], weight: NDArray[np.floating], bias: NDArray[np.floating]
 ) -> NDArray[np.int64]:
     """Class numbers of the distinct prompts."""
-    return np.argmax(prompts @ weight.T + bias, axis=1)
+    return np.asarray(np.argmax(prompts @ weight.T + bias, axis=1), np.int64)
 
 
 def measure(bench: Bench, sites: dict[str, Site]) -> None:

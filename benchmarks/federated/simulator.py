@@ -1,6 +1,6 @@
 """The simulator: overhead of one client visit beyond the training arithmetic, and memory.
 
-    python benchmarks/simulator.py [--clients 1000]
+    python -m benchmarks.federated.simulator [--clients 1000]
 
 Overhead: a FedAvg run and a GSFS run over synthetic traffic are timed as a whole; the time inside
 forward, backward, optimiser step and validation passes is taken out, and so is the evaluation of
@@ -106,7 +106,7 @@ def main() -> None:
         overhead(strategy)
     for strategy in ("fedavg", "gsfs-tune"):
         # The kernel's peak is a process's whole life, so each run has a process of its own.
-        command = [sys.executable, __file__, "--memory", strategy]
+        command = [sys.executable, "-m", "benchmarks.federated.simulator", "--memory", strategy]
         subprocess.run([*command, "--clients", str(arguments.clients)], check=True)
 
 

@@ -1,11 +1,11 @@
 """How a fleet comes through faults of its network: real processes, real TLS, packets that are lost.
 
-    python benchmarks/network.py [--seconds 120] [--only cut,lossy] [--out FILE.json]
+    python -m benchmarks.fleet.network [--seconds 120] [--only cut,lossy] [--out FILE.json]
 
 Broker and coordinator run here, three devices in network namespaces at the end of cables that
-``tests/fleet_lines.py`` makes; so it needs Linux, root and Mosquitto. Every device learns from a
-synthetic labelled log that grows all the time and, with floor 0, tells every flow of it. After each
-fault the logs stand still until all is told, so each row's books are closed:
+``tests/support/fleet_lines.py`` makes; so it needs Linux, root and Mosquitto. Every device learns
+from a synthetic labelled log that grows all the time and, with floor 0, reports every flow of it.
+After each fault the logs stand still until all is reported, so each row's books are closed:
 
 - *noticed*: from the fault until the coordinator knows that the devices are gone.
 - *online*, *newest*, *told*: from healing until each device has been heard again, until all hold
@@ -35,8 +35,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gradsense.agent.store import FILE as MEMORY
 from tests.support.fleet_lines import Cables, Line, why_no_cables

@@ -240,7 +240,7 @@ class Light:
             self._speak()
             return
         pairs = tuple(getattr(came.properties, "UserProperty", ()))
-        news = self.downlink.take(Message(came.topic, pairs, came.payload, came.retain), now)
+        news = self.downlink.take(Message(came.topic, pairs, bytes(came.payload), came.retain), now)
         match news:
             case GlobalModel():
                 self._adopted(news.version, time.monotonic(), len(came.payload))
@@ -322,7 +322,7 @@ class Light:
 
 def packet_properties(packet: int, pairs: Sequence[tuple[str, str]] = ()) -> Properties:
     """What a packet says beside its payload."""
-    properties = Properties(packet)
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
     if pairs:
         properties.UserProperty = list(pairs)
     return properties

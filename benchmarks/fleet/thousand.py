@@ -1,6 +1,6 @@
 """A thousand light devices on one machine: one Mosquitto, one coordinator, real connections.
 
-    python benchmarks/thousand.py [--devices 1000] [--workers 2] [--only round,floor] [--out FILE]
+    python -m benchmarks.fleet.thousand [--devices 1000] [--only round,floor] [--out FILE]
 
 Five parts, each with a broker, a coordinator (``gradsense coordinator``, its journal on disk) and
 a crowd (``crowd.py``) of its own:
@@ -42,7 +42,20 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
-from crowd import PATIENCE_S, Workers, merged
+from benchmarks.fleet.crowd import PATIENCE_S, Workers, merged
+from benchmarks.fleet.light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
+from benchmarks.fleet.thousand_figures import (
+    SAMPLE_S,
+    SETTLE_S,
+    Meter,
+    Row,
+    Scene,
+    counted,
+    figures,
+    pools,
+    show,
+)
+from benchmarks.processes import pss_mb
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
 from gradsense.federation.codec import CODECS
@@ -56,19 +69,6 @@ from gradsense.transport import identity
 from gradsense.transport.messages import messages, written
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
-from light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
-from thousand_figures import (
-    SAMPLE_S,
-    SETTLE_S,
-    Meter,
-    Row,
-    Scene,
-    counted,
-    figures,
-    pools,
-    pss_mb,
-    show,
-)
 
 if TYPE_CHECKING:  # it brings torch, which the crowd's processes would import as well
     from gradsense.localfleet.local_fleet import LocalFleet
@@ -241,7 +241,7 @@ def play(ground: Ground, scene: Scene, workers: int) -> Row:
             local.start_coordinator()
             _until(lambda: bool((read_status(ground.fleet) or {}).get("connected")))
             pids["coordinator"] = [local.process("coordinator").pid]
-        before = {f"{name}_empty_mb": pss_mb(*own) for name, own in pids.items()}
+        before: Row = {f"{name}_empty_mb": pss_mb(*own) for name, own in pids.items()}
         crowd = stack.enter_context(Workers(ground.bundles[: scene.devices], scene.part, workers))
         crowd.ask("hello")
         pids["crowd"] = crowd.pids

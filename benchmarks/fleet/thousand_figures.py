@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import statistics
 import sys
@@ -18,15 +17,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from crowd import adopted_by
+from benchmarks.fleet.crowd import adopted_by
+from benchmarks.fleet.light import Part, Seen
+from benchmarks.processes import cpu_s
 from gradsense.coordinator.journal import FILE as JOURNAL
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from light import Part, Seen
 
 #: Between samples of processor time, and until a part without rounds has found its pace.
 SAMPLE_S, SETTLE_S = 0.1, 2.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 Row = dict[str, Any]
 
@@ -66,7 +65,7 @@ class Meter:
     def _loop(self) -> None:
         while not self._stop.wait(SAMPLE_S):
             try:
-                cpu = {name: sum(map(_cpu_s, own)) for name, own in self._pids.items()}
+                cpu = {name: sum(map(cpu_s, own)) for name, own in self._pids.items()}
             except (FileNotFoundError, ProcessLookupError):
                 return  # one was stopped
             self._samples.append((time.monotonic(), cpu))
@@ -78,20 +77,6 @@ class Meter:
             return min(self._samples, key=lambda one: abs(one[0] - moment))[1][name]
 
         return at(end) - at(start)
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(field) for field in fields[11:13]) / _TICKS
-
-
-def pss_mb(*pids: int) -> float:
-    """Megabytes; pages that several processes share are divided among them."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += int(line.split()[1]) * 1024 if line.startswith("Pss:") else 0
-    return total / 1e6
 
 
 # Figures ------------------------------------------------------------------------------------
@@ -224,7 +209,7 @@ def show(rows: Mapping[str, Row], enrolling: Row) -> None:
             cost.add_row(part, name, *cells, f"{used:.1f}", f"{row[f'{name}_empty_mb']:.1f}")
     console.print(speed, cost)
     for part, row in rows.items():
-        facts = {
+        facts: Row = {
             name: row[name]
             for name in ("each_once", "updates", "refused", "duplicates", "repeats")
             if name in row

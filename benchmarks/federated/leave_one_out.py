@@ -1,6 +1,6 @@
 """Leave one capture out: are the attacks of a network seen that no site has ever been in?
 
-    python benchmarks/leave_one_out.py --data IOT23 [--seeds 3] [--view classes]
+    python -m benchmarks.federated.leave_one_out --data IOT23 [--seeds 3] [--view classes]
 
 Everything of one capture is held out; the training flows of the other sites make the model, and
 all kept flows of the held-out capture test it: benign or malicious. Moments add up, so each site
@@ -26,13 +26,22 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.shared import (
+    Progress,
+    bench_of,
+    features,
+    parser,
+    spread,
+    table,
+    train_sets,
+    upload,
+)
 from gradsense.data.datasets.labels import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples
 from gradsense.federation.least_squares import LeastSquares
 from gradsense.learning.statistics import solve
-from shared import Progress, bench_of, features, parser, spread, table, train_sets, upload
 
 Verdicts = NDArray[np.bool_]
 
