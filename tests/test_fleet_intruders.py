@@ -1,7 +1,7 @@
 """Intruders over a real broker: each is refused, named and counted, and the fleet goes on.
 
 Who cannot even connect (no certificate, wrong CA, expired, revoked, another's session) is tried in
-tests/cloud/test_broker.py, and what a device refuses in tests/edge/agent/test_downlink.py.
+tests/fleet/test_broker.py, and what a device refuses in tests/agent/test_downlink.py.
 """
 
 from __future__ import annotations

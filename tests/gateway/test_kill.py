@@ -1,6 +1,6 @@
 """SIGKILL at random moments while the log grows and rotates: every flow is judged once.
 
-The suite kills a few times; ``pytest tests/edge/test_kill.py --kills 100`` kills a hundred.
+The suite kills a few times; ``pytest tests/gateway/test_kill.py --kills 100`` kills a hundred.
 """
 
 from __future__ import annotations
