@@ -35,10 +35,10 @@ test: $(VENV)/.test broker  ## every test
 test-fast: $(VENV)/.test  ## in a minute: without what is slow and what needs a broker
 	$(PYTEST) -m "not slow and not broker"
 
-lint: $(VENV)/.test  ## ruff over everything, mypy --strict over all but the tests
+lint: $(VENV)/.test  ## ruff over everything, mypy --strict over src and benchmarks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(wildcard src benchmarks examples)
+	$(BIN)/mypy
 
 broker:
 	@$(BROKER) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
@@ -51,6 +51,7 @@ broker:
 # that has flwr also Flower's.
 bench: $(VENV)/.bench broker  ## the figures of docs/benchmarks.md (hours)
 	@mkdir -p bench
+	$(BIN)/python -m benchmarks.cli.start_up
 	$(BIN)/python -m benchmarks.data.parser
 	$(BIN)/python -m benchmarks.federated.training
 	$(BIN)/python -m benchmarks.federated.simulator
@@ -61,7 +62,7 @@ bench: $(VENV)/.bench broker  ## the figures of docs/benchmarks.md (hours)
 		--plot bench/transport.svg $(if $(FLOWER),--flower-python $(FLOWER))
 ifdef IOT23
 	$(BIN)/gradsense compare --data $(IOT23) --rounds 10 --seeds 3 --out bench/table3 --resume \
-		--strategies fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
+		--algorithms fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
 	$(BIN)/python -m benchmarks.federated.ablation --data $(IOT23) --out bench/ablation --resume \
 		--plot bench/ablation.png
 	$(BIN)/python -m benchmarks.federated.leave_one_out --data $(IOT23)

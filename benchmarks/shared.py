@@ -18,9 +18,9 @@ from gradsense.config import settings
 from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import by_client, load_corpus
 from gradsense.experiments.run import FederatedRun
-from gradsense.federation.codec import CODECS
-from gradsense.federation.strategies import get_strategy
-from gradsense.learning.statistics import MOMENTS
+from gradsense.federation.algorithm import get_algorithm
+from gradsense.federation.algorithms.gsfs import Gsfs
+from gradsense.learning.statistics import STATISTICS
 from gradsense.learning.trainer import Examples
 
 
@@ -33,7 +33,7 @@ def parser(text: str) -> argparse.ArgumentParser:
 
 
 def bench_of(data: Path, seed: int, **values: object) -> Bench:
-    """Corpus and model of one seed with the default strategy."""
+    """Corpus and model of one seed with the default algorithm."""
     run = settings(data=data, seed=seed, **values)
     return set_up(run, load_corpus(run))
 
@@ -45,13 +45,14 @@ def train_sets(bench: Bench) -> dict[str, Examples]:
 
 def upload(bench: Bench, flows: Examples, rows: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
     """A site's factor of these rows as the cloud decodes it, in float64, and its bytes."""
-    strategy = get_strategy(bench.settings.strategy)
-    codec = CODECS[strategy.codec]
+    algorithm = get_algorithm(bench.settings.algorithm)
+    assert isinstance(algorithm, Gsfs)
+    codec = algorithm.codec
     seen = bench.trainer.observe(
-        flows, bench.initial, torch.from_numpy(rows), tolerance=strategy.tolerance
+        flows, bench.initial, torch.from_numpy(rows), tolerance=algorithm.tolerance
     )
-    packed = codec.pack({MOMENTS: seen.factor})
-    return codec.unpack(packed)[MOMENTS].astype(np.float64), len(packed)
+    packed = codec.pack({STATISTICS: seen.factor})
+    return codec.unpack(packed)[STATISTICS].astype(np.float64), len(packed)
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""One set of checks for every strategy, trigger, pool, aggregator, codec, device and template.
+"""One set of checks for every algorithm, rule, trigger, pool, transform, codec, device, template.
 
-Found by discovery: a new row in a table is checked without a new test.
+Found by discovery: a new file is checked without a new test.
 """
 
 from __future__ import annotations
@@ -8,69 +8,79 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from types import ModuleType
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import pytest
 
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.federation import aggregate, pool, trigger
+from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.message import decode, encode
-from gradsense.federation.strategies import STRATEGIES
+from gradsense.federation.parts import fields_of
+from gradsense.federation.pools import Pool, Pooled, PooledUpdate
+from gradsense.federation.rules import Rule
+from gradsense.federation.rules.rule import DeltaRule
+from gradsense.federation.transforms import codecs, transforms
+from gradsense.federation.triggers import EveryRound, Sensed, Trigger
+from gradsense.federation.update import decode, encode
+from gradsense.learning.learner import FlowCost
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.prompts.templates import TEMPLATES
-from gradsense.simulation.cost import Cost
 from gradsense.simulation.devices import MIXES, PROFILES, assign
 from gradsense.simulation.simulator import Faults, Simulator
 from tests.support.toys import ToyLearner, entry, tensor, update
 
-
-def values_of(module: ModuleType, verb: str) -> list[Any]:
-    """A default instance of every public dataclass of the module that has this verb."""
-    classes = [
-        member
-        for name, member in inspect.getmembers(module, inspect.isclass)
-        if dataclasses.is_dataclass(member)
-        and member.__module__ == module.__name__
-        and hasattr(member, verb)
-        and not name.startswith("_")
-    ]
-    everything = []
-    for member in classes:
-        needs = [f for f in dataclasses.fields(member) if f.default is dataclasses.MISSING]
-        everything.append(member((trigger.EveryRound(),)) if needs else member())
-    return everything
+T = TypeVar("T")
+ALGORITHMS = list(algorithms())
 
 
-TRIGGERS = values_of(trigger, "sense")
-POOLS = values_of(pool, "ready")
-AGGREGATORS = values_of(aggregate, "apply")
+def everything(base: type[T]) -> list[T]:
+    """A default instance of every concrete class below ``base``, wherever it is defined."""
+
+    def below(cls: type) -> Iterator[type]:
+        for child in cls.__subclasses__():
+            yield child
+            yield from below(child)
+
+    found = {cls for cls in below(base) if not inspect.isabstract(cls)}
+    found = {cls for cls in found if cls.__module__.startswith("gradsense.")}
+    made = []
+    for cls in sorted(found, key=lambda cls: cls.__name__):
+        required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        made.append(cls((EveryRound(),)) if required else cls())
+    return made
 
 
 def names(values: list[Any]) -> list[str]:
     return [type(value).__name__ for value in values]
 
 
+TRIGGERS, POOLS, RULES = everything(Trigger), everything(Pool), everything(Rule)
+
+
 def test_discovery_finds_them() -> None:
     assert {"EveryRound", "Performance", "Gradient", "AnyOf"} <= set(names(TRIGGERS))
     assert {"AllInvited", "Quorum", "Count"} <= set(names(POOLS))
-    assert {"WeightedMean", "ServerOptimizer", "FrequencyMean"} <= set(names(AGGREGATORS))
+    assert {"WeightedMean", "ServerOptimizer", "FrequencyMean"} <= set(names(RULES))
+    assert {"RidgeSum", "ControlledMean", "CoordinateMedian"} <= set(names(RULES))
+    assert {"none", "int8", "uniform", "topk"} <= codecs().keys()
+    assert {"clip", "noise"} <= transforms().keys()
+    assert {"fedavg", "scaffold", "gsfs-paper", "gsfs"} <= set(ALGORITHMS)
 
 
 # Triggers -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("one", TRIGGERS, ids=names(TRIGGERS))
-def test_trigger_is_pure_and_its_state_is_json(one: trigger.Trigger) -> None:
+def test_trigger_is_pure_and_its_state_is_json(one: Trigger) -> None:
     rng = np.random.default_rng(0)
     state = one.reset(one.init(), 1.0 if one.needs_score else None)
-    for visits in range(1, 9):
+    for rounds in range(1, 9):
         score = float(rng.random()) if one.needs_score else None
-        seen = trigger.Sensed({"a": float(rng.random()), "b": 1.0}, score, visits)
+        seen = Sensed({"a": float(rng.random()), "b": 1.0}, score, rounds)
         before = dict(state)
         first, again = one.sense(state, seen), one.sense(state, seen)
         assert first == again
@@ -86,46 +96,106 @@ def test_trigger_is_pure_and_its_state_is_json(one: trigger.Trigger) -> None:
 
 
 @pytest.mark.parametrize("one", POOLS, ids=names(POOLS))
-def test_pool_never_fires_empty_and_fires_when_all_spoke(one: pool.Pool) -> None:
+def test_pool_never_fires_empty_and_fires_when_all_sent(one: Pool) -> None:
     fleet = [f"c{i}" for i in range(12)]
     assert not one.ready([], fleet)
     assert one.ready([entry(name, 1.0) for name in fleet], fleet)
 
 
-# Aggregators --------------------------------------------------------------------------------
+# Rules --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("one", AGGREGATORS, ids=names(AGGREGATORS))
-def test_aggregator_is_pure_and_moves_towards_agreement(one: aggregate.Aggregator) -> None:
-    tensors = {"x.w": np.zeros((2, 3), np.float32), "y.b": np.ones(4, np.float32)}
-    delta = {name: np.full_like(value, 0.5) for name, value in tensors.items()}
-    entries = [pool.PooledUpdate(update(c, delta=delta), 0.0, 0) for c in "ab"]
+def start_and_deltas(rule: Rule) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+    """A global model, and two updates of it that agree, as this kind of rule takes them."""
+    if isinstance(rule, DeltaRule):
+        tensors = {"x.w": np.zeros((2, 3), np.float32), "y.b": np.ones(4, np.float32)}
+        return tensors, [{name: np.full_like(value, 0.5) for name, value in tensors.items()}] * 2
+    head = {HEAD_WEIGHT: np.zeros((2, 1), np.float32), HEAD_BIAS: tensor(0.0, 0.0)}
+    factor = np.array([[0, 1, 1, 0], [1, 1, 0, 1]], np.float32)
+    return head, [{STATISTICS: factor}, {STATISTICS: 2 * factor}]
+
+
+@pytest.mark.parametrize("one", RULES, ids=names(RULES))
+def test_rule_is_pure_and_moves_towards_agreement(one: Rule) -> None:
+    tensors, deltas = start_and_deltas(one)
+    pooled = [PooledUpdate(update(c, delta=d), 0.0, 0) for c, d in zip("ab", deltas, strict=True)]
     state = one.init(tensors)
-    kept = {name: value.copy() for name, value in (tensors | state).items()}
-    first, second = (one.apply(tensors, entries, {"a": 1, "b": 2}, state) for _ in range(2))
-    for name, value in (tensors | state).items():
+    kept = {name: value.copy() for name, value in (tensors | dict(state)).items()}
+    first, second = (one.apply(tensors, Pooled(pooled, {"a": 1, "b": 2}), state) for _ in range(2))
+    for name, value in (tensors | dict(state)).items():
         assert np.array_equal(value, kept[name]), "arguments are never changed in place"
     for name, value in tensors.items():
         assert first[0][name].dtype == np.float32
         assert first[0][name].shape == value.shape
         assert np.array_equal(first[0][name], second[0][name])
-        assert (first[0][name] > value).all()
     assert first[1].keys() == state.keys()
+    if isinstance(one, DeltaRule):
+        assert all((first[0][name] > value).all() for name, value in tensors.items())
+    else:  # the second class has the feature, the first has not
+        assert first[0][HEAD_WEIGHT][1, 0] > 0 > first[0][HEAD_WEIGHT][0, 0]
 
 
-@pytest.mark.parametrize("one", AGGREGATORS, ids=names(AGGREGATORS))
-def test_aggregator_takes_no_movement_as_none(one: aggregate.Aggregator) -> None:
+@pytest.mark.parametrize("one", RULES, ids=names(RULES))
+def test_rule_takes_updates_of_different_times(one: Rule) -> None:
+    """Two updates, one of them late and stale: the result is finite, of the same names."""
+    tensors, (early, late) = start_and_deltas(one)
+    pooled = [PooledUpdate(update("a", delta=early), 1.0, 0)]
+    pooled.append(PooledUpdate(update("b", delta=late), 9.0, 3))
+    moved, _ = one.apply(tensors, Pooled(pooled, {"a": 1, "b": 1}), one.init(tensors))
+    assert moved.keys() == tensors.keys()
+    assert all(np.isfinite(value).all() for value in moved.values())
+
+
+@pytest.mark.parametrize(
+    "one",
+    [rule for rule in RULES if isinstance(rule, DeltaRule)],
+    ids=names([rule for rule in RULES if isinstance(rule, DeltaRule)]),
+)
+def test_rule_takes_no_movement_as_none(one: Rule) -> None:
     tensors = {"w": tensor(1.0)}
-    moved, _ = one.apply(tensors, [entry("a", 0.0)], {"a": 1}, one.init(tensors))
+    moved, _ = one.apply(tensors, Pooled([entry("a", 0.0)], {"a": 1}), one.init(tensors))
     assert moved["w"] == pytest.approx([1.0])
 
 
-# Codecs -------------------------------------------------------------------------------------
+# Transforms and codecs ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", transforms())
+def test_transform_is_pure_and_repeats_with_its_seed(name: str) -> None:
+    tensors = {"a": tensor(3.0, -4.0), "b": np.ones((2, 2), np.float32)}
+    kept = {key: value.copy() for key, value in tensors.items()}
+    first, second = (transforms()[name].apply(tensors, np.random.default_rng(7)) for _ in range(2))
+    assert first.keys() == tensors.keys()
+    for key, value in tensors.items():
+        assert np.array_equal(value, kept[key])
+        assert (first[key].shape, first[key].dtype) == (value.shape, np.float32)
+        assert np.array_equal(first[key], second[key])
+
+
+@pytest.mark.parametrize("name", transforms())
+def test_an_algorithm_takes_every_transform(name: str) -> None:
+    algorithm = get_algorithm(f"fedavg:transforms={name}:keep_local=true")
+    client = Client("a", ToyLearner(stride=5.0), algorithm, seed=1)
+    coordinator = Coordinator({"w": tensor(0.0, 0.0)}, algorithm, seed=0)
+    client.adopt(coordinator.model)
+    sent = client.work(10)
+    assert sent is not None
+    moved = transforms()[name].apply({"w": tensor(10.0, 10.0)}, _rng_of(client))
+    assert np.array_equal(sent.delta["w"], moved["w"])
+    # What was taken away stays with the client, and travels later.
+    unsent = client.state.local["w"] - client.state.reference["w"]
+    assert unsent == pytest.approx(tensor(10.0, 10.0) - moved["w"], abs=1e-5)
+
+
+def _rng_of(client: Client) -> np.random.Generator:
+    import zlib  # noqa: PLC0415
+
+    return np.random.default_rng([client.seed, zlib.crc32(client.name.encode()), client.sequence])
+
+
+@pytest.mark.parametrize("name", codecs())
 def test_codec_returns_what_it_was_given(name: str) -> None:
-    assert CODECS[name].name == name
+    assert codecs()[name].name == name
     rng = np.random.default_rng(0)
     delta = {
         "a.weight": rng.normal(size=(7, 5)).astype(np.float32),
@@ -136,33 +206,32 @@ def test_codec_returns_what_it_was_given(name: str) -> None:
     message = encode(sent)
     got = decode(message)
     assert encode(sent) == message
-    assert (got.client, got.samples, got.reason) == ("site", 10, "visit")
+    assert (got.client, got.samples, got.reason) == ("site", 10, "round")
     for key, value in delta.items():
         assert got.delta[key].shape == value.shape
         assert got.delta[key].dtype == np.float32
         assert np.abs(got.delta[key] - value).max() <= np.abs(value).max()
 
 
-# Strategies ---------------------------------------------------------------------------------
+# Algorithms ---------------------------------------------------------------------------------
 
 
 def fleet(name: str, **faults: float) -> Simulator:
     """Six toy clients of different speed, size and stride, on mixed devices."""
-    strategy = STRATEGIES[name]
+    algorithm = algorithms()[name]
     clients = [
-        Client(f"c{i}", ToyLearner(stride=0.1 * (i + 1), samples=10 + i), strategy)
+        Client(f"c{i}", ToyLearner(stride=0.1 * (i + 1), samples=10 + i), algorithm)
         for i in range(6)
     ]
     start = {"x.w": tensor(0.0), "y.b": tensor(1.0)}
-    if strategy.payload == "moments":
-        start = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 0.0)}
+    if not algorithm.trains:
+        start = {HEAD_WEIGHT: np.zeros((2, 1), np.float32), HEAD_BIAS: tensor(0.0, 0.0)}
     return Simulator(
-        Coordinator(start, strategy, seed=0),
+        Coordinator(start, algorithm, seed=0, rounds=5),
         clients,
         devices=assign([c.name for c in clients], "mixed", seed=0),
-        cost=Cost(1e9, 1e8, width=4),
-        budgets={c.name: 5 * c.visit_steps for c in clients},
-        max_aggregations=5,
+        cost=FlowCost(1e9, 1e8, width=4),
+        budgets={c.name: 5 * c.round_steps for c in clients},
         seed=0,
         faults=Faults(**faults),
     )
@@ -176,8 +245,8 @@ def finish(simulator: Simulator) -> Simulator:
 
 
 @pytest.mark.parametrize("faults", [{}, {"dropout": 0.2, "late": 0.4}], ids=["calm", "faults"])
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_ends_learns_and_spends_no_more_than_its_budget(
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithm_ends_learns_and_spends_no_more_than_its_budget(
     name: str, faults: dict[str, float]
 ) -> None:
     simulator = fleet(name, **faults)
@@ -187,12 +256,12 @@ def test_strategy_ends_learns_and_spends_no_more_than_its_budget(
     assert 1 <= meter.aggregations <= 5
     assert not simulator.coordinator.refused
     tensors = simulator.coordinator.model.tensors
-    if STRATEGIES[name].payload == "moments":
-        # The toys' one feature speaks for the second class and against the first.
-        moved = tensors["score.weight"][1]
-        assert tensors["score.weight"][0] < 0
-    else:
+    if algorithms()[name].trains:
         moved = tensors["x.w"]
+    else:
+        # The toys' one feature speaks for the second class and against the first.
+        moved = tensors[HEAD_WEIGHT][1]
+        assert tensors[HEAD_WEIGHT][0] < 0
     assert moved.dtype == np.float32
     assert moved[0] > 0
     for client in simulator.clients.values():
@@ -201,29 +270,43 @@ def test_strategy_ends_learns_and_spends_no_more_than_its_budget(
 
 
 @pytest.mark.parametrize("faults", [{}, {"dropout": 0.2, "late": 0.4}], ids=["calm", "faults"])
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_resumes_exactly_from_any_event(name: str, faults: dict[str, float]) -> None:
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithm_resumes_exactly_from_any_event(name: str, faults: dict[str, float]) -> None:
     whole = fleet(name, **faults)
     whole.start()
     snapshots = []
     while whole.step():
-        snapshots.append(whole.state())
-    final = whole.state()
+        snapshots.append(whole.snapshot())
+    final = whole.snapshot()
+    assert snapshots
     for values, groups in snapshots[:: max(1, len(snapshots) // 7)]:
         resumed = fleet(name, **faults)
         resumed.restore(json.loads(json.dumps(values)), groups)
         finish(resumed)
-        state = resumed.state()
+        state = resumed.snapshot()
         assert state[0] == final[0]
         for group, arrays in final[1].items():
             for key, value in arrays.items():
                 assert np.array_equal(state[1][group][key], value), (group, key)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_strategy_has_its_name_and_a_summary(name: str) -> None:
-    assert STRATEGIES[name].name == name
-    assert STRATEGIES[name].summary
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithm_has_its_name_a_summary_and_a_file_that_says_what_it_does(name: str) -> None:
+    algorithm = algorithms()[name]
+    assert (algorithm.name, bool(algorithm.summary)) == (name, True)
+    header = inspect.getmodule(type(algorithm)).__doc__
+    assert header
+    assert "arXiv" in header or "fedavg" in header.lower() or "gsfs" in header
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithm_settings_can_be_named_and_are_bounded(name: str) -> None:
+    for key, value in fields_of(algorithms()[name]):
+        spec = f"{name}:{key}={json.dumps(value)}".replace('"', "")
+        assert get_algorithm(spec) == algorithms()[name], spec
+        if isinstance(value, float):
+            with pytest.raises(Exception, match="does not fit"):
+                get_algorithm(f"{name}:{key}=-1")
 
 
 # Devices ------------------------------------------------------------------------------------

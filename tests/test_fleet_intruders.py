@@ -19,7 +19,7 @@ from gradsense.coordinator.service import CoordinatorService
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import Message, messages, written
+from gradsense.transport.messages import Message, messages, sign_message
 from gradsense.transport.payloads import Ack, model_hash, pack_update
 from gradsense.transport.protocol import MessageHeader
 from tests.support.live_coordinator import Teller, eventually, new_run, working
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.broker
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)
 #: The pool waits for a third device, which is silent, so nothing is aggregated meanwhile.
-JOB = Job(run="porch", strategy="fedavg", labels=("no", "yes"), min_devices=3)
+JOB = Job(run="porch", algorithm="fedavg", labels=("no", "yes"), min_devices=3)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def honest(broker: TlsBroker, process: CoordinatorService) -> Iterator[Teller]:
 @pytest.fixture(scope="module")
 def mallory(broker: TlsBroker, process: CoordinatorService, honest: Teller) -> Iterator[Teller]:
     made = Teller(broker, "porch", "mallory")
-    eventually(lambda: process.told["runs"]["porch"]["started"])
+    eventually(lambda: process.latest["runs"]["porch"]["started"])
     yield made
     made.link.stop()
 
@@ -71,7 +71,7 @@ def said(sequence: int, **fields: object) -> Update:
 
 
 def refused(process: CoordinatorService) -> dict[str, int]:
-    return dict(process.told["runs"]["porch"]["refused"])
+    return dict(process.latest["runs"]["porch"]["refused"])
 
 
 def altered(message: Message, **fields: object) -> Message:
@@ -92,17 +92,17 @@ def bomb() -> bytes:
 
 def lying(teller: Teller, n: int) -> list[Message]:
     """Signed well, but of properties that name another device."""
-    origin = MessageHeader("update", "porch", "honest", n, 0, BASE)
-    letter = written(origin, pack_update(said(n)), teller.identity.signing_key)
+    header = MessageHeader("update", "porch", "honest", n, 0, BASE)
+    signed = sign_message(header, pack_update(said(n)), teller.identity.signing_key)
     topic = "gradsense/v1/porch/up/mallory/update"
-    return [dataclasses.replace(one, topic=topic) for one in messages(letter)]
+    return [dataclasses.replace(one, topic=topic) for one in messages(signed)]
 
 
 def sealed_for_another(teller: Teller, n: int) -> list[Message]:
-    origin = MessageHeader("update", "porch", "mallory", n, 0, BASE)
+    header = MessageHeader("update", "porch", "mallory", n, 0, BASE)
     other = teller.identity.own_seal_key.public_key()
     body = pack_update(said(n))
-    return messages(written(origin, body, teller.identity.signing_key, seal_for=other))
+    return messages(sign_message(header, body, teller.identity.signing_key, seal_for=other))
 
 
 Attack = Callable[[Teller, int], list[Message]]
@@ -171,7 +171,7 @@ def test_replayed_and_reordered_updates_count_once(
     honest.say(honest.sent(other, BASE))  # the same number for something else
     assert honest.hear() == Ack(1)
     eventually(lambda: refused(process).get("replay") == 2)
-    told = process.told["runs"]["porch"]
+    told = process.latest["runs"]["porch"]
     assert told["devices"]["honest"]["updates"] == 2
     assert told["duplicates"] == 1
 
@@ -195,8 +195,8 @@ def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
     eventually(lambda: link.counts.refused)
     fine = update("honest", sequence=10, delta={"w": tensor(0.5, 0.5)})
     honest.tell(fine, BASE)
-    eventually(lambda: process.told["runs"]["porch"]["devices"]["honest"]["sequence"] == 10)
-    assert process.told["runs"]["porch"]["devices"]["honest"]["updates"] == 3
+    eventually(lambda: process.latest["runs"]["porch"]["devices"]["honest"]["sequence"] == 10)
+    assert process.latest["runs"]["porch"]["devices"]["honest"]["updates"] == 3
     # The model is for every device; nothing else came through.
     assert {arrival.message.topic for arrival in heard} == {"gradsense/v1/porch/down/model"}
     link.stop()
@@ -205,7 +205,7 @@ def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
 def test_nothing_stopped(process: CoordinatorService, honest: Teller) -> None:
     """The last word: after all of that an honest update is still taken in."""
     honest.tell(update("honest", sequence=11, delta={"w": tensor(0.1, 0.1)}), BASE)
-    told = process.told
+    told = process.latest
     assert told["connected"]
     assert told["runs"]["porch"]["version"] == 0
     assert told["counts"].get("stalls", 0) == 0

@@ -35,7 +35,7 @@ def job(labels: tuple[str, ...]) -> Job:
     """With floor 0 a site tells every flow, so what was told can be counted."""
     return Job(
         run="kills",
-        strategy="gsfs:floor=0.0",
+        algorithm="gsfs:floor=0.0",
         labels=labels,
         keep_updates=True,
     )

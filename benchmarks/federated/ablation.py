@@ -23,7 +23,7 @@ from gradsense.experiments.findings import to_reach
 from gradsense.experiments.results import Point, Row
 from gradsense.experiments.table import human_bytes, human_seconds
 
-#: What is added, and the strategy that has it and all above.
+#: What is added, and the algorithm that has it and all above.
 ADDED = (
     ("FedAvg", "fedavg"),
     ("+ head over all tokens", "fedavg:readout=tokens"),
@@ -54,9 +54,9 @@ _NO_BASE = "without the pretrained base"
 Rows = dict[str, list[Row]]
 
 
-def run(base: RunSettings, strategies: Sequence[str], out: Path, seeds: int, resume: bool) -> Rows:
-    """The rows of each strategy over the seeds."""
-    jobs = plan(base, strategies, seeds, out, references=False)
+def run(base: RunSettings, algorithms: Sequence[str], out: Path, seeds: int, resume: bool) -> Rows:
+    """The rows of each algorithm over the seeds."""
+    jobs = plan(base, algorithms, seeds, out, references=False)
     done: set[str] = set()
 
     def on_news(job: PlannedRun, news: dict[str, object]) -> None:
@@ -67,7 +67,7 @@ def run(base: RunSettings, strategies: Sequence[str], out: Path, seeds: int, res
     compare(jobs, out, workers=os.cpu_count() or 1, resume=resume, on_news=on_news)
     rows: Rows = {}
     for row in results.load(out / "results.json"):
-        rows.setdefault(row.strategy, []).append(row)
+        rows.setdefault(row.algorithm, []).append(row)
     return rows
 
 

@@ -38,7 +38,7 @@ from benchmarks.shared import (
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
-from gradsense.federation.least_squares import LeastSquares
+from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, solve
 
@@ -81,7 +81,7 @@ def measure(bench: Bench, sites: dict[str, Site]) -> None:
     after = verdicts(prompts, head[HEAD_WEIGHT], head[HEAD_BIAS])[index]
     for name, own in train_sets(bench).items():
         factor, _ = upload(bench, own, np.arange(len(own)))
-        alone = solve(factor.T @ factor, len(classes), LeastSquares().regularisation)
+        alone = solve(factor.T @ factor, len(classes), RidgeSum().regularisation)
         before = verdicts(prompts, *alone)[index]
         here = places == name
         seen = set(own.labels.tolist())

@@ -40,7 +40,7 @@ from gradsense.data.datasets.labels import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples
-from gradsense.federation.least_squares import LeastSquares
+from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.learning.statistics import solve
 
 Verdicts = NDArray[np.bool_]
@@ -115,7 +115,7 @@ def one_seed(bench: Bench, say: Callable[[str], None]) -> dict[str, dict[str, Ou
     for capture in flows["capture"].unique(maintain_order=True):
         # Summed without the site: subtracting it from the total would leave rounding behind.
         others = sum(own for site, own in moments.items() if site != capture)
-        weight, bias = solve(others, len(classes), LeastSquares().regularisation)
+        weight, bias = solve(others, len(classes), RidgeSum().regularisation)
         here = captures == capture
         outputs = prompts[index[here]] @ weight.T + bias
         verdicts = {"gsfs": outputs.sum(axis=1) > 2 * outputs[:, benign]}

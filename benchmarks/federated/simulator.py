@@ -67,46 +67,47 @@ def run(bench: Bench) -> tuple[FederatedRun, float, float]:
     return federated, spent, arithmetic.seconds
 
 
-def overhead(strategy: str) -> None:
+def overhead(algorithm: str) -> None:
     """Print the overhead of a visit in a small fleet."""
-    chosen = settings(strategy=strategy, rounds=10, partition="iid", clients=20)
+    chosen = settings(algorithm=algorithm, rounds=10, partition="iid", clients=20)
     bench = set_up(chosen, load_corpus(chosen))
     federated, spent, arithmetic = run(bench)
-    visits = federated.simulator.meter.visits
+    visits = federated.simulator.meter.local_rounds
     print(
-        f"{strategy:8} {visits} visits, {1000 * arithmetic / visits:7.2f} ms of arithmetic each, "
+        f"{algorithm:8} {visits} visits, {1000 * arithmetic / visits:7.2f} ms of arithmetic each, "
         f"{1000 * (spent - arithmetic) / visits:5.2f} ms of overhead each (target at most 5 ms)"
     )
 
 
-def memory(strategy: str, clients: int) -> None:
+def memory(algorithm: str, clients: int) -> None:
     """Print the peak memory of a large fleet."""
-    chosen = settings(strategy=strategy, rounds=2, partition="iid", clients=clients)
+    chosen = settings(algorithm=algorithm, rounds=2, partition="iid", clients=clients)
     bench = set_up(chosen, load_corpus(chosen))
     floor = peak_mb()
     federated, spent, _ = run(bench)
     meter = federated.simulator.meter
     print(
-        f"{strategy:8} {clients} clients, {meter.visits} visits, {meter.aggregations} aggregations "
+        f"{algorithm:8} {clients} clients, {meter.local_rounds} rounds, "
+        f"{meter.aggregations} aggregations "
         f"in {spent:.0f} s: peak {peak_mb():,.0f} MB, of which {floor:,.0f} MB before the first "
         "visit (target at most 3,000 MB)"
     )
 
 
 def main() -> None:
-    """Both figures for both kinds of strategy."""
+    """Both figures for both kinds of algorithm."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clients", type=int, default=1000)
-    parser.add_argument("--memory", metavar="STRATEGY", help="only the memory of this strategy")
+    parser.add_argument("--memory", metavar="STRATEGY", help="only the memory of this algorithm")
     arguments = parser.parse_args()
     if arguments.memory:
         memory(arguments.memory, arguments.clients)
         return
-    for strategy in ("fedavg", "gsfs-tune"):
-        overhead(strategy)
-    for strategy in ("fedavg", "gsfs-tune"):
+    for algorithm in ("fedavg", "gsfs-tune"):
+        overhead(algorithm)
+    for algorithm in ("fedavg", "gsfs-tune"):
         # The kernel's peak is a process's whole life, so each run has a process of its own.
-        command = [sys.executable, "-m", "benchmarks.federated.simulator", "--memory", strategy]
+        command = [sys.executable, "-m", "benchmarks.federated.simulator", "--memory", algorithm]
         subprocess.run([*command, "--clients", str(arguments.clients)], check=True)
 
 

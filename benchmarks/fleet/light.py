@@ -34,7 +34,7 @@ from gradsense.learning.learner import Tensors
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import MAX_PACKET_BYTES
-from gradsense.transport.messages import Message, SignedMessage, messages, sign_of_life, written
+from gradsense.transport.messages import Message, SignedMessage, messages, presence, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
 from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
@@ -115,12 +115,12 @@ class Pocket:
     """The outbox and the model's name, as ``Uplink`` asks a ``AgentStore`` for them."""
 
     def __init__(self) -> None:
-        self.letters: list[SignedMessage] = []
+        self.updates: list[SignedMessage] = []
         self.holds = NO_MODEL
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged."""
-        return self.letters[0] if self.letters else None
+        return self.updates[0] if self.updates else None
 
     def held(self) -> tuple[int, str]:
         """Version and hash of the model held."""
@@ -128,7 +128,7 @@ class Pocket:
 
     def acknowledged(self, sequence: int, refusal: str = "", *, client: object = None) -> bool:
         """Forget the update."""
-        self.letters = [one for one in self.letters if one.properties.origin.sequence != sequence]
+        self.updates = [one for one in self.updates if one.properties.header.sequence != sequence]
         return True
 
 
@@ -138,7 +138,7 @@ class Light:
     def __init__(self, bundle: Path, part: Part, seen: Seen) -> None:
         self.identity, self.part, self.seen = identity.of_device(bundle), part, seen
         self.name = self.identity.name
-        self.version, self.spoke_on, self.sequence, self.quiet = -1, -1, 0, False
+        self.version, self.sent_on, self.sequence, self.quiet = -1, -1, 0, False
         self.pocket = Pocket()
         self.uplink = Uplink(
             cast(AgentStore, self.pocket),
@@ -231,7 +231,7 @@ class Light:
 
     def _status(self, body: bytes) -> Message:
         key = self.identity.signing_key
-        return sign_of_life(self.part.run, self.name, body, self.pocket.holds, key)
+        return presence(self.part.run, self.name, body, self.pocket.holds, key)
 
     def _on_message(self, _client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
         now = time.monotonic()
@@ -246,11 +246,11 @@ class Light:
                 self._adopted(news.version, time.monotonic(), len(came.payload))
                 self.pocket.holds = news.version, model_hash(news.tensors)
                 self._publish(self._status(ONLINE))
-                self.uplink.on_heard(now)
+                self.uplink.on_model(now)
                 if self.part.speech != "paced":
                     self._speak()
             case Repeated():
-                self.uplink.on_heard(now)
+                self.uplink.on_model(now)
             case Ack():
                 self._acknowledged(news)
             case Resume():
@@ -271,27 +271,27 @@ class Light:
 
     def speak_in_turn(self) -> None:
         """The pause is over."""
-        if self.spoke_on < self.version and self.idle:
+        if self.sent_on < self.version and self.idle:
             self._speak()
             self.send(time.monotonic())
 
     def _speak(self) -> None:
         part = self.part
         over = part.rounds is not None and self.version >= part.rounds
-        if self.quiet or over or self.pocket.letters:
+        if self.quiet or over or self.pocket.updates:
             return
         self.sequence += 1
-        self.spoke_on = self.version
-        letter = self._letter()
-        self.seen.update_bytes = max(self.seen.update_bytes, letter.properties.body_size)
+        self.sent_on = self.version
+        signed = self._sign()
+        self.seen.update_bytes = max(self.seen.update_bytes, signed.properties.body_size)
         if part.speech == "bare":
             self.seen.spoken[self.name, self.sequence] = time.monotonic()
-            for message in messages(letter):
+            for message in messages(signed):
                 self._publish(message)
         else:
-            self.pocket.letters.append(letter)
+            self.pocket.updates.append(signed)
 
-    def _letter(self) -> SignedMessage:
+    def _sign(self) -> SignedMessage:
         part, (version, digest) = self.part, self.pocket.holds
         update = Update(
             self.name,
@@ -303,8 +303,8 @@ class Light:
             codec=part.codec,
             packed=part.packed,
         )
-        origin = MessageHeader("update", part.run, self.name, self.sequence, version, digest)
-        return written(origin, pack_update(update), self.identity.signing_key)
+        header = MessageHeader("update", part.run, self.name, self.sequence, version, digest)
+        return sign_message(header, pack_update(update), self.identity.signing_key)
 
     def send(self, now: float) -> None:
         """Publish what is due."""
@@ -317,7 +317,7 @@ class Light:
     @property
     def idle(self) -> bool:
         """Whether nothing of it is under way."""
-        return not self.pocket.letters
+        return not self.pocket.updates
 
 
 def packet_properties(packet: int, pairs: Sequence[tuple[str, str]] = ()) -> Properties:

@@ -48,7 +48,7 @@ PATIENCE_S = 120.0
 DELAY_S, LOSS = 0.3, 0.05
 STOPPED_S, BROKER_DOWN_S, PLAIN_S, LOSSY_S = 30.0, 2.0, 20.0, 45.0
 #: The large update, some 40 chunks: moments as they are, neither rounded nor cut to what matters.
-LARGE = {"size": "micro", "strategy": "gsfs:floor=0.0:codec=none:tolerance=0.0"}
+LARGE = {"size": "micro", "algorithm": "gsfs:floor=0.0:codec=none:tolerance=0.0"}
 #: Its flows at most, KiB a second upwards, what is sent before the cut, and how long that lasts.
 LARGE_FLOWS, UPLINK, SHARE, LARGE_CUT_S = 1500, 512, 0.9, 30.0
 

@@ -58,15 +58,15 @@ from benchmarks.fleet.thousand_figures import (
 from benchmarks.processes import pss_mb
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
-from gradsense.federation.codec import CODECS
+from gradsense.federation.algorithms.gsfs import Gsfs
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
-from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS, factorise
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, factorise
 from gradsense.localfleet.local_broker import free_port
 from gradsense.transport import identity
-from gradsense.transport.messages import messages, written
+from gradsense.transport.messages import messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
 
@@ -141,8 +141,8 @@ class BarePublisher:
     def __init__(self, fleet: Path, run: str, tensors: Tensors, devices: int) -> None:
         who = identity.of_coordinator(fleet)
         place = MessageHeader("model", run, COORDINATOR, 1, 1, model_hash(tensors))
-        letter = written(place, pack_model(GlobalModel(1, tensors)), who.signing_key)
-        (self._model,) = messages(letter, retain=True)
+        signed = sign_message(place, pack_model(GlobalModel(1, tensors)), who.signing_key)
+        (self._model,) = messages(signed, retain=True)
         self._devices, self._came = devices, 0
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2, who.name, protocol=MQTTProtocolVersion.MQTTv5
@@ -181,8 +181,8 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
     n, rounds, seconds = arguments.devices, arguments.rounds, arguments.seconds
     tiny = {"w": rng.standard_normal(WEIGHTS).astype(np.float32)}
 
-    def scene(name: str, strategy: str, part: Part, **more: Any) -> Scene:
-        job = Job(run=name, strategy=strategy, labels=LABELS, min_devices=n)
+    def scene(name: str, algorithm: str, part: Part, **more: Any) -> Scene:
+        job = Job(run=name, algorithm=algorithm, labels=LABELS, min_devices=n)
         return Scene(job, tiny, replace(part, run=name), n, **more)
 
     part = Part("", "round", {"w": 1e-3 * tiny["w"]}, samples=FLOWS)
@@ -203,13 +203,15 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
 
 
 def large(devices: int, width: int, seconds: float) -> Scene:
-    """Moments of so many features, as the default strategy sends them."""
+    """Moments of so many features, as the default algorithm sends them."""
     rng = np.random.default_rng(1)
-    job = Job(run="large", strategy="gsfs", labels=LABELS, min_devices=devices)
+    job = Job(run="large", algorithm="gsfs", labels=LABELS, min_devices=devices)
     labels = np.eye(len(LABELS))[rng.integers(len(LABELS), size=FLOWS)]
     rows = np.hstack([rng.standard_normal((FLOWS, width)), np.ones((FLOWS, 1)), labels])
-    codec = CODECS[job.rules.codec]
-    packed = codec.pack({MOMENTS: factorise(rows, job.rules.tolerance)})
+    algorithm = job.rules
+    assert isinstance(algorithm, Gsfs)
+    codec = algorithm.codec
+    packed = codec.pack({STATISTICS: factorise(rows, algorithm.tolerance)})
     head = {
         HEAD_WEIGHT: np.zeros((len(LABELS), width), np.float32),
         HEAD_BIAS: np.zeros(len(LABELS), np.float32),
@@ -219,7 +221,7 @@ def large(devices: int, width: int, seconds: float) -> Scene:
         "ceaseless",
         codec.unpack(packed),
         packed=packed,
-        codec=job.rules.codec,
+        codec=codec.name,
         samples=FLOWS,
     )
     return Scene(job, head, part, devices, seconds=seconds)

@@ -29,7 +29,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector
-from gradsense.gateway.assembly import WatchPlan, open_watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 
 LOG = Path("CTU-IoT-Malware-Capture-34-1", "bro", "conn.log.labeled")
 #: So many flows are timed one by one, after the first few.

@@ -32,7 +32,7 @@ from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.localfleet.local_broker import await_listener, free_port, program
 from gradsense.transport import identity
 from gradsense.transport.connection import Link
-from gradsense.transport.messages import sign_of_life
+from gradsense.transport.messages import presence
 from gradsense.transport.payloads import ONLINE
 from gradsense.transport.protocol import NO_MODEL
 
@@ -139,7 +139,7 @@ def deployed(folder: Path, size: int, devices: int) -> Iterator[Fleet]:
     folder.mkdir(parents=True)
     create(fleet, None, port, now=time.time())
     job = Job(
-        run="bench", strategy="fedavg", labels=("no", "yes"), max_norm=1e6, min_devices=devices + 1
+        run="bench", algorithm="fedavg", labels=("no", "yes"), max_norm=1e6, min_devices=devices + 1
     )
     place = fleet / RUNS / job.run
     Run.create(place, job, {"w": np.zeros(size // 4, np.float32)})
@@ -198,7 +198,7 @@ def _silent(bundle: Path) -> Iterator[None]:
     )
     link.start()
     greeted.wait(_START_S)
-    link.publish(sign_of_life("bench", "silent", ONLINE, NO_MODEL, me.signing_key))
+    link.publish(presence("bench", "silent", ONLINE, NO_MODEL, me.signing_key))
     try:
         yield
     finally:

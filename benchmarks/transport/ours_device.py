@@ -27,7 +27,7 @@ from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import sign_of_life, written
+from gradsense.transport.messages import presence, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import ONLINE, Ack, pack_update
 from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
@@ -82,7 +82,7 @@ class Device:
         self.greeted.wait()
         self.up.on_connect(time.monotonic())
         key = self.me.signing_key
-        self.link.publish(sign_of_life(self.job.run, self.me.name, ONLINE, NO_MODEL, key))
+        self.link.publish(presence(self.job.run, self.me.name, ONLINE, NO_MODEL, key))
         while self.client.version < 0:
             self.exchange()
 
@@ -100,7 +100,7 @@ class Device:
         self.link.done(arrival)
         if isinstance(found, GlobalModel):
             self.client.adopt(found)
-            self.memory.save(self.client.state(), model=found)
+            self.memory.save(self.client.snapshot(), model=found)
         elif isinstance(found, Resume):
             self.up.on_resume(found, now)
         elif isinstance(found, Ack) and self.up.on_ack(found):
@@ -111,11 +111,11 @@ class Device:
         update = self.client.work(1)
         assert update is not None
         version, digest = self.memory.held()
-        origin = MessageHeader(
+        header = MessageHeader(
             "update", self.job.run, self.me.name, update.sequence, version, digest
         )
-        letter = written(origin, pack_update(update), self.me.signing_key)
-        self.memory.save(self.client.state(), letter=letter)
+        signed = sign_message(header, pack_update(update), self.me.signing_key)
+        self.memory.save(self.client.snapshot(), update=signed)
         while (ack := self.exchange()) is None:
             pass
         assert ack == Ack(update.sequence), ack

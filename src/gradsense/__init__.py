@@ -1,8 +1,46 @@
 """gradsense: federated small language models that guard IoT fleets.
 
-The folders, from the top of the house to its foundation: ``cli``, ``experiments``,
-``engines``, ``federation``, ``learning``, ``models``, ``prompts``, ``telemetry``.
-A module imports only from its own folder and from those below it.
+What a package exports by name is public; ``docs/compatibility.md`` says what that promises. The
+packages stand above one another, and a module imports only from its own package and from those
+below it:
+
+    cli  experiments  localfleet                    commands, comparisons, a fleet on one machine
+    gateway  agent  coordinator  fleet  serving     the processes of a deployment
+    simulation  transport                           who carries updates and models
+    detection                                       a trained model that needs no torch
+    federation  learning  models                    algorithms, local training, language models
+    prompts  data  storage                          records to text, logs, files
+
+>>> import gradsense
+>>> gradsense.Detector.__name__
+'Detector'
 """
 
+from typing import TYPE_CHECKING
+
+from gradsense.exports import export
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gradsense.detection.detector import Detector
+    from gradsense.errors import GradsenseError, InputError
+    from gradsense.federation.client import Client
+    from gradsense.federation.coordinator import Coordinator
+    from gradsense.gateway.watch import Watch
+    from gradsense.learning.learner import Learner
+    from gradsense.simulation.simulator import Simulator
+else:
+    export(__name__)
+
+__all__ = [
+    "Client",
+    "Coordinator",
+    "Detector",
+    "GradsenseError",
+    "InputError",
+    "Learner",
+    "Simulator",
+    "Watch",
+    "__version__",
+]

@@ -17,7 +17,8 @@ from gradsense.errors import InputError
 class RunSettings(BaseModel):
     """The settings of one run. Same settings, same data, same machine: the same result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Built when it is first used, so that `train --help` does not wait for it.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     data: Path | None = Field(
         None, description="Folder of captures, or one log. Without it: synthetic traffic."
@@ -58,8 +59,8 @@ class RunSettings(BaseModel):
         True, description="Start an embedded model from the base that comes with the package."
     )
 
-    strategy: str = Field(
-        "gsfs", description="A strategy, or one with changed values: gsfs:floor=0.3."
+    algorithm: str = Field(
+        "gsfs", description="An algorithm, or one with changed values: gsfs:floor=0.3."
     )
     rounds: int = Field(
         10, ge=1, description="Aggregations at most, and visits of local training per client."

@@ -1,7 +1,21 @@
 """Every error that gradsense raises on purpose.
 
-``GradsenseError`` is what a user may see: the command line prints its text on one line and
-exits with its ``exit_code``. Anything else that escapes is a defect and shows its traceback.
+    GradsenseError              the work failed: exit code 1
+    ├── InputError              something the user gave is wrong: exit code 2
+    └── UpdateRefused           the coordinator does not take an update
+        ├── UnknownBase
+        ├── UnknownTensor
+        ├── WrongShape
+        ├── WrongDtype
+        ├── NotFinite
+        ├── NormTooLarge
+        ├── Replay
+        ├── NotInvited
+        └── BadSampleCount
+
+These are the errors that users may see: the command line prints the text on one line and exits
+with ``exit_code``. Any other exception that escapes is a defect and shows its traceback. Packages
+derive their own from these three, such as the refusals of ``transport.protocol``.
 """
 
 from __future__ import annotations
@@ -18,12 +32,15 @@ class GradsenseError(Exception):
 class InputError(GradsenseError):
     """Something the user gave is wrong: a file, a field, an option. ``exit_code`` 2.
 
-    The text always says where the fault is and how to mend it.
+    The text says where the fault is, what is wrong and what to do about it.
 
     Args:
         what: what is wrong, in one clause.
         hint: what to do about it, in one clause.
         file, line, field: where the fault is, as far as known.
+
+    >>> print(InputError("is no number", hint="give seconds", file="watch.toml", field="max_s"))
+    watch.toml: field 'max_s': is no number; give seconds
     """
 
     exit_code = 2
@@ -45,13 +62,13 @@ class InputError(GradsenseError):
 
 
 class UpdateRefused(GradsenseError):
-    """The coordinator turned an update away. ``reason`` is the name it is counted under."""
+    """The coordinator does not take an update. ``reason`` is the name that it is counted under."""
 
     reason = "refused"
 
 
 class UnknownBase(UpdateRefused):
-    """The update starts from a global model that was never issued or is too old."""
+    """The update starts from a global model that was never published or is too old."""
 
     reason = "unknown-base"
 
@@ -86,6 +103,12 @@ class NormTooLarge(UpdateRefused):
     reason = "norm-too-large"
 
 
+class RunFinished(UpdateRefused):
+    """The run has made all the models that it was to make."""
+
+    reason = "run-finished"
+
+
 class Replay(UpdateRefused):
     """The update's sequence number was seen before."""
 
@@ -93,7 +116,7 @@ class Replay(UpdateRefused):
 
 
 class NotInvited(UpdateRefused):
-    """The client is not enrolled, or was not asked to take part in this round."""
+    """The client is not enrolled, or was not invited to this round."""
 
     reason = "not-invited"
 

@@ -23,7 +23,7 @@ from gradsense.fleet.enrolment import create, opened
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival
-from gradsense.transport.messages import Message, messages, read, unsealed, written
+from gradsense.transport.messages import Message, messages, read, sign_message, unsealed
 from gradsense.transport.payloads import Ack, model_hash, open_status, open_update, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
 
@@ -64,7 +64,7 @@ class Site:
         start.mkdir(parents=True)
         manifest, _ = bundles.read(edge)
         self.job = jobs.Job(
-            run="porch", strategy="gsfs:floor=0.0", labels=manifest.labels, sealed=sealed
+            run="porch", algorithm="gsfs:floor=0.0", labels=manifest.labels, sealed=sealed
         )
         (start / jobs.JOB_FILE).write_text(self.job.text())
         shutil.copytree(edge, start / jobs.EDGE)
@@ -103,15 +103,15 @@ class Site:
         weight = rng.normal(size=(self.classes, 1520)).astype(np.float32)
         tensors = {HEAD_WEIGHT: weight, HEAD_BIAS: np.zeros(self.classes, np.float32)}
         digest = model_hash(tensors)
-        origin = MessageHeader("model", "porch", COORDINATOR, version, version, digest)
+        header = MessageHeader("model", "porch", COORDINATOR, version, version, digest)
         body = pack_model(GlobalModel(version, tensors))
         seal_for = self.cloud.peer_seal_key if self.job.sealed else None
-        return messages(written(origin, body, self.cloud.signing_key, seal_for=seal_for))
+        return messages(sign_message(header, body, self.cloud.signing_key, seal_for=seal_for))
 
     def ack(self, sequence: int, refusal: str = "") -> Message:
-        origin = MessageHeader("ack", "porch", "cam", sequence, 0, "0" * 64)
-        letter = written(origin, Ack(sequence, refusal).pack(), self.cloud.signing_key)
-        return messages(letter)[0]
+        header = MessageHeader("ack", "porch", "cam", sequence, 0, "0" * 64)
+        signed = sign_message(header, Ack(sequence, refusal).pack(), self.cloud.signing_key)
+        return messages(signed)[0]
 
     def work(self) -> None:
         """Until there is nothing to do for now."""
@@ -135,7 +135,7 @@ class Site:
         for message in self.link.said:
             one = read(message, lambda _: self.device.signing_key.public_key())
             if one.topic.kind == "status":
-                found.append((open_status(one.body), one.properties.origin.base_version))
+                found.append((open_status(one.body), one.properties.header.base_version))
         return found
 
 

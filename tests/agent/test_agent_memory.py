@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsense.agent.labelling import Gathered
 from gradsense.agent.store import FILE, NO_MODEL, AgentStore, MemoryFull
 from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
-from gradsense.transport.messages import SignedMessage, written
+from gradsense.transport.messages import SignedMessage, sign_message
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import MessageHeader
 
@@ -32,8 +32,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TENSORS = {"score.weight": np.float32([[1, 2], [3, 4]]), "score.bias": np.float32([0, -1])}
 
 
-def letter(sequence: int, body: bytes = b"update") -> SignedMessage:
-    return written(MessageHeader("update", "plant", "gate", sequence, 2, "ab" * 32), body, KEY)
+def signed(sequence: int, body: bytes = b"update") -> SignedMessage:
+    return sign_message(MessageHeader("update", "plant", "gate", sequence, 2, "ab" * 32), body, KEY)
 
 
 def state(sequence: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,55 +67,55 @@ def test_a_fresh_memory_holds_nothing(memory: AgentStore) -> None:
 
 def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     first = AgentStore(tmp_path)
-    client = Client("gate", learner=None, strategy=get_strategy("gsfs"))
+    client = Client("gate", learner=None, algorithm=get_algorithm("gsfs-tune"))
     model = GlobalModel(2, TENSORS, frozenset({"gate", "barn"}))
     client.adopt(model)
     client.sequence = 1
-    first.save(client.state(), letter=letter(1), model=model, counts={"visits": 3})
+    first.save(client.snapshot(), update=signed(1), model=model, counts={"visits": 3})
     assert first.held() == (2, model_hash(TENSORS))
     first.close()
     again = AgentStore(tmp_path)
-    restored = Client("gate", learner=None, strategy=get_strategy("gsfs"))
+    restored = Client("gate", learner=None, algorithm=get_algorithm("gsfs-tune"))
     restored.restore(*again.client())
-    assert restored.state()[0] == client.state()[0]
-    assert restored.local is restored.reference, "shared, so nothing counts as unsent"
+    assert restored.snapshot()[0] == client.snapshot()[0]
+    assert restored.state.local is restored.state.reference, "shared, so nothing counts as unsent"
     kept = again.model()
     assert (kept.version, kept.participants) == (2, {"gate", "barn"})
     assert again.held() == (2, model_hash(kept.tensors)) == (2, model_hash(TENSORS))
-    assert again.head() == letter(1)
+    assert again.head() == signed(1)
     assert again.counters() == {"visits": 3}
 
 
 def test_outbox_goes_in_order_and_an_acknowledgement_counts_once(memory: AgentStore) -> None:
     for sequence in (1, 2, 3):
-        memory.save(state(sequence), letter=letter(sequence, bytes(10)))
+        memory.save(state(sequence), update=signed(sequence, bytes(10)))
     assert (memory.outbox_count, memory.outbox_bytes) == (3, 30)
     assert memory.acknowledged(1)
     assert not memory.acknowledged(1), "a repeated one changes nothing"
-    assert memory.head() == letter(2, bytes(10))
+    assert memory.head() == signed(2, bytes(10))
     changed = ({"sequence": 3, "told": 0}, {})
     assert memory.acknowledged(2, "not-finite", client=changed)
     assert not memory.acknowledged(2, "not-finite", client=state(9)), "nor the state"
     assert memory.client()[0] == changed[0]
     assert memory.counters() == {"acknowledged": 1, "refused:not-finite": 1}
-    assert memory.head() == letter(3, bytes(10))
+    assert memory.head() == signed(3, bytes(10))
 
 
 def test_outbox_is_full_at_its_bound(tmp_path: Path) -> None:
     memory = AgentStore(tmp_path, most_bytes=20)
-    memory.save(state(1), letter=letter(1, bytes(19)))
+    memory.save(state(1), update=signed(1, bytes(19)))
     assert not memory.full
-    memory.save(state(2), letter=letter(2, bytes(1)))
+    memory.save(state(2), update=signed(2, bytes(1)))
     assert memory.full
-    memory.save(state(3), letter=letter(3))
+    memory.save(state(3), update=signed(3))
     assert memory.outbox_count == 3, "what was made is never dropped"
     memory.acknowledged(1)
     assert not memory.full
 
 
-def test_a_letter_of_another_number_is_a_defect(memory: AgentStore) -> None:
+def test_an_update_of_another_number_is_a_defect(memory: AgentStore) -> None:
     with pytest.raises(ValueError, match="number"):
-        memory.save(state(2), letter=letter(1))
+        memory.save(state(2), update=signed(1))
     assert (memory.client(), memory.head()) == (None, None)
 
 
@@ -142,13 +142,13 @@ def limit(memory: AgentStore, pages: int) -> None:
 
 
 def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
-    memory.save(state(1), letter=letter(1))
+    memory.save(state(1), update=signed(1))
     limit(memory, 1)
-    # More than a page, and nothing that packs: the letter follows state and model.
+    # More than a page, and nothing that packs: the signed follows state and model.
     body = random.Random(0).randbytes(20_000)
     model = GlobalModel(1, TENSORS)
     with pytest.raises(MemoryFull, match="full"):
-        memory.save(state(2), letter=letter(2, body), model=model, counts={"visits": 1})
+        memory.save(state(2), update=signed(2, body), model=model, counts={"visits": 1})
     assert memory.client()[0] == {"sequence": 1}
     assert (memory.outbox_count, memory.counters(), memory.model()) == (1, {}, None)
     assert memory.held() == NO_MODEL
@@ -158,7 +158,7 @@ def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
         memory.append(big)
     assert (memory.places(), len(memory)) == ({}, 0)
     limit(memory, 100)
-    memory.save(state(2), letter=letter(2, body), model=model, counts={"visits": 1})
+    memory.save(state(2), update=signed(2, body), model=model, counts={"visits": 1})
     memory.append(big)
     assert (memory.outbox_count, memory.counters(), len(memory)) == (2, {"visits": 1}, 1)
     assert memory.held() == (1, model_hash(TENSORS))
@@ -212,10 +212,10 @@ def work_for_ever(folder: Path) -> None:
         sequence += 1
         tensors = {"local": {"w": np.full(50_000, sequence, np.float32)}}
         body = rng.randbytes(rng.choice([100, 300_000]))
-        memory.save(({"sequence": sequence}, tensors), letter=letter(sequence, body))
+        memory.save(({"sequence": sequence}, tensors), update=signed(sequence, body))
         os.write(1, f"{sequence}\n".encode())
         while memory.outbox_count > rng.randrange(4):
-            memory.acknowledged(memory.head().properties.origin.sequence)
+            memory.acknowledged(memory.head().properties.header.sequence)
 
 
 @pytest.mark.slow

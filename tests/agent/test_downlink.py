@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gradsense.agent.downlink import Downlink, News, Repeated
 from gradsense.federation.update import GlobalModel
 from gradsense.transport.chunks import Resume
-from gradsense.transport.messages import Message, SignedMessage, messages, written
+from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import Ack, model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, Kind, MessageHeader, SizeLimits, describe
 from gradsense.transport.signing import sign
@@ -37,14 +37,14 @@ def told(
     """The publishes that carry a model, in so many chunks."""
     body = pack_model(one)
     digest = model_hash(one.tensors)
-    origin = MessageHeader("model", run, COORDINATOR, one.version, one.version, digest)
-    properties = sign(describe(origin, body, chunks=chunks), key)
+    header = MessageHeader("model", run, COORDINATOR, one.version, one.version, digest)
+    properties = sign(describe(header, body, chunks=chunks), key)
     return messages(SignedMessage(properties, body), retain=True)
 
 
 def answer(kind: Kind, body: bytes, device: str = "gate", sequence: int = 1) -> Message:
     return messages(
-        written(MessageHeader(kind, "plant", device, sequence, 0, "0" * 64), body, KEY)
+        sign_message(MessageHeader(kind, "plant", device, sequence, 0, "0" * 64), body, KEY)
     )[0]
 
 
@@ -176,7 +176,7 @@ BAD = {
     "forged": (told(model(1), key=OTHER)[0], "bad-signature"),
     "another run": (told(model(1), run="mill")[0], "wrong-device"),
     "another device's ack": (answer("ack", Ack(1).pack(), device="barn"), "wrong-device"),
-    "an update": (messages(written(UPDATE, b"x", KEY))[0], "wrong-device"),
+    "an update": (messages(sign_message(UPDATE, b"x", KEY))[0], "wrong-device"),
     "no topic of ours": (Message("home/lamp", (), b"on"), "bad-topic"),
     "no properties": (replace(told(model(1))[0], pairs=()), "bad-properties"),
     "no chunk": (replace(told(model(1))[0], payload=b"x"), "bad-chunk"),
@@ -220,8 +220,8 @@ def test_a_flipped_bit_never_gets_through(data: st.DataObject) -> None:
 
 def test_sealed_models_are_for_the_fleet_alone() -> None:
     one = model(1)
-    origin = MessageHeader("model", "plant", COORDINATOR, 1, 1, model_hash(one.tensors))
-    (message,) = messages(written(origin, pack_model(one), KEY, seal_for=SEAL.public_key()))
+    header = MessageHeader("model", "plant", COORDINATOR, 1, 1, model_hash(one.tensors))
+    (message,) = messages(sign_message(header, pack_model(one), KEY, seal_for=SEAL.public_key()))
     member = Downlink("plant", "gate", KEY.public_key(), SEAL)
     assert same(take(member, [message]), one)
     stranger = downlink()

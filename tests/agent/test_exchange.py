@@ -17,7 +17,7 @@ from gradsense.agent.downlink import Downlink
 from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
 from gradsense.transport.chunks import Resume, ResumeRequest
-from gradsense.transport.messages import Message, SignedMessage, messages, read, written
+from gradsense.transport.messages import Message, SignedMessage, messages, read, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import Kind, MessageHeader, Properties, check_body, describe
@@ -29,11 +29,11 @@ COORDINATOR = Ed25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 WINDOW = 3
 
 
-def letter(sequence: int, chunks: int) -> SignedMessage:
+def signed(sequence: int, chunks: int) -> SignedMessage:
     """An update of so many chunks, however small."""
     body = random.Random(sequence).randbytes(10 * chunks)
-    origin = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
-    return SignedMessage(sign(describe(origin, body, chunks=chunks), DEVICE), body)
+    header = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
+    return SignedMessage(sign(describe(header, body, chunks=chunks), DEVICE), body)
 
 
 class Cloud:
@@ -51,7 +51,7 @@ class Cloud:
         """What it answers."""
         found = read(message, lambda topic: DEVICE.public_key())
         properties, device = found.properties, found.topic.device
-        sequence = properties.origin.sequence
+        sequence = properties.header.sequence
         if found.chunk is not None:
             self.chunks[found.chunk.index] += 1
         if sequence in [number for number, _ in self.stored]:
@@ -68,8 +68,8 @@ class Cloud:
         return self._answer("ack", properties, Ack(sequence).pack())
 
     def _answer(self, kind: Kind, properties: Properties, body: bytes) -> list[Message]:
-        origin = MessageHeader(kind, "plant", "gate", properties.origin.sequence, *NO_MODEL)
-        return messages(written(origin, body, COORDINATOR))
+        header = MessageHeader(kind, "plant", "gate", properties.header.sequence, *NO_MODEL)
+        return messages(sign_message(header, body, COORDINATOR))
 
 
 class Device:
@@ -92,7 +92,7 @@ class Device:
 
     def make(self, chunks: int) -> None:
         self.made += 1
-        self.memory.save(({"sequence": self.made}, {}), letter=letter(self.made, chunks))
+        self.memory.save(({"sequence": self.made}, {}), update=signed(self.made, chunks))
 
     def hear(self, message: Message, now: float) -> None:
         found = self.downlink.take(message, now)
@@ -135,7 +135,7 @@ class Exchange(RuleBasedStateMachine):
 
     @rule()
     def hear_of_a_model(self) -> None:
-        self.device.uplink.on_heard(self.now)
+        self.device.uplink.on_model(self.now)
 
     # The network ----------------------------------------------------------------------------
 
@@ -270,5 +270,5 @@ def test_only_what_is_missing_is_sent_again(tmp_path: Path, restarted: str) -> N
                 device.hear(answer, 1.0)
     expected = range(10) if restarted == "coordinator" else [9]
     assert cloud.chunks == Counter(expected)
-    assert cloud.stored == [(1, letter(1, 10).body)]
+    assert cloud.stored == [(1, signed(1, 10).body)]
     assert device.uplink.idle

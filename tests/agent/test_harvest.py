@@ -226,9 +226,9 @@ def test_prompts_are_those_that_the_watch_sees_and_rules_see_the_addresses(plain
     rules = Rules((Rule(label="Benign", resp_h=far),))
     harvest = Harvest(TEMPLATE, ("Benign",), logs=[plain], rules=rules, networks=networks)
     chosen = flows.filter(pl.col("resp_h") == far)
-    disguised = networks.disguise(chosen)
-    assert isinstance(disguised, pl.DataFrame)
-    expected = Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(disguised))
+    masked = networks.mask(chosen)
+    assert isinstance(masked, pl.DataFrame)
+    expected = Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(masked))
     assert rows(together(drain(harvest))) == expected
     assert expected != Counter((pick.tobytes(), 0) for pick in TEMPLATE.indices(chosen))
 
@@ -265,7 +265,7 @@ def test_a_word_is_taken_once(tmp_path: Path) -> None:
     journal = GatewayStore(tmp_path / "watch")  # exclusively, as the watch has it
     alert = ring(journal, "a1", {prompt(0): 3, prompt(1): 2})
     assert harvest.step() is None
-    journal.judge(alert, "DDoS", 1.0)
+    journal.record_feedback(alert, "DDoS", 1.0)
     taken = harvest.step()
     assert taken is not None
     assert rows(taken) == {(prompt(0), 1): 3, (prompt(1), 1): 2}
@@ -283,7 +283,7 @@ def test_a_word_that_changes_after_it_was_taken_is_only_counted(tmp_path: Path) 
     alert = ring(journal, "a1", {prompt(0): 3})
     harvest = by_feedback(tmp_path)
     for at, word in enumerate(["DDoS", "DDoS", "Malicious", "Benign"]):
-        journal.judge(alert, word, float(at))
+        journal.record_feedback(alert, word, float(at))
         steps = drain(harvest)
         if at == 0:
             assert len(steps[0]) == 1
@@ -298,11 +298,11 @@ def test_a_word_that_changes_after_it_was_taken_is_only_counted(tmp_path: Path) 
 def test_a_word_that_could_not_be_used_may_be_mended(tmp_path: Path) -> None:
     journal = GatewayStore(tmp_path)
     alert = ring(journal, "a1", {prompt(0): 3})
-    journal.judge(alert, "Malicious", 1.0)
+    journal.record_feedback(alert, "Malicious", 1.0)
     harvest = by_feedback(tmp_path)
     (unused,) = drain(harvest)
     assert unused.counts == {"words": 1, "unknown-class:Malicious": 3}
-    journal.judge(alert, "DDoS", 2.0)
+    journal.record_feedback(alert, "DDoS", 2.0)
     (mended,) = drain(by_feedback(tmp_path, unused.taken))
     assert rows(mended) == {(prompt(0), 1): 3}
 
@@ -311,7 +311,7 @@ def test_prompts_of_another_template_are_counted(tmp_path: Path) -> None:
     journal = GatewayStore(tmp_path)
     beyond = np.full(WIDTH, 60_000, np.uint16).tobytes()
     alert = ring(journal, "a1", {b"\0\0": 1, b"\0": 4, beyond: 2, prompt(1): 5})
-    journal.judge(alert, "Benign", 1.0)
+    journal.record_feedback(alert, "Benign", 1.0)
     (found,) = drain(by_feedback(tmp_path))
     assert rows(found) == {(prompt(1), 0): 5}
     assert found.counts == {"words": 1, "other-template": 7, "labelled:feedback": 5}
@@ -321,7 +321,7 @@ def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Pat
     journal = GatewayStore(tmp_path)
     for number in range(3):
         alert = ring(journal, f"a{number}", {prompt(number): 1})
-        journal.judge(alert, "Benign", float(number))
+        journal.record_feedback(alert, "Benign", float(number))
     rules = Rules((Rule(label="Benign"),))
     harvest = Harvest(
         TEMPLATE, ("Benign",), logs=[plain], rules=rules, journal_folder=tmp_path, most_rows=2

@@ -11,11 +11,11 @@ import torch
 from gradsense.agent.reader import Reader, Rows
 from gradsense.detection import bundle
 from gradsense.errors import GradsenseError
+from gradsense.federation.algorithm import Plan, get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Learner, Tensors
-from gradsense.learning.statistics import MOMENTS
+from gradsense.learning.statistics import STATISTICS
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models import folder
 from tests.support.heads import some_head
@@ -106,13 +106,13 @@ def test_a_client_decides_alike_over_either(edge_bundle: Path, scale: float) -> 
     ]
     found = []
     for learner in learners:
-        client = Client("porch", learner, get_strategy("gsfs"), visit_epochs=0.5)
+        client = Client("porch", learner, get_algorithm("gsfs"), local_epochs=0.5)
         client.adopt(GlobalModel(0, some_head(edge_bundle, scale=scale)))
         updates = [client.work(4), client.work(4)]
-        found.append((updates, client.read, client.told, client.plan(4)))
+        found.append((updates, client.state.read, client.state.reported, client.plan(4)))
     (ours, *our_state), (theirs, *their_state) = found
     assert our_state == their_state
-    assert our_state == [4, 4, (0, 0)]
+    assert our_state == [4, 4, Plan(0)]
     for one, other in zip(ours, theirs, strict=True):
         assert one is not None
         assert other is not None
@@ -121,7 +121,7 @@ def test_a_client_decides_alike_over_either(edge_bundle: Path, scale: float) -> 
             other.samples,
             other.sequence,
         )
-        moments, expected = (u.delta[MOMENTS].T @ u.delta[MOMENTS] for u in (one, other))
+        moments, expected = (u.delta[STATISTICS].T @ u.delta[STATISTICS] for u in (one, other))
         # What travels is rounded.
         assert np.allclose(moments, expected, atol=2e-2 * np.abs(expected).max())
 
@@ -152,15 +152,15 @@ def test_it_is_interrupted_between_blocks_and_keeps_nothing(edge_bundle: Path) -
             raise Enough
 
     reader = Reader(edge_bundle, batches, between=between)
-    client = Client("porch", reader, get_strategy("gsfs"))
+    client = Client("porch", reader, get_algorithm("gsfs"))
     client.adopt(GlobalModel(0, some_head(edge_bundle)))
-    before = client.state()
+    before = client.snapshot()
     with pytest.raises(Enough):
         client.work(4)
-    assert client.state() == before
+    assert client.snapshot() == before
     until = 1000
     update = client.work(4)
-    undisturbed = Client("porch", Reader(edge_bundle, batches), get_strategy("gsfs"))
+    undisturbed = Client("porch", Reader(edge_bundle, batches), get_algorithm("gsfs"))
     undisturbed.adopt(GlobalModel(0, some_head(edge_bundle)))
     expected = undisturbed.work(4)
     assert update is not None

@@ -21,13 +21,13 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BODY = bytes(range(100))
 
 
-def letter(sequence: int, chunks: int) -> SignedMessage:
-    origin = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
-    return SignedMessage(sign(describe(origin, BODY, chunks=chunks), KEY), BODY)
+def signed(sequence: int, chunks: int) -> SignedMessage:
+    header = MessageHeader("update", "plant", "gate", sequence, *NO_MODEL)
+    return SignedMessage(sign(describe(header, BODY, chunks=chunks), KEY), BODY)
 
 
 def make(memory: AgentStore, sequence: int, chunks: int = 1) -> None:
-    memory.save(({"sequence": sequence}, {}), letter=letter(sequence, chunks))
+    memory.save(({"sequence": sequence}, {}), update=signed(sequence, chunks))
 
 
 def uplink(memory: AgentStore, rate: Rate | None = None, window: int = 4) -> Uplink:
@@ -36,8 +36,8 @@ def uplink(memory: AgentStore, rate: Rate | None = None, window: int = 4) -> Upl
         KEY,
         rate or Rate(None, 1),
         window=window,
-        patience_s=5.0,
-        most_patience_s=60.0,
+        retry_s=5.0,
+        max_retry_s=60.0,
         rng=random.Random(0),
     )
 
@@ -56,7 +56,7 @@ def due(link: Uplink, now: float, unacked: int = 0) -> list[int | str]:
 
 
 def resume(sequence: int, chunks: int, *missing: int) -> Resume:
-    return Resume(message_id(letter(sequence, chunks).properties), chunks, missing)
+    return Resume(message_id(signed(sequence, chunks).properties), chunks, missing)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
     assert not link.on_ack(Ack(2)), "its turn has not come"
     assert link.on_ack(Ack(1, "not-finite"))
     (message,) = link.due(0, connected=True, unacked=0)
-    assert read(message, lambda topic: KEY.public_key()).properties.origin.sequence == 2
+    assert read(message, lambda topic: KEY.public_key()).properties.header.sequence == 2
     assert not link.on_ack(Ack(1)), "an old one"
     assert link.on_ack(Ack(2))
     assert link.idle
@@ -133,7 +133,7 @@ def test_news_from_the_coordinator_make_it_try_at_once(link: Uplink, memory: Age
     make(memory, 1)
     due(link, 0)
     due(link, 5)
-    link.on_heard(6)
+    link.on_model(6)
     soon = link.wake_at(6)
     assert soon is not None
     assert 7 <= soon <= 8, "the acknowledgement may be on its way with the news"
@@ -172,14 +172,14 @@ def test_of_an_unanswered_long_update_it_asks(link: Uplink, memory: AgentStore) 
     assert due(link, 0) == [0, 1, 2, 3]
     (message,) = link.due(5, connected=True, unacked=0)
     found = read(message, lambda topic: KEY.public_key())
-    assert (found.topic.kind, found.properties.origin.sequence) == ("ask", 1)
-    assert ResumeRequest.parse(found.body) == ResumeRequest(message_id(letter(1, 4).properties), 4)
+    assert (found.topic.kind, found.properties.header.sequence) == ("ask", 1)
+    assert ResumeRequest.parse(found.body) == ResumeRequest(message_id(signed(1, 4).properties), 4)
     link.on_resume(resume(1, 4, 1, 3), 6)
     assert due(link, 6) == [1, 3]
     link.on_resume(resume(1, 4, 1, 3), 7)
     assert due(link, 7) == [], "the same answer again: nobody asked"
     assert due(link, 11) == ["ask"]
-    assert link.counts == {"chunks": 6, "asks": 2, "repeats": 2, "other-resumes": 1}
+    assert link.counts == {"chunks": 6, "resume-requests": 2, "repeats": 2, "other-resumes": 1}
 
 
 def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: AgentStore) -> None:

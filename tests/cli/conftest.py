@@ -24,7 +24,7 @@ from gradsense.prompts.templates import get_template
 from tests.support.once import once
 
 #: One short run of the smallest model: three sites, four rounds.
-RUN = ("--strategy", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")
+RUN = ("--algorithm", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     rows = json.loads((folder / "results.json").read_text())
     for row in rows:
         row.pop("wall_s")
-    return {row["strategy"]: row for row in rows}
+    return {row["algorithm"]: row for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def resumed(
 ) -> tuple[Path, dict[str, Any]]:
     """A comparison whose parent was killed on the way, and which was then resumed."""
     out = tmp_path_factory.mktemp("comparison") / "table"
-    args = ("compare", *trained.args[1:], "--strategies", "fedavg,gsfs", "--seeds", "1")
-    at = args.index("--strategy")
+    args = ("compare", *trained.args[1:], "--algorithms", "fedavg,gsfs", "--seeds", "1")
+    at = args.index("--algorithm")
     command = (*args[:at], *args[at + 2 :], "--jobs", "1", "--out", out, "--json")
     process = start(*command)
     try:
@@ -135,7 +135,7 @@ def test_rows_keep_to_the_contract_and_to_equal_compute(
     assert rows["local-only"]["central"] is None
     assert rows["forest"]["uplink_bytes"] is None
     assert all(row["synthetic"] for row in rows.values())
-    # What a strategy may spend at most is what training in one place and alone do spend.
+    # What an algorithm may spend at most is what training in one place and alone do spend.
     full = rows["centralised"]["samples_trained"]
     assert rows["local-only"]["samples_trained"] == full
     assert all(rows[name]["samples_trained"] <= full for name in ("fedavg", "gsfs"))

@@ -16,7 +16,7 @@ def test_the_whole_story(gradsense: Callable[..., Any], tmp_path: Path) -> None:
     told = gradsense("demo", "--out", out, "--rounds", 1, "--json")
     assert told.code == 0
     rows = json.loads(told.out)
-    assert [row["strategy"] for row in rows] == [
+    assert [row["algorithm"] for row in rows] == [
         *("fedavg", "fedopt", "gsfs"),
         *("local-only", "centralised", "forest"),
     ]

@@ -97,8 +97,8 @@ def test_what_is_not_there_is_said(gradsense: Command, up: Path, tmp_path: Path)
     )
     gradsense("fleet", "run", "new", "--fleet", up / "fleet").complaint("--labels")
     gradsense(
-        "fleet", "run", "new", "--fleet", up / "fleet", "--labels", "a,b", "--strategy", "best"
-    ).complaint("unknown strategy", "--strategy")
+        "fleet", "run", "new", "--fleet", up / "fleet", "--labels", "a,b", "--algorithm", "best"
+    ).complaint("unknown algorithm", "--algorithm")
     gradsense("fleet", "run", "no good", "--fleet", up / "fleet", "--labels", "a,b").complaint(
         "--run", "1 to 64"
     )
@@ -148,7 +148,7 @@ def fleet(tmp_path: Path) -> Iterator[LocalFleet]:
     write_fleet(captures, sites=4, flows=600, seed=2)
 
     def job(labels: tuple[str, ...]) -> Job:
-        return Job(run="rules", strategy="gsfs:floor=0.0", labels=labels)
+        return Job(run="rules", algorithm="gsfs:floor=0.0", labels=labels)
 
     try:
         made = LocalFleet(tmp_path / "out", 1, captures=captures, job=job, play_s=0)

@@ -211,10 +211,10 @@ def test_folder_with_something_else_of_that_name(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--strategy", "fedsgd"), ("'fedsgd'", "gsfs-paper")),
-        (("--strategy", "gsfs:share"), ("'share'",)),
-        (("--strategy", "gsfs:colour=red"), ("'colour'",)),
-        (("--strategy", "gsfs-tune:keep_local=3"), ("'keep_local'",)),
+        (("--algorithm", "fedsgd"), ("'fedsgd'", "gsfs-paper")),
+        (("--algorithm", "gsfs:share"), ("'share'",)),
+        (("--algorithm", "gsfs:colour=red"), ("'colour'",)),
+        (("--algorithm", "gsfs-tune:keep_local=3"), ("'keep_local'",)),
         (("--model", "giant"), ("'giant'", "nano")),
         (("--model", "."), ("config.json",)),
         (("--template", "poem"), ("'poem'", "compact")),
@@ -227,14 +227,14 @@ def test_folder_with_something_else_of_that_name(
         (("--participation", "1.5"), ("'--participation'",)),
         (("--seed", "-1"), ("'--seed'",)),
         (("--lora-rank", "-2"), ("'--lora-rank'",)),
-        (("--strategy", "gsfs", "--lora-rank", "4"), ("'--lora-rank'", "gsfs-tune")),
-        (("--strategy", "fedavg:frozen=true", "--lora-rank", "4"), ("'--lora-rank'",)),
-        (("--strategy", "fedavg:readout=tokens", "--lora-rank", "4"), ("'--lora-rank'",)),
-        (("--strategy", "gsfs:frozen=false"), ("'gsfs'", "gsfs-tune")),
-        (("--strategy", "gsfs:payload=deltas"), ("'payload'",)),
-        (("--strategy", "gsfs:readout=all"), ("'readout'", "last, pooled, tokens")),
-        (("--strategy", "gsfs:tolerance=1"), ("'tolerance'",)),
-        (("--strategy", "gsfs:regularisation=0"), ("'regularisation'",)),
+        (("--algorithm", "gsfs", "--lora-rank", "4"), ("'--lora-rank'", "gsfs-tune")),
+        (("--algorithm", "fedavg:frozen=true", "--lora-rank", "4"), ("'--lora-rank'",)),
+        (("--algorithm", "fedavg:readout=tokens", "--lora-rank", "4"), ("'--lora-rank'",)),
+        (("--algorithm", "gsfs:frozen=false"), ("'gsfs'", "'frozen'")),
+        (("--algorithm", "gsfs:payload=deltas"), ("'payload'",)),
+        (("--algorithm", "gsfs:readout=all"), ("'readout'", "'last', 'pooled' or 'tokens'")),
+        (("--algorithm", "gsfs:tolerance=1"), ("'tolerance'",)),
+        (("--algorithm", "gsfs:regularisation=0"), ("'regularisation'",)),
         (("--partition", "iid"), ("clients",)),
         (("--partition", "iid", "--clients", "99999"), ("99999", "fewer clients")),
         (("--clients", "2"), ("3 captures",)),
@@ -283,13 +283,13 @@ def test_usage_error(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("strategies", ["fedavg,fedsgd", ",", "fedopt:lr=red"])
+@pytest.mark.parametrize("algorithms", ["fedavg,fedsgd", ",", "fedopt:lr=red"])
 def test_comparison_of_what_is_not_there_starts_nothing(
-    strategies: str, fleet: Path, gradsense: Callable[..., Any], tmp_path: Path
+    algorithms: str, fleet: Path, gradsense: Callable[..., Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     compare = ("compare", "--data", fleet, "--no-references", "--out", out)
-    gradsense(*compare, "--strategies", strategies).complaint("strategy")
+    gradsense(*compare, "--algorithms", algorithms).complaint("algorithm")
     assert not out.exists()
 
 

@@ -129,7 +129,7 @@ def test_resume_of_a_finished_run_only_reads_it(
 
 @pytest.mark.parametrize(
     ("option", "value", "name"),
-    [("--lr", "0.01", "lr"), ("--seed", "9", "seed"), ("--strategy", "fedavg", "strategy")],
+    [("--lr", "0.01", "lr"), ("--seed", "9", "seed"), ("--algorithm", "fedavg", "algorithm")],
 )
 def test_resume_with_another_setting_names_it(
     trained: Any, gradsense: Callable[..., Any], option: str, value: str, name: str
@@ -186,7 +186,7 @@ def test_damaged_settings_are_named(
     done.complaint("settings.json", "damaged")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '[{"strategy": 3}]'])
+@pytest.mark.parametrize("text", ["", "[]", "{", '[{"algorithm": 3}]'])
 def test_damaged_results_are_named(
     trained: Any, gradsense: Callable[..., Any], tmp_path: Path, text: str
 ) -> None:

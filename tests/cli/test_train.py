@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from gradsense.config import RunSettings
 
 ROW = {
-    "strategy",
+    "algorithm",
     "seed",
     "rounds",
     "central",
@@ -49,7 +49,7 @@ def test_results_hold_what_the_contract_says(trained: Any) -> None:
     assert row["clients"].keys() >= SCORES
     assert [point.keys() >= POINT for point in row["curve"]] == [True] * len(row["curve"])
     assert [point["aggregation"] for point in row["curve"]] == list(range(row["aggregations"] + 1))
-    assert (row["strategy"], row["seed"], row["rounds"]) == ("gsfs", 3, 4)
+    assert (row["algorithm"], row["seed"], row["rounds"]) == ("gsfs", 3, 4)
     assert row["synthetic"] is True
     assert row["uploads"] == len(row["uploads_log"]) == sum(row["triggers"].values())
     assert row["uplink_bytes"] == sum(mark["bytes"] for mark in row["uploads_log"])
@@ -81,7 +81,7 @@ def test_transformers_opens_the_model_folder(trained: Any) -> None:
     head = load_file(trained.model / "head.safetensors")
     assert head["weight"].shape == (len(card["labels"]), 19 * model.config.hidden_size)
     assert head["weight"].any(), "the cloud solved for it"
-    told = {"strategy": "gsfs", "alarm_threshold": 0.5, "seed": 3, "synthetic": True}
+    told = {"algorithm": "gsfs", "alarm_threshold": 0.5, "seed": 3, "synthetic": True}
     assert told.items() <= card["extra"].items()
     assert {"accuracy", "f1_macro", "data_sha256"} <= card["extra"].keys()
     assert card["calibration"]["temperature"] > 0
@@ -94,7 +94,7 @@ def test_strategy_that_tunes_leaves_a_classifier_that_transformers_opens(
 ) -> None:
     out = tmp_path / "run"
     common = ("train", "--data", fleet, "--cap", 30, "--rounds", 1, "--batch-size", 16)
-    done = gradsense(*common, "--strategy", "gsfs-tune", "--out", out)
+    done = gradsense(*common, "--algorithm", "gsfs-tune", "--out", out)
     assert done.code == 0, done.err
     model = AutoModelForSequenceClassification.from_pretrained(out / "model")
     card = json.loads((out / "model" / "gradsense.json").read_text())
@@ -127,7 +127,7 @@ def test_table_is_legible_in_a_file(trained: Any, gradsense: Callable[..., Any])
     assert "Table III" in shown.out
     assert "SYNTHETIC" in shown.out
     assert max(map(len, shown.out.splitlines())) > 100, "wider than rich's 80 columns"
-    assert "strategy" in shown.out
+    assert "algorithm" in shown.out
     assert str(trained.out / "report.html") in shown.out
     assert shown.err == ""
 
@@ -142,7 +142,7 @@ def test_adapters_and_head_of_a_hugging_face_folder_train_and_travel(
     out = tmp_path / "run"
     common = ("train", "--data", fleet, "--cap", 40, "--rounds", 1, "--template", "plain")
     done = gradsense(
-        *common, "--model", pretrained, "--lora-rank", 2, "--strategy", "fedavg", "--out", out
+        *common, "--model", pretrained, "--lora-rank", 2, "--algorithm", "fedavg", "--out", out
     )
     assert done.code == 0, done.err
     assert done.err == ""

@@ -12,9 +12,9 @@ import pytest
 from gradsense.coordinator.journal import FILE, MIGRATIONS, JournalFull, RunJournal
 from gradsense.coordinator.records import (
     DeviceRecord,
-    Event,
     IssuedModel,
     JournalEntry,
+    JournalEvent,
     Outcome,
     Piece,
 )
@@ -30,9 +30,9 @@ def ledger(tmp_path: Path) -> RunJournal:
     return made
 
 
-def said(number: int, device: str = "a", **fields: object) -> Event:
+def said(number: int, device: str = "a", **fields: object) -> JournalEvent:
     values = {"kind": "update", "sequence": number, "body_sha256": "ab", "body": b"body"} | fields
-    return Event(number, float(number), device=device, **values)  # type: ignore[arg-type]
+    return JournalEvent(number, float(number), device=device, **values)  # type: ignore[arg-type]
 
 
 def issued(version: int, event: int) -> IssuedModel:
@@ -48,7 +48,7 @@ def reopened(ledger: RunJournal) -> RunJournal:
 
 
 def test_everything_comes_back_as_it_was(ledger: RunJournal) -> None:
-    join = Event(1, 0.5, "join", "a")
+    join = JournalEvent(1, 0.5, "join", "a")
     update = said(2, size=10, samples=3)
     refused = said(3, kind="refused", refusal="bad-body", body=None)
     pieces = [Piece("b", b"m", place, 3, 30, b"d", 1.0, bytes(10)) for place in (0, 2)]

@@ -38,11 +38,11 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 
 def job(run: str) -> Job:
-    return Job(run=run, strategy="fedavg", labels=("no", "yes"))
+    return Job(run=run, algorithm="fedavg", labels=("no", "yes"))
 
 
 def told(process: CoordinatorService, run: str) -> dict[str, object]:
-    found: dict[str, object] = process.told["runs"].get(run, {})
+    found: dict[str, object] = process.latest["runs"].get(run, {})
     return found
 
 
@@ -73,7 +73,7 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
             model_hash({"w": tensor(2.0, 2.0)}),
         }
         bell.say([Message("gradsense/v1/attic/up/bell/update")])
-        eventually(lambda: process.told["counts"].get("unknown-run") == 1)
+        eventually(lambda: process.latest["counts"].get("unknown-run") == 1)
         for teller in (cam, bell):
             teller.link.stop()
 
@@ -112,7 +112,7 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
         eventually(lambda: told(process, "porch").get("refused") == {"bad-properties": 1})
         samples = {
             (sample.name, *sample.labels.values()): sample.value
-            for family in exporter.StatusCollector(lambda: process.told).collect()
+            for family in exporter.StatusCollector(lambda: process.latest).collect()
             for sample in family.samples
         }
         cam.link.stop()
@@ -132,7 +132,7 @@ def test_prometheus_can_read_it(broker: TlsBroker) -> None:
     new_run(broker.fleet, job("porch"), START)
     with working(broker.fleet) as process:
         registry = CollectorRegistry()
-        registry.register(exporter.StatusCollector(lambda: process.told))
+        registry.register(exporter.StatusCollector(lambda: process.latest))
         close = serve(registry, f"127.0.0.1:{broker.port + 1}")
         try:
             url = f"http://127.0.0.1:{broker.port + 1}/metrics"

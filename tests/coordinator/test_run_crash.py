@@ -1,6 +1,6 @@
 """SIGKILL at random moments and at the worst ones: the run ends as if nothing had happened.
 
-The suite kills a few times at random; ``--kills 100`` kills a hundred times, over both strategies.
+The suite kills a few times at random; ``--kills 100`` kills a hundred times, over both algorithms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradsense.coordinator.journal import RunJournal
 from tests.support import crash_child
 from tests.support.toy_fleet import open_run
 
-STRATEGIES = ("gsfs:share=1.0:deadline_s=1000", "fedbuff:updates=3")
+ALGORITHMS = ("gsfs:share=1.0:deadline_s=1000", "fedbuff:updates=3")
 ROOT = Path(__file__).parents[2]
 #: Place, when, at which call. The first call of ``commit`` and ``out`` is the devices' coming.
 WORST = [
@@ -42,18 +42,18 @@ WORST = [
 class Child:
     """Starts the driver on one run, again and again."""
 
-    def __init__(self, strategy: str, root: Path) -> None:
-        self.strategy, self.folder, self.told = strategy, root / "run", root / "acked"
+    def __init__(self, algorithm: str, root: Path) -> None:
+        self.algorithm, self.folder, self.told = algorithm, root / "run", root / "acked"
         root.mkdir(exist_ok=True)
         self.told.touch()
-        crash_child.make(strategy, self.folder)
+        crash_child.make(algorithm, self.folder)
 
     def start(self, *kill: object) -> subprocess.Popen[bytes]:
         script = str(Path(crash_child.__file__))
-        command = [sys.executable, script, self.strategy, str(self.folder), str(self.told)]
+        command = [sys.executable, script, self.algorithm, str(self.folder), str(self.told)]
         return subprocess.Popen(
             [*command, *map(str, kill)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
             stderr=subprocess.PIPE,
         )
 
@@ -72,8 +72,8 @@ def check(child: Child, undisturbed: Child) -> None:
     calm, killed = (run.status() for run in runs)
     assert (killed.version, killed.hash) == (calm.version, calm.hash)
     assert calm.version >= 10
-    (values, _), (wanted, _) = (run._remember().machine.coordinator.state() for run in runs)
-    times = [entry.pop("arrived_s") for one in (values, wanted) for entry in one["entries"]]
+    (values, _), (wanted, _) = (run._remember().coordinator.snapshot() for run in runs)
+    times = [entry.pop("arrived_s") for one in (values, wanted) for entry in one["pooled"]]
     assert values == wanted
     assert all(at <= killed.now or at <= calm.now for at in times)
     count = len(crash_child.DEVICES) * crash_child.SEQUENCES
@@ -93,7 +93,7 @@ def check(child: Child, undisturbed: Child) -> None:
     assert len(list((child.folder / "models").iterdir())) <= 6
 
 
-@pytest.fixture(scope="module", params=STRATEGIES)
+@pytest.fixture(scope="module", params=ALGORITHMS)
 def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Child:
     child = Child(request.param, tmp_path_factory.mktemp("calm"))
     child.finish()
@@ -102,7 +102,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.slow
 def test_killed_at_the_worst_moments(undisturbed: Child, tmp_path: Path) -> None:
-    child = Child(undisturbed.strategy, tmp_path)
+    child = Child(undisturbed.algorithm, tmp_path)
     for kill in WORST:
         process = child.start(*kill)
         _, errors = process.communicate(timeout=60)
@@ -115,10 +115,10 @@ def test_killed_at_the_worst_moments(undisturbed: Child, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_killed_at_random(undisturbed: Child, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     rng, kills, working, runs = random.Random(3), 0, 0, 0
-    wanted = -(-int(pytestconfig.getoption("--kills")) // len(STRATEGIES))
+    wanted = -(-int(pytestconfig.getoption("--kills")) // len(ALGORITHMS))
     while kills < wanted:
         runs += 1
-        child = Child(undisturbed.strategy, tmp_path / str(runs))
+        child = Child(undisturbed.algorithm, tmp_path / str(runs))
         while kills < wanted and len(child.acked()) < len(undisturbed.acked()):
             process, before = child.start(), len(child.acked())
             early = rng.random() < 0.2

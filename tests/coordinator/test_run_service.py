@@ -17,10 +17,11 @@ from gradsense.coordinator import journal as ledgers
 from gradsense.coordinator.journal import JournalFull, RunJournal
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.snapshots import load
-from gradsense.errors import InputError, UpdateRefused
+from gradsense.errors import InputError
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.strategies import get_strategy
-from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS
+from gradsense.federation.events import Arrived, Joined, Ticked
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.transport import payloads
 from gradsense.transport.messages import Message, messages, read, unsealed
 from gradsense.transport.protocol import SizeLimits, describe
@@ -31,7 +32,6 @@ from tests.support.toy_fleet import (
     acks,
     ask,
     key_of,
-    letter_of,
     missing,
     models,
     new_run,
@@ -40,6 +40,7 @@ from tests.support.toy_fleet import (
     seal_key,
     seed_of,
     sent,
+    signed_update,
     signing_key,
     status,
 )
@@ -141,7 +142,7 @@ def test_sealed_bodies_both_ways(tmp_path: Path) -> None:
     heard = speak(run, *sent(update("a", delta={"w": ONE}), base, sealed=True))
     assert acks(heard) == {("a", 1): ""}
     got = read(heard[-1], lambda topic: signing_key("coordinator").public_key())
-    assert got.properties.origin.sealed
+    assert got.properties.header.sealed
     assert got.chunk is not None
     clear = unsealed(got.chunk.piece, got.properties, seal_key("fleet"))
     assert payloads.open_model(clear, got.properties).tensors["w"].tolist() == [1.0, 2.0]
@@ -197,7 +198,7 @@ def test_an_update_before_its_sign_of_life_counts(tmp_path: Path) -> None:
 
 def test_the_deadline_closes_a_pool_also_after_restarts(tmp_path: Path) -> None:
     slow = "gsfs-tune:share=1.0:deadline_s=30"
-    run, base = begin(tmp_path, "a", "b", strategy=slow)
+    run, base = begin(tmp_path, "a", "b", algorithm=slow)
     assert run.deadline() is None
     for version in (1, 2):
         now = 100.0 * version
@@ -283,31 +284,31 @@ def long_run(folder: Path, **options: Any) -> tuple[Run, str]:
 
 def test_a_slow_upload_goes_on_where_it_was_after_a_restart(tmp_path: Path) -> None:
     run, base = long_run(tmp_path)
-    letter = letter_of(long_update(), base)
-    chunks = messages(letter)
+    signed = signed_update(long_update(), base)
+    chunks = messages(signed)
     assert len(chunks) == 3
-    assert missing(speak(run, ask(letter))) == (0, 1, 2)
+    assert missing(speak(run, ask(signed))) == (0, 1, 2)
     speak(run, chunks[2], chunks[0])
     assert run.status().waiting_bytes > 400_000
     run = reopened(run, tmp_path)
-    assert missing(speak(run, ask(letter))) == (1,)
+    assert missing(speak(run, ask(signed))) == (1,)
     assert acks(speak(run, chunks[1])) == {("a", 1): ""}
     assert run.status().waiting_bytes == 0
     run = reopened(run, tmp_path)
-    assert acks(speak(run, ask(letter))) == {("a", 1): ""}
+    assert acks(speak(run, ask(signed))) == {("a", 1): ""}
     assert acks(speak(run, *chunks)) == {("a", 1): ""}
     assert run.status().duplicates == 1
 
 
 def test_an_upload_without_an_end_is_given_up(tmp_path: Path) -> None:
     run, base = long_run(tmp_path, quota=Quota(age_s=10.0))
-    letter = letter_of(long_update(), base)
-    speak(run, messages(letter)[0], now=1.0)
+    signed = signed_update(long_update(), base)
+    speak(run, messages(signed)[0], now=1.0)
     run.tick(12.0)
     assert run.status().given_up == {"expired": 1}
     run = reopened(run, tmp_path, quota=Quota(age_s=10.0))
     assert (run.status().given_up, run.status().waiting_bytes) == ({"expired": 1}, 0)
-    assert missing(speak(run, ask(letter))) == (0, 1, 2)
+    assert missing(speak(run, ask(signed))) == (0, 1, 2)
 
 
 def test_a_full_assembler_is_counted_and_leaves_the_update_open(tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_more_than_a_device_may_have_is_refused_for_good(tmp_path: Path) -> None
 
 
 def test_an_upload_that_the_end_of_the_run_overtakes_is_dropped(tmp_path: Path) -> None:
-    run = new_run(tmp_path, {"w": np.zeros(190_000, np.float32)}, rounds=1, strategy=ALONE)
+    run = new_run(tmp_path, {"w": np.zeros(190_000, np.float32)}, rounds=1, algorithm=ALONE)
     speak(run, status("a"), status("b"))
     base = run.status().hash
     chunks = sent(long_update("b"), base)
@@ -399,10 +400,10 @@ def test_bytes_that_were_altered_on_the_way(tmp_path: Path) -> None:
 
 def test_sealed_for_somebody_else(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
-    origin = replace(letter_of(update("a"), base).properties.origin, sealed=True)
+    header = replace(signed_update(update("a"), base).properties.header, sealed=True)
     noise = seed_of("noise") * 8
-    letter = sign(describe(origin, noise), signing_key("a"))
-    (chunk,) = messages(replace(letter_of(update("a"), base), properties=letter, body=noise))
+    signed = sign(describe(header, noise), signing_key("a"))
+    (chunk,) = messages(replace(signed_update(update("a"), base), properties=signed, body=noise))
     assert refusal_of(run, [chunk]) == "cannot-open"
 
 
@@ -487,11 +488,10 @@ def test_no_room_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # The journal is the state -----------------------------------------------------------------------
 
 
-def pure(strategy: str, tensors: Any, devices: list[str]) -> Coordinator:
-    coordinator = Coordinator(tensors, get_strategy(strategy), seed=0, max_norm=1e3)
+def pure(algorithm: str, tensors: Any, devices: list[str]) -> Coordinator:
+    coordinator = Coordinator(tensors, get_algorithm(algorithm), seed=0, max_norm=1e3)
     for device in devices:
-        coordinator.join(device)
-    coordinator.enrol(devices)
+        coordinator.handle(Joined(device))
     return coordinator
 
 
@@ -505,7 +505,7 @@ TURNS = st.lists(
 
 @given(turns=TURNS, rows=st.integers(1, 3), batch=st.integers(1, 4), seed=st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
-def test_moments_through_the_journal_are_those_of_a_pure_coordinator(
+def test_statistics_through_the_journal_are_those_of_a_pure_coordinator(
     turns: list[tuple[str, float, bool, bool]], rows: int, batch: int, seed: int
 ) -> None:
     """Bit for bit, S in float64 too, whatever the order, the batches and the restarts."""
@@ -514,23 +514,23 @@ def test_moments_through_the_journal_are_those_of_a_pure_coordinator(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         # All three must speak or be excused, so that pools are restored half full.
-        strategy = "gsfs:share=1.0"
-        run = new_run(place, start, strategy=strategy)
+        algorithm = "gsfs:share=1.0"
+        run = new_run(place, start, algorithm=algorithm)
         speak(run, *(status(device) for device in "abc"))
-        base, other = run.status().hash, pure(strategy, start, ["a", "b", "c"])
+        base, other = run.status().hash, pure(algorithm, start, ["a", "b", "c"])
         sequences, now, waiting = dict.fromkeys("abc", 0), 0.0, []
         for turn, (device, pause, bad, restart) in enumerate(turns):
             sequences[device] += 1
             factor = rng.standard_normal((rows, 6)).astype(np.float32)
             factor[:, 3:] = np.abs(factor[:, 3:])
             said = update(device, sequence=sequences[device], samples=0 if bad else 1000)
-            letter = letter_of(replace(said, delta={MOMENTS: factor}, codec="uniform"), base)
-            waiting += messages(letter)
+            signed = signed_update(replace(said, delta={STATISTICS: factor}, codec="uniform"), base)
+            waiting += messages(signed)
             if len(waiting) < batch and turn < len(turns) - 1:
                 continue
             now += pause
             run.tick(now)
-            other.tick(now)
+            other.handle(Ticked(now))
             speak(run, *waiting, now=now)
             for message in waiting:
                 feed(other, message, now)
@@ -545,14 +545,14 @@ def feed(coordinator: Coordinator, message: Message, now: float) -> None:
     got = read(message, lambda topic: signing_key(topic.device).public_key())
     assert got.chunk is not None
     said = payloads.open_update(got.chunk.piece, got.properties)
-    try:
-        coordinator.receive(said, now)
-    except UpdateRefused:
-        coordinator.excuse(said.client)
+    coordinator.handle(Arrived(said, now))
 
 
 def same_state(run: Run, other: Coordinator) -> bool:
-    (values, groups), (wanted, tensors) = run._remember().machine.coordinator.state(), other.state()
+    (values, groups), (wanted, tensors) = (
+        run._remember().coordinator.snapshot(),
+        other.snapshot(),
+    )
     return (
         values == wanted
         and groups.keys() == tensors.keys()
@@ -560,16 +560,16 @@ def same_state(run: Run, other: Coordinator) -> bool:
     )
 
 
-@pytest.mark.parametrize("strategy", ["scaffold", "fedadam", "fedbuff:updates=3", "fedavgm"])
-def test_other_strategies_through_the_journal(tmp_path: Path, strategy: str) -> None:
+@pytest.mark.parametrize("algorithm", ["scaffold", "fedadam", "fedbuff:updates=3", "fedavgm"])
+def test_other_strategies_through_the_journal(tmp_path: Path, algorithm: str) -> None:
     rng = np.random.default_rng(0)
-    run = new_run(tmp_path, {"w": tensor(0.0, 0.0)}, strategy=strategy)
+    run = new_run(tmp_path, {"w": tensor(0.0, 0.0)}, algorithm=algorithm)
     speak(run, *(status(device) for device in "abc"))
-    other = pure(strategy, {"w": tensor(0.0, 0.0)}, ["a", "b", "c"])
+    other = pure(algorithm, {"w": tensor(0.0, 0.0)}, ["a", "b", "c"])
     for sequence in range(1, 5):
         told = run.status()
         for device in "cab":
-            names = run._remember().machine.coordinator.model.tensors
+            names = run._remember().coordinator.model.tensors
             delta = {name: rng.standard_normal(2).astype(np.float32) for name in names}
             mine = update(device, sequence=sequence, base_version=told.version, delta=delta)
             arrivals = sent(mine, told.hash)
@@ -606,7 +606,7 @@ def rounds(run: Run, count: int) -> None:
 
 
 def test_old_snapshots_go_and_the_hashes_stay(tmp_path: Path) -> None:
-    run, _ = begin(tmp_path, "a", strategy=ALONE)
+    run, _ = begin(tmp_path, "a", algorithm=ALONE)
     first = run.status().hash
     rounds(run, 8)
     names = {file.name for file in (tmp_path / "models").iterdir()}
@@ -645,11 +645,11 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
 
 def test_a_snapshot_has_the_server_in_float64(tmp_path: Path) -> None:
     start = {HEAD_WEIGHT: np.zeros((2, 3), np.float32), HEAD_BIAS: np.zeros(2, np.float32)}
-    new_run(tmp_path, start, strategy="gsfs").close()
+    new_run(tmp_path, start, algorithm="gsfs").close()
     ledger = RunJournal(tmp_path)
     newest = ledger.newest()
     groups = load(tmp_path / "models" / str(newest.file), str(newest.file_sha256))
-    assert groups["server"][MOMENTS].dtype == np.float64
+    assert groups["server"][STATISTICS].dtype == np.float64
     ledger.close()
 
 

@@ -61,8 +61,8 @@ def test_a_campus_with_public_addresses_says_what_is_its_own() -> None:
         {"orig_h": "fd00::1", "resp_h": "192.168.1.2", "line": 2},
         {"orig_h": None, "resp_h": "no address", "line": 3},
     ]
-    assert campus.disguise(rows) == expected
-    framed = campus.disguise(pl.DataFrame(rows))
+    assert campus.mask(rows) == expected
+    framed = campus.mask(pl.DataFrame(rows))
     assert isinstance(framed, pl.DataFrame)
     assert framed.to_dicts() == expected
-    assert Networks().disguise(rows) is rows
+    assert Networks().mask(rows) is rows

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml  # a dependency of transformers
 
-from gradsense.gateway.settings import PrometheusSetting, read
+from gradsense.gateway.alerting.sinks.prometheus import PrometheusSettings
+from gradsense.gateway.settings import read
 from tests.support.deployed import DEPLOY, ROOT, check, commands, known, unit, values
 
 GATEWAY = DEPLOY / "zeek-gateway"
@@ -133,7 +134,7 @@ def test_compose_mounts_files_and_volumes_that_exist() -> None:
 def test_compose_gives_the_settings_their_secrets_and_publishes_their_port() -> None:
     service = compose()["services"]["gradsense"]
     settings = gateway_settings(GATEWAY / "watch.toml")
-    (metrics,) = (sink for sink in settings.sink if isinstance(sink, PrometheusSetting))
+    (metrics,) = (sink for sink in settings.sink if isinstance(sink, PrometheusSettings))
     port = metrics.address.rpartition(":")[2]
     assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
     named = set(re.findall(r'"env:(\w+)"', (GATEWAY / "watch.toml").read_text(encoding="utf-8")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.detection.cache import Cache
+from gradsense.detection.detector import Cache
 
 
 def test_what_was_used_lately_stays() -> None:

@@ -16,8 +16,7 @@ from gradsense.data.context import ContextWindow
 from gradsense.data.sources.zeek import read_conn
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
-from gradsense.detection.detector import Detector, Verdict
-from gradsense.detection.reasons import Reason
+from gradsense.detection.detector import Detector, Reason, Verdict
 from gradsense.errors import InputError
 
 

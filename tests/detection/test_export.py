@@ -122,7 +122,7 @@ def test_a_bundle_says_what_the_card_says(model_dir: Path, edge_bundle: Path) ->
 def test_provenance_names_the_run_and_no_place(model_dir: Path, edge_bundle: Path) -> None:
     told = bundle.read(edge_bundle)[0].provenance
     assert told["gradsense"] == told["trained_with"] == gradsense.__version__
-    assert (told["strategy"], told["seed"], told["synthetic"]) == ("gsfs", 0, True)
+    assert (told["algorithm"], told["seed"], told["synthetic"]) == ("gsfs", 0, True)
     assert told["base"] == "nano"
     assert len(told["model_sha256"]) == len(told["data_sha256"]) == 64
     assert told["torch"].startswith(torch.__version__.partition("+")[0])

@@ -119,7 +119,7 @@ def test_too_little_to_test_on_is_an_error(captures: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"strategy": "nope"}, "'nope'"),
+        ({"algorithm": "nope"}, "'nope'"),
         ({"template": "nope"}, "'nope'"),
         ({"devices": "nope"}, "'nope'"),
         ({"data": "/nope"}, "/nope"),
@@ -132,4 +132,4 @@ def test_preflight_finds_names_that_do_not_exist(values: dict[str, str], said: s
 
 def test_preflight_passes_what_exists(captures: Path) -> None:
     check(settings(data=captures))
-    check(settings(strategy="forest"), reference=True)
+    check(settings(algorithm="forest"), reference=True)

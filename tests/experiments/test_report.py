@@ -17,10 +17,10 @@ NASTY = '<script>alert("1")</script>'
 
 
 def comparison() -> list[Row]:
-    strategies = [("fedavg", 0.6, 2_000_000), ("gsfs", 0.7, 500_000)]
+    algorithms = [("fedavg", 0.6, 2_000_000), ("gsfs", 0.7, 500_000)]
     rows = [
         federated(name, seed, f1=f1 + 0.01 * seed, upload=upload)
-        for name, f1, upload in strategies
+        for name, f1, upload in algorithms
         for seed in range(2)
     ]
     return [*rows, reference("centralised"), reference("forest", f1=0.95)]
@@ -155,7 +155,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path, rows: list[Row]) -> None:
 @pytest.mark.slow
 def test_a_large_comparison_stays_small(tmp_path: Path) -> None:
     sites = tuple(f"CTU-IoT-Malware-Capture-{i}-1" for i in range(100))
-    rows = [federated(f"strategy-{i}", seed, sites=sites) for i in range(10) for seed in range(3)]
+    rows = [federated(f"algorithm-{i}", seed, sites=sites) for i in range(10) for seed in range(3)]
     page = written(tmp_path, rows)
     assert len(page) < 1_500_000
     assert "The 40 sites with the fewest flows are left out." in page
@@ -170,7 +170,7 @@ def test_sites_are_in_the_order_of_their_numbers() -> None:
 def test_heat_maps_average_seeds() -> None:
     rows = [federated(f1=0.4), federated(seed=1, f1=0.6), reference("forest")]
     heat = class_heat(rows)
-    assert heat.strategies == ["fedavg"]  # the forest has no scores by class here
+    assert heat.algorithms == ["fedavg"]  # the forest has no scores by class here
     assert [(name, flows, cells[0].text) for name, flows, cells in heat.rows] == [
         ("Benign", "90", "0.50"),
         ("Torii", "3", "0.00"),

@@ -31,7 +31,7 @@ def test_any_number_and_name_survives_the_file(
     tmp_path_factory: pytest.TempPathFactory, value: float, count: int, name: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "property.json"
-    rows = [federated(strategy=name, energy_j=value, uplink_bytes=count)]
+    rows = [federated(algorithm=name, energy_j=value, uplink_bytes=count)]
     save(rows, path)
     assert load(path) == rows
 
@@ -40,7 +40,7 @@ def test_contract_of_the_design_holds(tmp_path: Path) -> None:
     save([federated()], tmp_path / "results.json")
     (row,) = json.loads((tmp_path / "results.json").read_text())
     promised = (
-        "strategy seed rounds central clients central_latency_s client_latency_s requests_per_min "
+        "algorithm seed rounds central clients central_latency_s client_latency_s requests_per_min "
         "energy_j uplink_bytes downlink_bytes uploads aggregations virtual_s wall_s curve"
     )
     assert set(promised.split()) <= set(row)
@@ -93,8 +93,8 @@ def test_numpy_numbers_are_taken() -> None:
         (b"", None),
         (b"\x00\xff\xfe", None),
         (b"{}", None),
-        (b'[{"strategy": "fedavg"}]', "0.kind"),
-        (b'[{"surprise": 1}]', "0.strategy"),
+        (b'[{"algorithm": "fedavg"}]', "0.kind"),
+        (b'[{"surprise": 1}]', "0.algorithm"),
     ],
 )
 def test_a_bad_file_is_an_input_error(tmp_path: Path, content: bytes, field: str | None) -> None:

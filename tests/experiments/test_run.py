@@ -22,7 +22,7 @@ from gradsense.storage import checkpoint
 def base(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     root = tmp_path_factory.mktemp("captures")
     write_fleet(root, sites=3, flows=80, seed=0)
-    return settings(data=root, cap=20, rounds=2, strategy="fedavg", seed=1)
+    return settings(data=root, cap=20, rounds=2, algorithm="fedavg", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_row_adds_up(bench: Bench) -> None:
     row = finished(run)
     clients = len(bench.learners)
     assert row.aggregations == 2
-    assert row.uploads == 2 * clients == row.triggers["visit"]
+    assert row.uploads == 2 * clients == row.triggers["round"]
     assert row.samples_trained == 2 * len(bench.train)
     assert row.uplink_bytes == sum(mark.bytes for mark in row.uploads_log)
     assert [point.aggregation for point in row.curve] == [0, 1, 2]
@@ -98,7 +98,7 @@ def test_progress_rises_to_the_end(bench: Bench) -> None:
     finished(run)
     shares = [one.share for one in told]
     assert shares == sorted(shares)
-    assert len(shares) == run.simulator.meter.visits
+    assert len(shares) == run.simulator.meter.local_rounds
     assert shares[-1] == 1.0
 
 

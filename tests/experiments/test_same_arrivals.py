@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from gradsense.coordinator.run import Run
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.strategies import get_strategy
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.events import Arrived, Effect, Event, Refuse
+from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
-from gradsense.learning.learner import Observed, Tensors, Trained
+from gradsense.learning.learner import FlowCost, Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
-from gradsense.simulation.cost import Cost
 from gradsense.simulation.devices import DeviceProfile
 from gradsense.simulation.simulator import Simulator
 from gradsense.transport.payloads import model_hash
@@ -97,30 +97,26 @@ class Recording(Coordinator):
         self.hashes = {0: model_hash(self.model.tensors)}
         self.arrived: list[tuple[Update, str]] = []
 
-    def receive(self, update: Update, now: float) -> GlobalModel | None:
-        # Fails with the update, where it is refused: then nothing is written down.
-        base = self.hashes[update.base_version]
-        made = super().receive(update, now)
-        self.arrived.append((update, base))
-        self._note()
-        return made
-
-    def _note(self) -> None:
+    def handle(self, event: Event) -> list[Effect]:
+        if isinstance(event, Arrived):
+            self.arrived.append((event.update, self.hashes[event.update.base_version]))
+        effects = super().handle(event)
+        assert not any(isinstance(effect, Refuse) for effect in effects)
         self.hashes.setdefault(self.model.version, model_hash(self.model.tensors))
+        return effects
 
 
-def simulated(strategy: str) -> tuple[Recording, list[tuple[Update, str]]]:
+def simulated(algorithm: str) -> tuple[Recording, list[tuple[Update, str]]]:
     """The coordinator in the end, and what arrived there: updates, and their models' hashes."""
-    rules = get_strategy(strategy)
-    cloud = Recording(start(), rules, seed=0)
+    rules = get_algorithm(algorithm)
+    cloud = Recording(start(), rules, seed=0, rounds=4)
     clients = [Speaking(name, Noise(seed), rules) for seed, name in enumerate(NAMES)]
     simulator = Simulator(
         cloud,
         clients,
         devices=dict.fromkeys(NAMES, DEVICE),
-        cost=Cost(training=10.0, inference=1.0, width=FEATURES),
+        cost=FlowCost(training=10.0, inference=1.0, width=FEATURES),
         budgets=dict.fromkeys(NAMES, 12),
-        max_aggregations=4,
         seed=0,
     )
     simulator.start()
@@ -137,13 +133,13 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
     made.stop()
 
 
-def coordinated(broker: TlsBroker, strategy: str, arrived: list[tuple[Update, str]]) -> Path:
+def coordinated(broker: TlsBroker, algorithm: str, arrived: list[tuple[Update, str]]) -> Path:
     """The run's folder of a real coordinator that was told the same in the same order."""
-    job = Job(run="same", strategy=strategy, labels=("a", "b", "c"), min_devices=len(NAMES))
+    job = Job(run="same", algorithm=algorithm, labels=("a", "b", "c"), min_devices=len(NAMES))
     folder = new_run(broker.fleet, job, start())
     with working(broker.fleet) as process:
         tellers = {name: Teller(broker, "same", name) for name in NAMES}
-        eventually(lambda: process.told["runs"]["same"]["started"])
+        eventually(lambda: process.latest["runs"]["same"]["started"])
         for update, base in arrived:
             tellers[update.client].tell(update, base)
         for teller in tellers.values():
@@ -153,13 +149,13 @@ def coordinated(broker: TlsBroker, strategy: str, arrived: list[tuple[Update, st
 
 @pytest.mark.broker
 @pytest.mark.parametrize(
-    "strategy",
+    "algorithm",
     ["fedavg", "fedadam", "fedbuff:updates=3", "gsfs-paper", "gsfs:deadline_s=3600.0"],
 )
-def test_the_same_arrivals_give_the_same_models(broker: TlsBroker, strategy: str) -> None:
-    cloud, arrived = simulated(strategy)
+def test_the_same_arrivals_give_the_same_models(broker: TlsBroker, algorithm: str) -> None:
+    cloud, arrived = simulated(algorithm)
     assert cloud.model.version >= 2
-    folder = coordinated(broker, strategy, arrived)
+    folder = coordinated(broker, algorithm, arrived)
     run = Run(folder, key_of=lambda device, wall: None, identity=broker.coordinator)
     try:
         status = run.status()

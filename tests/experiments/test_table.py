@@ -100,7 +100,7 @@ def test_the_table_fits_the_terminal_uncut(width: int) -> None:
 
 
 def test_a_narrow_terminal_cuts_nothing() -> None:
-    text = printed([federated("a-strategy-with-a-long-name")], 60)
+    text = printed([federated("a-algorithm-with-a-long-name")], 60)
     assert "…" not in text
 
 
@@ -135,7 +135,7 @@ def test_alarms_are_in_percent_and_the_footnotes_say_of_what() -> None:
     assert line.stats[titles.index(("alarms, %", "false"))] == Stat(pytest.approx(0.25), None)
     assert line.stats[titles.index(("alarms, %", "found"))] == Stat(pytest.approx(87.5), None)
     assert "0.25" in markdown([federated()])
-    assert "benign test flows that ring" in footnotes()
+    assert "share of benign and of attack test flows" in footnotes()
     (without,) = lines([reference("forest")])
     assert without.stats[titles.index(("alarms, %", "found"))] is None
 

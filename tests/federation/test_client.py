@@ -11,31 +11,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradsense.federation.algorithm import Algorithm, Plan, algorithms, get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS
-from gradsense.federation.message import decode, encode
-from gradsense.federation.pool import Quorum
-from gradsense.federation.strategies import STRATEGIES, Strategy, get_strategy
-from gradsense.federation.trigger import EveryRound, Gradient, Silence
-from gradsense.federation.update import GlobalModel
+from gradsense.federation.pools import Quorum
+from gradsense.federation.transforms import codecs
+from gradsense.federation.triggers import EveryRound, Gradient, Silence
+from gradsense.federation.update import GlobalModel, decode, encode
 from gradsense.learning.learner import Observed, Tensors, Trained
-from gradsense.learning.statistics import MOMENTS
+from gradsense.learning.statistics import STATISTICS
 from tests.support.toys import ToyLearner, tensor
 
-FEDAVG = STRATEGIES["fedavg"]
+FEDAVG = algorithms()["fedavg"]
 
 
 def model(version: int = 0, **tensors: float) -> GlobalModel:
     return GlobalModel(version, {n: tensor(v) for n, v in (tensors or {"w": 0.0}).items()})
 
 
-def sensing(**fields: object) -> Strategy:
-    base = dataclasses.replace(STRATEGIES["gsfs-tune"], trigger=Silence(2), pool=Quorum())
+def sensing(**fields: object) -> Algorithm:
+    base = dataclasses.replace(algorithms()["gsfs-tune"], trigger=Silence(2), pool=Quorum())
     return dataclasses.replace(base, **fields)
 
 
 def test_a_visit_is_e_epochs_and_gives_the_delta() -> None:
-    client = Client("a", ToyLearner(stride=0.5), FEDAVG, visit_epochs=3)
+    client = Client("a", ToyLearner(stride=0.5), FEDAVG, local_epochs=3)
     client.adopt(model(w=10.0))
     update = client.work(budget=100)
     assert update is not None
@@ -47,7 +46,7 @@ def test_a_visit_is_e_epochs_and_gives_the_delta() -> None:
 def test_the_budget_cuts_a_visit() -> None:
     client = Client("a", ToyLearner(), FEDAVG)
     client.adopt(model())
-    assert client.plan(1) == (1, 0)
+    assert client.plan(1) == Plan(1, 0)
     update = client.work(budget=1)
     assert update is not None
     assert update.delta["w"] == pytest.approx([1.0])
@@ -81,8 +80,8 @@ def test_eq15_overwrites_local_progress_and_keep_local_does_not() -> None:
         client.adopt(model())
         client.work(100)  # unsent movement of 2
         client.adopt(model(1, w=50.0))
-        assert client.local["w"] == pytest.approx([expected])
-        assert client.reference["w"] == pytest.approx([50.0])
+        assert client.state.local["w"] == pytest.approx([expected])
+        assert client.state.reference["w"] == pytest.approx([50.0])
 
 
 def test_what_was_sent_is_not_kept_twice() -> None:
@@ -91,7 +90,7 @@ def test_what_was_sent_is_not_kept_twice() -> None:
     client.work(100)
     shared = model(1, w=5.0)
     client.adopt(shared)
-    assert client.local["w"] is shared.tensors["w"]
+    assert client.state.local["w"] is shared.tensors["w"]
 
 
 def test_an_older_model_is_ignored() -> None:
@@ -99,7 +98,7 @@ def test_an_older_model_is_ignored() -> None:
     client.adopt(model(3, w=3.0))
     client.adopt(model(2, w=2.0))
     assert client.version == 3
-    assert client.local["w"] == pytest.approx([3.0])
+    assert client.state.local["w"] == pytest.approx([3.0])
 
 
 def test_a_partial_upload_keeps_the_remainder() -> None:
@@ -114,8 +113,8 @@ def test_a_partial_upload_keeps_the_remainder() -> None:
             return dataclasses.replace(trained, gradient_norms=norms)
 
     learner = TwoLayers()
-    strategy = sensing(trigger=Gradient(alpha=0.5, beta=0.1), partial=True)
-    client = Client("a", learner, strategy)
+    algorithm = sensing(trigger=Gradient(alpha=0.5, beta=0.1), partial=True)
+    client = Client("a", learner, algorithm)
     client.adopt(GlobalModel(0, {"x.w": tensor(0.0), "y.w": tensor(0.0)}))
     assert client.work(100) is None
     update = client.work(100)
@@ -132,8 +131,8 @@ def test_a_partial_upload_keeps_the_remainder() -> None:
 
 def test_what_a_codec_rounds_away_travels_later() -> None:
     """Error feedback: the sum of what was sent stays within one message's error of the truth."""
-    strategy = sensing(trigger=EveryRound(), keep_local=True, codec="int4")
-    client = Client("a", ToyLearner(), strategy)
+    algorithm = sensing(trigger=EveryRound(), keep_local=True, codec=codecs()["int4"])
+    client = Client("a", ToyLearner(), algorithm)
     start = tensor(*np.linspace(0, 1, 50))
     learner_step = tensor(*np.linspace(-1, 1, 50) ** 3)
 
@@ -153,36 +152,36 @@ def test_what_a_codec_rounds_away_travels_later() -> None:
         arrived += got
         step = np.abs(got).max() / 7
         assert np.abs(arrived - visit * learner_step).max() <= step / 2 + 1e-5
-    assert np.allclose(client.reference["w"], start + arrived, atol=1e-5)
+    assert np.allclose(client.state.reference["w"], start + arrived, atol=1e-5)
 
 
 def test_the_reference_score_is_taken_from_the_new_model() -> None:
     """Eq 7 compares with the broadcast: the goal is at 0, so the loss of θ is |θ|."""
-    client = Client("a", ToyLearner(), STRATEGIES["gsfs-paper"])
+    client = Client("a", ToyLearner(), algorithms()["gsfs-paper"])
     client.adopt(model(w=10.0))
-    assert client.plan(100) == (2, 2)  # one pass for the reference, one after the visit
+    assert client.plan(100) == Plan(2, 2)  # one pass for the reference, one after the visit
     update = client.work(100)
-    assert client.sensing["0/reference"] == pytest.approx(12.0)  # moved by the upload
+    assert client.state.sensing["0/reference"] == pytest.approx(12.0)  # moved by the upload
     assert update is not None
     assert update.reason == "performance"
-    assert client.plan(100) == (2, 1)
+    assert client.plan(100) == Plan(2, 1)
 
 
 def test_state_survives() -> None:
     def fresh() -> Client:
-        return Client("a", ToyLearner(stride=0.25), STRATEGIES["gsfs-tune"])
+        return Client("a", ToyLearner(stride=0.25), algorithms()["gsfs-tune"])
 
     first = fresh()
     first.adopt(model(w=1.0))
     first.work(100)
     second = fresh()
-    second.restore(*first.state())
+    second.restore(*first.snapshot())
     for client in (first, second):
         client.adopt(model(1, w=-3.0))
     one, two = first.work(100), second.work(100)
     assert (one is None) == (two is None)
-    assert np.array_equal(first.local["w"], second.local["w"])
-    assert first.state()[0] == second.state()[0]
+    assert np.array_equal(first.state.local["w"], second.state.local["w"])
+    assert first.snapshot()[0] == second.snapshot()[0]
 
 
 def test_every_visit_needs_no_scores() -> None:
@@ -191,7 +190,7 @@ def test_every_visit_needs_no_scores() -> None:
 
 # Error feedback over a kill ----------------------------------------------------------------
 
-LOSSY = [name for name in CODECS if name != "none"]
+LOSSY = [name for name in codecs() if name != "none"]
 STEP = tensor(*np.linspace(-1, 1, 60) ** 3)
 
 
@@ -206,11 +205,11 @@ class Uneven(ToyLearner):
 
 def reborn(client: Client) -> Client:
     """What a kill leaves of a client: text and bytes, read into a new process's client."""
-    values, groups = client.state()
+    values, groups = client.snapshot()
     text = json.dumps(values)
-    files = {name: CODECS["none"].pack(group) for name, group in groups.items()}
-    fresh = Client(client.name, client.learner, client.strategy)
-    fresh.restore(json.loads(text), {n: CODECS["none"].unpack(f) for n, f in files.items()})
+    files = {name: codecs()["none"].pack(group) for name, group in groups.items()}
+    fresh = Client(client.name, client.learner, client.algorithm)
+    fresh.restore(json.loads(text), {n: codecs()["none"].unpack(f) for n, f in files.items()})
     return fresh
 
 
@@ -224,7 +223,7 @@ def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) 
     start = tensor(*np.linspace(0, 1, 60))
 
     def run(dies: bool) -> tuple[Client, list[bytes], np.ndarray]:
-        client = Client("a", Uneven(), get_strategy(f"fedavg:codec={codec}"))
+        client = Client("a", Uneven(), get_algorithm(f"fedavg:codec={codec}"))
         client.adopt(GlobalModel(0, {"w": start}))
         messages, arrived = [], np.zeros(60)
         for visit in range(5):
@@ -239,9 +238,9 @@ def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) 
     whole, undisturbed, _ = run(dies=False)
     client, resumed, arrived = run(dies=True)
     assert resumed == undisturbed, "byte by byte"
-    assert np.array_equal(client.local["w"], whole.local["w"])
-    assert np.array_equal(client.reference["w"], whole.reference["w"])
-    unsent = client.local["w"] - client.reference["w"]
+    assert np.array_equal(client.state.local["w"], whole.state.local["w"])
+    assert np.array_equal(client.state.reference["w"], whole.state.reference["w"])
+    unsent = client.state.local["w"] - client.state.reference["w"]
     assert np.abs(unsent).max() > 1e-6, "the codec did round something away"
     assert arrived + unsent == pytest.approx(5 * STEP, abs=1e-5)
 
@@ -249,9 +248,9 @@ def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) 
 @pytest.mark.parametrize("codec", LOSSY)
 def test_error_feedback_survives_a_broadcast_where_local_progress_is_kept(codec: str) -> None:
     """The cloud adds what arrived and sends it back; killed at each step, nothing is lost."""
-    strategy = get_strategy(f"fedavg:keep_local=true:codec={codec}")
+    algorithm = get_algorithm(f"fedavg:keep_local=true:codec={codec}")
     cloud = tensor(*np.linspace(0, 1, 60))
-    start, client = cloud, Client("a", Uneven(), strategy)
+    start, client = cloud, Client("a", Uneven(), algorithm)
     for version in range(5):
         client.adopt(GlobalModel(version, {"w": cloud}))
         client = reborn(client)
@@ -259,13 +258,13 @@ def test_error_feedback_survives_a_broadcast_where_local_progress_is_kept(codec:
         assert update is not None
         cloud = cloud + decode(encode(update)).delta["w"]
         client = reborn(client)
-    unsent = client.local["w"] - client.reference["w"]
+    unsent = client.state.local["w"] - client.state.reference["w"]
     assert (cloud - start) + unsent == pytest.approx(5 * STEP, abs=1e-5)
 
 
 # Clients that send moments -----------------------------------------------------------------
 
-GSFS = STRATEGIES["gsfs"]
+GSFS = algorithms()["gsfs"]
 
 
 @dataclass
@@ -289,47 +288,47 @@ def head(version: int = 0) -> GlobalModel:
 
 def reader(*, epochs: float = 1.0, **fields: float) -> tuple[Client, Reader]:
     learner = Reader(**fields)
-    client = Client("a", learner, GSFS, visit_epochs=epochs)
+    client = Client("a", learner, GSFS, local_epochs=epochs)
     client.adopt(head())
     return client, learner
 
 
 def test_flows_are_read_once_and_told_once() -> None:
     client, learner = reader()
-    assert client.plan(100) == (2, 0)
+    assert client.plan(100) == Plan(2, 0)
     update = client.work(100)
     assert update is not None
     assert (update.reason, update.samples, update.sequence) == ("gradient", 10, 1)
-    assert (update.codec, update.score, list(update.delta)) == ("uniform", None, [MOMENTS])
+    assert (update.codec, update.score, list(update.delta)) == ("uniform", None, [STATISTICS])
     # What the coordinator reads is what it would make of the bytes.
-    assert np.array_equal(decode(encode(update)).delta[MOMENTS], update.delta[MOMENTS])
-    moments = update.delta[MOMENTS].T @ update.delta[MOMENTS]
+    assert np.array_equal(decode(encode(update)).delta[STATISTICS], update.delta[STATISTICS])
+    moments = update.delta[STATISTICS].T @ update.delta[STATISTICS]
     truth = np.array([[0, 1, 1, 0], [1, 1, 0, 1]])
     assert moments == pytest.approx(truth.T @ truth, abs=0.25)  # the codec rounds
     for version in (1, 2):
-        assert client.plan(100) == (0, 0)
+        assert client.plan(100) == Plan(0, 0)
         assert client.work(100) is None
         client.adopt(head(version))
-    assert client.plan(100) == (0, 0), "a new model does not change what the flows are"
+    assert client.plan(100) == Plan(0, 0), "a new model does not change what the flows are"
     assert learner.seen == [(0, 2)]
     assert client.steps == 2
 
 
-def test_moments_that_were_refused_were_never_told() -> None:
+def test_statistics_that_were_refused_were_never_told() -> None:
     client, learner = reader()
     update = client.work(100)
     assert update is not None
     client.refused(update.sequence + 1)  # another's answer changes nothing
-    assert client.told == 2
+    assert client.state.reported == 2
     client.refused(update.sequence)
-    assert (client.told, client.plan(100)) == (0, (2, 0))
+    assert (client.state.reported, client.plan(100)) == (0, Plan(2))
     client.adopt(head(1))
     again = client.work(100)
     assert again is not None
     assert (again.sequence, again.samples) == (2, 10)
-    assert np.array_equal(again.delta[MOMENTS], update.delta[MOMENTS])
-    client.refused(update.sequence)  # told again meanwhile: an old answer
-    assert client.plan(100) == (0, 0)
+    assert np.array_equal(again.delta[STATISTICS], update.delta[STATISTICS])
+    client.refused(update.sequence)  # reported again meanwhile: an old answer
+    assert client.plan(100) == Plan(0, 0)
     assert learner.seen == [(0, 2), (0, 2)]
 
 
@@ -338,16 +337,16 @@ def test_a_refusal_outlives_a_restart() -> None:
     update = client.work(100)
     assert update is not None
     after = Client("a", Reader(), GSFS)
-    after.restore(*client.state())
+    after.restore(*client.snapshot())
     after.refused(update.sequence)
-    assert after.plan(100) == (2, 0)
+    assert after.plan(100) == Plan(2, 0)
 
 
 def test_a_visit_grows_with_the_site() -> None:
     client, learner = reader()
     client.work(100)
     learner.steps_per_epoch = 5
-    assert client.plan(100) == (3, 0)
+    assert client.plan(100) == Plan(3, 0)
     client.work(100)
     assert learner.seen == [(0, 2), (2, 3)]
 
@@ -356,42 +355,42 @@ def test_a_site_that_reads_does_not_move_the_model() -> None:
     client, _ = reader()
     before = head().tensors
     client.work(100)
-    for tensors in (client.local, client.reference):
-        assert all(np.array_equal(tensors[name], value) for name, value in before.items())
+    assert before
+    assert all(np.array_equal(client.state.local[name], value) for name, value in before.items())
 
 
 def test_silent_below_the_floor_until_another_model_comes() -> None:
     client, learner = reader(pull=0.05)
     assert client.work(100) is None
-    assert client.plan(100) == (0, 0), "the same model would say the same"
+    assert client.plan(100) == Plan(0, 0), "the same model would say the same"
     assert client.work(100) is None
     assert learner.seen == [(0, 2)]
     client.adopt(head(1))
-    assert client.plan(100) == (2, 0)
+    assert client.plan(100) == Plan(2, 0)
     assert client.work(100) is None
     learner.pull = 0.5
-    assert client.plan(100) == (0, 0)
+    assert client.plan(100) == Plan(0, 0)
     client.adopt(head(2))
     update = client.work(100)
     assert update is not None
-    assert (update.samples, update.base_version, client.told) == (10, 2, 2)
+    assert (update.samples, update.base_version, client.state.reported) == (10, 2, 2)
     client.adopt(head(3))
-    assert client.plan(100) == (0, 0)
+    assert client.plan(100) == Plan(0, 0)
     assert learner.seen == [(0, 2)] * 3
 
 
 def test_less_than_an_epoch_is_read_piece_by_piece() -> None:
     client, learner = reader(epochs=0.25, steps_per_epoch=8, samples=40)
-    told = [client.work(100) for _ in range(4)]
+    reported = [client.work(100) for _ in range(4)]
     assert learner.seen == [(0, 2), (2, 2), (4, 2), (6, 2)]
-    assert [update.samples for update in told if update] == [10] * 4
-    assert client.plan(100) == (0, 0)
+    assert [update.samples for update in reported if update] == [10] * 4
+    assert client.plan(100) == Plan(0, 0)
 
 
 def test_a_silent_piece_is_told_with_the_next() -> None:
     client, learner = reader(epochs=0.25, steps_per_epoch=8, samples=40, pull=0.0)
     assert client.work(100) is None
-    assert client.plan(100) == (4, 0)
+    assert client.plan(100) == Plan(4, 0)
     learner.pull = 1.0
     update = client.work(100)
     assert update is not None
@@ -407,26 +406,26 @@ def test_pieces_of_uneven_size_and_more_than_an_epoch_end_with_the_flows() -> No
     client.work(100)
     assert learner.seen == [(0, 3), (3, 2)]
     client, learner = reader(epochs=4.0, steps_per_epoch=5)
-    assert client.plan(100) == (5, 0)
+    assert client.plan(100) == Plan(5, 0)
     client.work(100)
     assert learner.seen == [(0, 5)]
-    assert client.plan(100) == (0, 0)
+    assert client.plan(100) == Plan(0, 0)
 
 
 def test_the_budget_cuts_what_is_read() -> None:
     client, learner = reader(steps_per_epoch=4, samples=8)
-    assert client.plan(1) == (1, 0)
+    assert client.plan(1) == Plan(1, 0)
     update = client.work(1)
     assert update is not None
     assert update.samples == 2
-    assert client.plan(100) == (3, 0)
+    assert client.plan(100) == Plan(3, 0)
     client.work(100)
     assert learner.seen == [(0, 1), (1, 3)]
     with pytest.raises(ValueError, match="at least one step"):
         client.work(0)
 
 
-visits = st.one_of(
+happenings = st.one_of(
     st.tuples(st.just("adopt"), st.just(0)),
     st.tuples(st.just("work"), st.integers(1, 9)),
     st.tuples(st.just("pull"), st.sampled_from([0.0, 0.05, 1.0])),
@@ -435,7 +434,7 @@ visits = st.one_of(
 
 @settings(max_examples=100, deadline=None)
 @given(
-    story=st.lists(visits, max_size=20),
+    story=st.lists(happenings, max_size=20),
     epochs=st.sampled_from([0.2, 0.5, 1.0, 3.0]),
     steps=st.integers(1, 7),
 )
@@ -443,11 +442,11 @@ def test_whatever_happens_every_step_is_told_at_most_once_and_a_kill_changes_not
     story: list[tuple[str, float]], epochs: float, steps: int
 ) -> None:
     learner = Reader(steps_per_epoch=steps, samples=10 * steps)
-    whole = Client("a", learner, GSFS, visit_epochs=epochs)
-    other = Client("a", learner, GSFS, visit_epochs=epochs)
+    whole = Client("a", learner, GSFS, local_epochs=epochs)
+    other = Client("a", learner, GSFS, local_epochs=epochs)
     for client in (whole, other):
         client.adopt(head())
-    version, told = 0, 0
+    version, reported = 0, 0
     for verb, value in story:
         if verb == "adopt":
             version += 1
@@ -460,23 +459,23 @@ def test_whatever_happens_every_step_is_told_at_most_once_and_a_kill_changes_not
             before = len(learner.seen)
             update, again = whole.work(int(value)), other.work(int(value))
             assert (update and encode(update)) == (again and encode(again))
-            assert planned[0] <= value
-            assert len(learner.seen) - before == (2 if planned[0] else 0)
-            if planned[0]:
-                assert learner.seen[-1] == (told, planned[0]), "goes on where it last spoke"
+            assert planned.steps <= value
+            assert len(learner.seen) - before == (2 if planned.steps else 0)
+            if planned.steps:
+                assert learner.seen[-1] == (reported, planned.steps), "goes on where it last spoke"
             if update is not None:
-                assert update.samples == 10 * planned[0]
-                told += planned[0]
-            elif planned[0]:
+                assert update.samples == 10 * planned.steps
+                reported += planned.steps
+            elif planned.steps:
                 assert learner.pull <= 0.1
-        assert whole.told == told <= whole.read <= steps
-        assert whole.state()[0] == other.state()[0]
-        values, groups = other.state()
-        other = Client("a", learner, GSFS, visit_epochs=epochs)
+        assert whole.reported_steps == reported <= whole.state.read <= steps
+        assert whole.snapshot()[0] == other.snapshot()[0]
+        values, groups = other.snapshot()
+        other = Client("a", learner, GSFS, local_epochs=epochs)
         other.restore(json.loads(json.dumps(values)), groups)
     learner.pull = 1.0
     whole.adopt(head(version + 1))
     for _ in range(steps):
         whole.work(100)
-    assert whole.plan(100) == (0, 0), "in the end everything was told"
-    assert whole.told == steps
+    assert whole.plan(100) == Plan(0, 0), "in the end everything was reported"
+    assert whole.reported_steps == steps

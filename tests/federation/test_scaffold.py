@@ -7,14 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from gradsense.federation.algorithm import algorithms
+from gradsense.federation.algorithms.scaffold import (
+    controls_of,
+    rejoined,
+    weights_of,
+)
 from gradsense.federation.client import Client
-from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.scaffold import controls_of, rejoin, weights_of, with_controls
-from gradsense.federation.strategies import STRATEGIES
 from gradsense.learning.learner import Tensors, Trained
+from tests.support.cloud import Cloud
 from tests.support.toys import ToyLearner, tensor
 
-SCAFFOLD = STRATEGIES["scaffold"]
+SCAFFOLD = algorithms()["scaffold"]
 
 
 @dataclass
@@ -42,17 +46,17 @@ class Valley(ToyLearner):
         return Trained({"w": w}, {"w": 1.0}, 0.0, mean)
 
 
-def test_weights_and_controls_part_and_rejoin() -> None:
-    both = with_controls({"w": tensor(3.0)})
+def test_weights_and_controls_part_and_rejoined() -> None:
+    both = SCAFFOLD.opened({"w": tensor(3.0)})
     assert list(both) == ["w", "control/w"]
     assert weights_of(both).keys() == controls_of(both).keys() == {"w"}
-    assert rejoin(weights_of(both), controls_of(both)).keys() == both.keys()
+    assert rejoined(weights_of(both), controls_of(both)).keys() == both.keys()
     plain = {"w": tensor(1.0)}
-    assert weights_of(plain) is plain
+    assert algorithms()["fedavg"].weights(plain) is plain
 
 
 def test_two_rounds_by_hand() -> None:
-    cloud = Coordinator({"w": tensor(0.0)}, SCAFFOLD, seed=0)
+    cloud = Cloud({"w": tensor(0.0)}, SCAFFOLD, seed=0)
     sites = {
         "a": Client("a", Valley(goal=1.0), SCAFFOLD),
         "b": Client("b", Valley(goal=-3.0), SCAFFOLD),
@@ -70,13 +74,13 @@ def test_two_rounds_by_hand() -> None:
     # both go the fleet's way, to -0.19.
     assert model.version == 2
     assert model.tensors["w"] == pytest.approx([-0.19])
-    assert sites["a"].control["w"] == pytest.approx([-1.1])
-    assert sites["a"].reference["control/w"] == pytest.approx([1.0 + (-1.1 - -1.0)])
+    assert sites["a"].state.control["w"] == pytest.approx([-1.1])
+    assert sites["a"].state.reference["control/w"] == pytest.approx([1.0 + (-1.1 - -1.0)])
     assert model.tensors["control/w"] == pytest.approx([0.9])
 
 
 def test_controls_move_by_the_share_that_spoke() -> None:
-    cloud = Coordinator({"w": tensor(0.0)}, SCAFFOLD, seed=0)
+    cloud = Cloud({"w": tensor(0.0)}, SCAFFOLD, seed=0)
     sites = [Client(name, Valley(goal=-1.0), SCAFFOLD) for name in "ab"]
     model = cloud.enrol(["a", "b"])
     for site in sites:
@@ -96,8 +100,8 @@ def test_controls_move_by_the_share_that_spoke() -> None:
 
 def test_a_site_remembers_its_control() -> None:
     site = Client("a", Valley(goal=1.0), SCAFFOLD)
-    site.adopt(Coordinator({"w": tensor(0.0)}, SCAFFOLD, seed=0).enrol(["a"]))
+    site.adopt(Cloud({"w": tensor(0.0)}, SCAFFOLD, seed=0).enrol(["a"]))
     site.work(10)
     again = Client("a", Valley(goal=1.0), SCAFFOLD)
-    again.restore(*site.state())
-    assert again.control["w"] == pytest.approx([-1.0])
+    again.restore(*site.snapshot())
+    assert again.state.control["w"] == pytest.approx([-1.0])

@@ -136,11 +136,14 @@ def test_feedback_labels_the_prompts_of_an_alert(journal: GatewayStore) -> None:
     messages = group.add([alarm(i, prompt=bytes([0, i % 2])) for i in range(5)])
     journal.commit(StoreBatch(messages=messages, groups=group.changed()))
     found = journal.alert(messages[0].id[:6])
-    assert journal.judge(found, "Benign", 5.0) == 2
-    assert journal.judge(found, "Okiru", 6.0) == 2
+    assert journal.record_feedback(found, "Benign", 5.0) == 2
+    assert journal.record_feedback(found, "Okiru", 6.0) == 2
     word = Feedback(found.id, "Okiru", found.device, 6.0)
     assert journal.feedback() == [word]
     assert journal.examples() == [(word, b"\0\0", 3), (word, b"\0\1", 2)]
+    assert journal.silenced() == frozenset()
+    journal.record_feedback(found, "Benign", 7.0)
+    assert journal.silenced() == {(found.device, b"\0\0"), (found.device, b"\0\1")}
     with pytest.raises(InputError, match="no such alert"):
         journal.alert("zz")
 
@@ -149,7 +152,7 @@ def test_an_alert_of_one_batch_keeps_its_prompts(journal: GatewayStore) -> None:
     group = grouper()
     messages = group.add([alarm(0, prompt=b"\0\7")]) + group.close_all()
     journal.commit(StoreBatch(messages=messages, groups=group.changed()))
-    journal.judge(journal.alert(messages[0].id), "Benign", 1.0)
+    journal.record_feedback(journal.alert(messages[0].id), "Benign", 1.0)
     assert [prompt for _, prompt, _ in journal.examples()] == [b"\0\7"]
     assert journal.open_groups() == []
 
@@ -170,6 +173,6 @@ def test_old_closed_alerts_go_but_feedback_stays(
         messages = group.add([alarm(number, device=f"10.0.0.{number}", line=number)]) + ends()
         journal.commit(StoreBatch(messages=messages, groups=group.changed()))
         if number == 0:
-            journal.judge(journal.alert(messages[0].id), "Benign", 1.0)
+            journal.record_feedback(journal.alert(messages[0].id), "Benign", 1.0)
     assert [one.device for one in journal.alerts(9)] == ["10.0.0.5", "10.0.0.4", "10.0.0.3"]
     assert [word.device for word, _, _ in journal.examples()] == ["10.0.0.0"]

@@ -45,16 +45,19 @@ class Scripted:
         return taken
 
 
-class Habit:
+class ToyBaseline:
     """A baseline to which these devices' flows are new."""
 
     def __init__(self, *novel: str) -> None:
-        self.novel, self.learnt = novel, []
+        self.novel, self.learnt, self.accepted = novel, [], []
 
     def observe(self, devices, phrase_ids, ts, learn):
         self.learnt += [device for device, one in zip(devices, learn, strict=True) if one]
         new = np.array([device in self.novel for device in devices], dtype=bool)
         return np.zeros(len(devices), np.float32), new
+
+    def accept(self, device, phrase_ids):
+        self.accepted.append((device, phrase_ids.tolist()))
 
 
 def judged(flows: Any, *verdicts: Verdict, **parts: Any):
@@ -63,7 +66,7 @@ def judged(flows: Any, *verdicts: Verdict, **parts: Any):
 
 
 @pytest.mark.parametrize("shape", ["rows", "frame"])
-def test_an_attack_rings_with_all_that_an_alert_needs(shape: str) -> None:
+def test_an_attack_raises_an_alert_with_all_that_an_alert_needs(shape: str) -> None:
     rows = [flow(line=1), flow(line=2, ts=101.5, duration=2.0, uid="C2", proto="tcp")]
     schema = FLOW_SCHEMA | CONTEXT_SCHEMA
     flows = rows if shape == "rows" else pl.DataFrame(rows, schema=schema)
@@ -85,27 +88,27 @@ def test_an_attack_rings_with_all_that_an_alert_needs(shape: str) -> None:
 
 def test_novel_needs_two_witnesses() -> None:
     flows = [flow(), flow(), flow(orig_h="192.168.1.6"), flow(), flow(orig_h="8.8.8.8")]
-    flows[4]["resp_h"] = "1.1.1.1"  # no local end: nobody's habits
-    habit = Habit("192.168.1.5", "8.8.8.8")
-    result, _ = judged(flows, STRANGE, QUIET, STRANGE, ATTACK, STRANGE, baseline=habit)
+    flows[4]["resp_h"] = "1.1.1.1"  # no local end: no device's baseline
+    toy = ToyBaseline("192.168.1.5", "8.8.8.8")
+    result, _ = judged(flows, STRANGE, QUIET, STRANGE, ATTACK, STRANGE, baseline=toy)
     assert [(alarm.label, alarm.device) for alarm in result.alarms] == [
         ("Novel", "192.168.1.5"),
         ("DDoS", "192.168.1.5"),
     ]
     assert result.counts["novel"] == 1
-    # What rang is no habit to learn.
-    assert habit.learnt == ["192.168.1.5", "192.168.1.5", "192.168.1.6"]
+    # A flow that raises an alert is not learnt.
+    assert toy.learnt == ["192.168.1.5", "192.168.1.5", "192.168.1.6"]
 
 
-def test_a_model_without_novelty_leaves_it_to_the_habits() -> None:
+def test_a_model_without_novelty_leaves_it_to_the_baseline() -> None:
     blind = Verdict("Benign", 0.9, 0.1, False, None, False)
-    result, _ = judged([flow()], blind, baseline=Habit("192.168.1.5"))
+    result, _ = judged([flow()], blind, baseline=ToyBaseline("192.168.1.5"))
     assert [alarm.label for alarm in result.alarms] == ["Novel"]
 
 
 def test_what_an_operator_called_benign_is_silent_on_that_device_only() -> None:
     judge = Judge(Scripted(ATTACK, ATTACK, ATTACK), LogClock())  # type: ignore[arg-type]
-    judge.silenced = frozenset({("192.168.1.5", np.array([80], np.uint16).tobytes())})
+    judge.silence(frozenset({("192.168.1.5", np.array([80], np.uint16).tobytes())}))
     flows = [flow(), flow(resp_p=81), flow(orig_h="192.168.1.6")]
     result = judge.judge("conn.log", flows, now=0.0)
     assert [(alarm.device, alarm.port) for alarm in result.alarms] == [
@@ -115,18 +118,27 @@ def test_what_an_operator_called_benign_is_silent_on_that_device_only() -> None:
     assert (result.counts["silenced"], result.counts["alarms"]) == (1, 2)
 
 
+def test_feedback_that_is_new_reaches_the_baseline_once() -> None:
+    toy = ToyBaseline()
+    judge = Judge(Scripted(), LogClock(), baseline=toy)  # type: ignore[arg-type]
+    first, second = (("192.168.1.5", np.array([port], np.uint16).tobytes()) for port in (80, 81))
+    judge.silence(frozenset({first}))
+    judge.silence(frozenset({first, second}))
+    assert toy.accepted == [("192.168.1.5", [80]), ("192.168.1.5", [81])]
+
+
 def test_the_clock_is_not_led_astray_by_one_line() -> None:
     result, judge = judged([flow(ts=1e18), flow(ts=50.0)], ATTACK, ATTACK)
     assert judge.clock.value == 1000.0 + 86_400
     assert [alarm.clock for alarm in result.alarms] == [87_400.0, 87_400.0]
 
 
-def test_a_gateway_among_strangers_notices() -> None:
+def test_a_gateway_with_hardly_a_local_flow_notices() -> None:
     strangers = [flow(orig_h="147.32.1.2") for _ in range(1000)]
     told = Networks([ip_network("147.32.0.0/16")])
     for networks, expected in ((None, True), (told, False)):
-        _, judge = judged(strangers, *[QUIET] * 1000, baseline=Habit(), networks=networks)
-        assert judge.among_strangers is expected
+        _, judge = judged(strangers, *[QUIET] * 1000, baseline=ToyBaseline(), networks=networks)
+        assert judge.hardly_local is expected
 
 
 def test_own_public_addresses_read_as_private_and_are_devices() -> None:

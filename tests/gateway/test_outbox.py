@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradsense.gateway.alerting.alert import Alert, Severity
-from gradsense.gateway.alerting.sinks.sink import Refused, SinkError
+from gradsense.gateway.alerting.sink import Refused, SinkError
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.store import GatewayStore, StoreBatch
 from tests.support.sample_alerts import sample

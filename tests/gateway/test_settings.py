@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from gradsense.errors import InputError
-from gradsense.gateway.settings import MqttSetting, Settings, SyslogSetting, WebhookSetting, read
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
+from gradsense.gateway.alerting.sinks.syslog import SyslogSettings
+from gradsense.gateway.alerting.sinks.webhook import WebhookSettings
+from gradsense.gateway.settings import Settings, read
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "watch.toml"
 
@@ -53,10 +56,10 @@ def test_secrets_come_from_the_environment_and_are_not_shown(tmp_path: Path) -> 
         TOKEN="Bearer hidden-token",
     )
     hook, broker = settings.sink
-    assert isinstance(hook, WebhookSetting)
+    assert isinstance(hook, WebhookSettings)
     assert hook.url.get_secret_value() == "https://hooks.example/hidden-path"
     assert hook.headers["Authorization"].get_secret_value() == "Bearer hidden-token"
-    assert isinstance(broker, MqttSetting)
+    assert isinstance(broker, MqttSettings)
     for text in (repr(settings), settings.model_dump_json()):
         assert "hidden" not in text
         assert "plainly" not in text
@@ -72,7 +75,7 @@ def test_secrets_come_from_the_environment_and_are_not_shown(tmp_path: Path) -> 
     ],
 )
 def test_syslog_addresses(address: str, place: tuple[str, int]) -> None:
-    assert SyslogSetting(type="syslog", address=address).host_port() == place
+    assert SyslogSettings(type="syslog", address=address).host_port() == place
 
 
 @pytest.mark.parametrize(

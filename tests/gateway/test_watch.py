@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.errors import GradsenseError
-from gradsense.gateway.adapt.operator_feedback import training_data
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.assembly import WatchPlan, open_watch
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
 from gradsense.gateway.watch import Watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 from tests.support.fuzz_lines import HEADS, mutated, tsv_line
 from tests.support.sample_alerts import Ear
 
@@ -208,11 +208,12 @@ def test_feedback_silences_and_is_training_data(plan: WatchPlan) -> None:
     watch = open_watch(plan, extra={"ear": ear})
     watch.run(once=True)
     alert = max((one for one in ear.heard if one.state == "closed"), key=lambda one: one.flows)
-    assert watch.journal.judge(watch.journal.alert(alert.id), BENIGN, 1.0) > 0
-    data = training_data(watch.journal, watch.judge.detector.template)
-    assert set(data["class"]) == {BENIGN}
-    assert data["flows"].sum() <= alert.flows
-    texts = set(data["text"])
+    assert watch.journal.record_feedback(watch.journal.alert(alert.id), BENIGN, 1.0) > 0
+    data = watch.journal.examples()
+    assert {word.label for word, _, _ in data} == {BENIGN}
+    assert sum(flows for _, _, flows in data) <= alert.flows
+    template = watch.judge.detector.template
+    texts = {template.texts(np.frombuffer(one, np.uint16)[None])[0] for _, one, _ in data}
     watch.journal.close()
     fresh = WatchPlan(**{**vars(plan), "verdicts": plan.state / "again.jsonl"})
     with sqlite3.connect(plan.state / "watch.sqlite3") as db:

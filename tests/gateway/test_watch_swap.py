@@ -20,12 +20,11 @@ from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.detector import Detector
 from gradsense.detection.head import Head, with_head
 from gradsense.errors import GradsenseError
-from gradsense.gateway.assembly import WatchPlan, open_watch
-from gradsense.gateway.instruments import Metrics
-from gradsense.gateway.observer import Observer
+from gradsense.gateway.instruments import Metrics, Observer
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.watch import Watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.storage.folders import replacing
 from tests.support.sample_alerts import Ear
 
@@ -169,15 +168,15 @@ def test_everything_that_depends_on_the_model_follows_it(
     watch.journal.close()
 
 
-def test_drift_remembers_when_it_last_wished(plan: WatchPlan, edge_bundle: Path) -> None:
+def test_drift_remembers_when_it_last_recommended(plan: WatchPlan, edge_bundle: Path) -> None:
     watch = open_watch(plan)
     drift = watch.judge.drift
     assert drift is not None
-    drift._wished_at = 1234.0
+    drift._recommended_at = 1234.0
     watch.judge.adopt(Detector.load(edge_bundle, threads=1))
     assert watch.judge.drift is not drift
     assert watch.judge.drift is not None
-    assert watch.judge.drift.state().wished_at == 1234.0
+    assert watch.judge.drift.state().recommended_at == 1234.0
     watch.journal.close()
 
 
@@ -205,7 +204,7 @@ def of_another_reference(model: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [damaged, of_another_template, of_another_reference])
-def test_a_bundle_that_cannot_take_over_is_told_once(
+def test_a_bundle_that_cannot_take_over_is_reported_once(
     spoil: Callable[[Path], None],
     plan: WatchPlan,
     edge_bundle: Path,
@@ -223,7 +222,10 @@ def test_a_bundle_that_cannot_take_over_is_told_once(
             watch._successor._next_look = 0.0
             watch.round()
     assert watch.judge.detector is before
-    assert len([one for one in caplog.records if "the model before goes on" in one.message]) == 1
+    assert (
+        len([one for one in caplog.records if "the previous model stays in use" in one.message])
+        == 1
+    )
     assert watch.journal.counters()["models_refused"] == 1
     assert watch.step(watch.sources[0]), "it goes on judging"
     shutil.rmtree(plan.model)

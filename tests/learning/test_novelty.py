@@ -74,7 +74,7 @@ def test_leverage_is_the_regularised_mahalanobis_distance(seed: int, strength: f
     assert leverage(new, known, strength) == pytest.approx((1 + squared) / number)
 
 
-def test_moments_of_two_sites_add_up() -> None:
+def test_statistics_of_two_sites_add_up() -> None:
     rng = np.random.default_rng(0)
     one, two, new = rng.normal(size=(9, 3)), rng.normal(size=(7, 3)), rng.normal(size=(4, 3))
     both = moments(np.vstack([one, two]), [0, 1] * 8, 2)
@@ -121,8 +121,8 @@ def test_a_fleet_that_saw_only_zeros_still_gives_finite_scores() -> None:
     assert scores[0] < scores[1] < np.inf
 
 
-def test_moments_of_other_features_are_refused() -> None:
-    with pytest.raises(ValueError, match="moments of 3 rows for 5 features"):
+def test_statistics_of_other_features_are_refused() -> None:
+    with pytest.raises(ValueError, match="statistics of 3 rows for 5 features"):
         leverage(np.zeros((1, 5)), np.eye(3))
 
 

@@ -214,7 +214,7 @@ class Reading(Bag):
 UNTRAINED = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
 
 
-def test_moments_of_flows_by_hand() -> None:
+def test_statistics_of_flows_by_hand() -> None:
     # Words 0, 0, 2 with classes x, x, y: rows (1, 1, 1, 0) twice and (3, 1, 0, 1).
     reading = Reading()
     learner = LocalLearner(

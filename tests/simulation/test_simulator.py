@@ -9,33 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from gradsense.federation.algorithm import Plan, algorithms, get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.message import encode
-from gradsense.federation.strategies import STRATEGIES, get_strategy
-from gradsense.federation.update import GlobalModel, Update
-from gradsense.learning.learner import Observed, Tensors, Trained
-from gradsense.simulation.cost import Cost
+from gradsense.federation.transforms import codecs
+from gradsense.federation.update import GlobalModel, Update, encode
+from gradsense.learning.learner import FlowCost, Observed, Tensors, Trained
 from gradsense.simulation.devices import DeviceProfile
 from gradsense.simulation.simulator import Faults, Simulator
 from tests.support.toys import ToyLearner, tensor
 
 START = {"w": tensor(0.0)}
 #: What one model weighs on its way down.
-MODEL = len(CODECS["none"].pack(START))
+MODEL = len(codecs()["none"].pack(START))
 #: The same for sites that send moments: two classes over one feature.
 HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": tensor(0.0, 0.0)}
-HEAD_BYTES = len(CODECS["none"].pack(HEAD))
+HEAD_BYTES = len(codecs()["none"].pack(HEAD))
 #: 10 FLOP a flow, and 10 flows a visit: 100 FLOP, so 1 s on ``FAST`` and 4 s on ``SLOW``.
-COST = Cost(training=10.0, inference=1.0, width=4)
+COST = FlowCost(training=10.0, inference=1.0, width=4)
 FAST = DeviceProfile("fast", 100.0, 8_000.0, 16_000.0, 0.25, 4.0, 1.0, "made up")
 SLOW = DeviceProfile("slow", 25.0, 4_000.0, 8_000.0, 0.5, 2.0, 0.5, "made up")
 
 
 def message_bytes(client: str) -> int:
     """The size of the only update that a toy sends; numbers of one digit do not change it."""
-    sent = Update(client, 0, 1, 10, "visit", {"w": tensor(1.0)})
+    sent = Update(client, 0, 1, 10, "round", {"w": tensor(1.0)})
     return len(encode(sent))
 
 
@@ -56,7 +54,7 @@ class Fleet:
 
     def __init__(
         self,
-        strategy: str,
+        algorithm: str,
         learners: dict[str, ToyLearner],
         devices: Sequence[DeviceProfile] = (FAST, SLOW),
         *,
@@ -64,17 +62,16 @@ class Fleet:
         aggregations: int = 2,
         faults: Faults | None = None,
     ) -> None:
-        rules = get_strategy(strategy)
+        rules = get_algorithm(algorithm)
         clients = [Client(name, learner, rules) for name, learner in learners.items()]
         self.models: list[tuple[float, float]] = []
         self.done: list[tuple[float, str]] = []
         self.run = Simulator(
-            Coordinator(HEAD if rules.payload == "moments" else START, rules, seed=0),
+            Coordinator(HEAD if not rules.trains else START, rules, seed=0, rounds=aggregations),
             clients,
             devices=dict(zip(learners, devices, strict=True)),
             cost=COST,
-            budgets={client.name: visits * client.visit_steps for client in clients},
-            max_aggregations=aggregations,
+            budgets={client.name: visits * client.round_steps for client in clients},
             seed=0,
             faults=faults,
             on_model=self._on_model,
@@ -123,7 +120,12 @@ def test_fedavg_averages_by_samples_each_round() -> None:
 def test_bytes_joules_and_counts_of_two_rounds_by_hand() -> None:
     run = Fleet("fedavg", {"a": ToyLearner(), "b": ToyLearner()}).finish()
     meter, size = run.meter, message_bytes("a")
-    assert (meter.uploads, meter.aggregations, meter.visits, meter.dropped_out) == (4, 2, 4, 0)
+    assert (meter.uploads, meter.aggregations, meter.local_rounds, meter.dropped_out) == (
+        4,
+        2,
+        4,
+        0,
+    )
     assert meter.samples_trained == 40
     assert meter.uplink_bytes == 4 * size
     # Version 0 and version 1 went to both; version 2 ended the run and went to nobody.
@@ -133,7 +135,7 @@ def test_bytes_joules_and_counts_of_two_rounds_by_hand() -> None:
     assert meter.energy_j == pytest.approx(2 * (fast + slow))
     assert [mark.client for mark in run.uploads] == ["a", "b", "a", "b"]
     assert [mark.aggregation for mark in run.uploads] == [0, 0, 1, 1]
-    assert run.triggers == {"visit": 4}
+    assert run.triggers == {"round": 4}
 
 
 def test_validation_costs_time_where_the_trigger_asks_for_it() -> None:
@@ -142,7 +144,7 @@ def test_validation_costs_time_where_the_trigger_asks_for_it() -> None:
     simulator = run.finish()
     down = 0.25 + 8 * MODEL / 16_000
     assert run.done == [(pytest.approx(down + (100 + 2 * 50 * 1) / 100), "a")]
-    assert simulator.meter.visits == 1
+    assert simulator.meter.local_rounds == 1
 
 
 def test_asynchronous_client_goes_on_while_its_update_travels() -> None:
@@ -210,7 +212,7 @@ def test_device_that_always_vanishes_spends_only_its_radio() -> None:
         assert fleet.run.step()
     meter = fleet.run.meter
     assert meter.dropped_out == 50
-    assert (meter.visits, meter.uploads, meter.samples_trained) == (0, 0, 0)
+    assert (meter.local_rounds, meter.uploads, meter.samples_trained) == (0, 0, 0)
     assert meter.downlink_bytes == 51 * MODEL, "once at first, and once with each return"
     assert meter.energy_j == pytest.approx(51 * 1.0 * (0.25 + 8 * MODEL / 16_000))
     # 50 absences of 5 s on average, and 50 visits of which it vanishes within a second.
@@ -232,14 +234,14 @@ def test_round_does_not_wait_for_a_device_that_vanished() -> None:
 
 def test_arithmetic_of_moments_by_hand() -> None:
     # A forward pass each, 6 m n² + 20 n³ for the SVD: the longer side is m, whichever it is.
-    assert COST.observing(6) == 6 * 1 + 6 * 6 * 4**2 + 20 * 4**3 == 1862
-    assert COST.observing(2) == 2 * 1 + 6 * 4 * 2**2 + 20 * 2**3 == 258
+    assert COST.reading(6) == 6 * 1 + 6 * 6 * 4**2 + 20 * 4**3 == 1862
+    assert COST.reading(2) == 2 * 1 + 6 * 4 * 2**2 + 20 * 2**3 == 258
 
 
 def moments_bytes(client: str = "a") -> int:
     factor = ToyLearner().observe(HEAD, first_step=0, steps=2, tolerance=0.005).factor
-    delta = {"moments": factor}
-    packed = CODECS["uniform"].pack(delta)
+    delta = {"statistics": factor}
+    packed = codecs()["uniform"].pack(delta)
     return len(encode(Update(client, 0, 1, 10, "gradient", delta, codec="uniform", packed=packed)))
 
 
@@ -255,7 +257,12 @@ def test_one_site_reads_tells_and_is_done_by_hand() -> None:
     # The new head travels down once more, and nothing follows from it.
     assert run.now == pytest.approx(down + read + up + down)
     meter = run.meter
-    assert (meter.visits, meter.uploads, meter.aggregations, meter.unheard) == (1, 1, 1, 0)
+    assert (meter.local_rounds, meter.uploads, meter.aggregations, meter.left_pooled) == (
+        1,
+        1,
+        1,
+        0,
+    )
     assert (meter.uplink_bytes, meter.downlink_bytes) == (size, 2 * HEAD_BYTES)
     assert meter.samples_trained == 10
     assert meter.energy_j == pytest.approx(1.0 * 2 * down + 4.0 * read + 1.0 * up)
@@ -263,15 +270,13 @@ def test_one_site_reads_tells_and_is_done_by_hand() -> None:
 
 
 def test_half_an_epoch_is_half_the_arithmetic() -> None:
-    rules = get_strategy("gsfs")
-    client = Client("a", ToyLearner(distinct=6), rules, visit_epochs=0.5)
+    rules = get_algorithm("gsfs")
+    client = Client("a", ToyLearner(distinct=6), rules, local_epochs=0.5)
     fleet = Fleet("gsfs", {"a": ToyLearner()}, [FAST], aggregations=9)
     fleet.run.clients["a"] = client
     run = fleet.finish()
     first, second = run.uploads
-    assert first.virtual_s == pytest.approx(
-        0.25 + 8 * HEAD_BYTES / 16_000 + COST.observing(3) / 100
-    )
+    assert first.virtual_s == pytest.approx(0.25 + 8 * HEAD_BYTES / 16_000 + COST.reading(3) / 100)
     assert run.meter.samples_trained == 10
     assert second.aggregation == 1
 
@@ -280,10 +285,10 @@ def test_run_ends_when_everybody_has_told_everything() -> None:
     fleet = Fleet("gsfs", two(), visits=100, aggregations=100)
     run = fleet.finish()
     assert sorted(mark.client for mark in run.uploads) == ["a", "b"]
-    assert all(client.plan(100) == (0, 0) for client in run.clients.values())
+    assert all(client.plan(100) == Plan(0) for client in run.clients.values())
     # A quorum of half the fleet is one site: each upload makes a model.
     assert run.meter.aggregations == 2
-    assert run.meter.unheard == 0
+    assert run.meter.left_pooled == 0
 
 
 def test_lone_speaker_below_the_quorum_is_heard_after_the_deadline() -> None:
@@ -294,7 +299,7 @@ def test_lone_speaker_below_the_quorum_is_heard_after_the_deadline() -> None:
     arrived = run.uploads[0].virtual_s + 0.25 + 8 * moments_bytes() / 8_000
     assert time == pytest.approx(arrived + 2.0)
     # The quiet site looked at both models, and had nothing to say.
-    assert run.meter.visits == 3
+    assert run.meter.local_rounds == 3
     assert run.meter.samples_trained == 30
 
 
@@ -334,7 +339,7 @@ def test_model_that_came_during_the_reading_is_the_one_that_is_judged() -> None:
     run = fleet.finish()
     assert [mark.client for mark in run.uploads] == ["a"]
     assert run.clients["b"].version == 1
-    assert run.meter.visits == 2, "the model was not looked at a second time"
+    assert run.meter.local_rounds == 2, "the model was not looked at a second time"
 
 
 def test_no_latency_before_there_was_anything_to_measure() -> None:
@@ -343,7 +348,7 @@ def test_no_latency_before_there_was_anything_to_measure() -> None:
     assert fleet.run.client_latency_s() is None
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", algorithms())
 def test_virtual_time_never_runs_backwards(name: str) -> None:
     fleet = Fleet(name, two(), aggregations=4, faults=Faults(0.2, 3.0, 0.5, 10.0))
     fleet.run.start()

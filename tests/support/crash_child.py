@@ -21,7 +21,7 @@ import numpy as np
 
 from gradsense.coordinator import journal
 from gradsense.coordinator.run import Run
-from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, MOMENTS
+from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.toy_fleet import acks, job, open_run, sent, status
@@ -40,25 +40,25 @@ PLACES = {
 }
 
 
-def start_of(strategy: str) -> dict[str, Any]:
-    if strategy.startswith("gsfs"):
+def start_of(algorithm: str) -> dict[str, Any]:
+    if algorithm.startswith("gsfs"):
         return {HEAD_WEIGHT: np.zeros((2, 9), np.float32), HEAD_BIAS: np.zeros(2, np.float32)}
     return {"w": np.zeros(80_000, dtype=np.float32)}
 
 
-def make(strategy: str, folder: Path) -> None:
-    Run.create(folder, job(strategy=strategy, max_staleness=1000), start_of(strategy))
+def make(algorithm: str, folder: Path) -> None:
+    Run.create(folder, job(algorithm=algorithm, max_staleness=1000), start_of(algorithm))
 
 
-def letters(strategy: str) -> dict[tuple[str, int], list[Message]]:
+def signed_updates(algorithm: str) -> dict[tuple[str, int], list[Message]]:
     """Every update in its order: good ones of one and two chunks, and bad ones."""
     rng, found = np.random.default_rng(0), {}
-    start = start_of(strategy)
+    start = start_of(algorithm)
     base = model_hash(start)
     for sequence in range(1, SEQUENCES + 1):
         for device in DEVICES:
-            if strategy.startswith("gsfs"):
-                delta = {MOMENTS: rng.standard_normal((5, 12)).astype(np.float32)}
+            if algorithm.startswith("gsfs"):
+                delta = {STATISTICS: rng.standard_normal((5, 12)).astype(np.float32)}
             else:
                 delta = {"w": rng.standard_normal(80_000).astype(np.float32)}
             bad = sequence % 5 == 0 and device == "b"
@@ -111,7 +111,7 @@ def resolved(path: str) -> Any:
         return getattr(importlib.import_module(module), last)
 
 
-def main(strategy: str, folder: Path, told: Path, *kill: str) -> None:
+def main(algorithm: str, folder: Path, told: Path, *kill: str) -> None:
     run = open_run(folder)
     if kill:
         arm(kill[0], kill[1], int(kill[2]))
@@ -119,7 +119,7 @@ def main(strategy: str, folder: Path, told: Path, *kill: str) -> None:
     rng = np.random.default_rng(len(acked))
     waiting = [
         message
-        for (device, sequence), chunks in letters(strategy).items()
+        for (device, sequence), chunks in signed_updates(algorithm).items()
         if (device, str(sequence)) not in acked
         for message in chunks
     ]

@@ -33,7 +33,7 @@ class Rig(LocalFleet):
         devices: how many.
         flows: lines that each device's log may grow by.
         host: address of the broker; None for this machine only.
-        strategy: with floor 0 every flow is told, so what was told can be counted.
+        algorithm: with floor 0 every flow is told, so what was told can be counted.
         size: of the model.
         options: of ``gradsense edge``, for every device.
 
@@ -49,12 +49,12 @@ class Rig(LocalFleet):
         *,
         flows: int,
         host: str | None = None,
-        strategy: str = "gsfs:floor=0.0",
+        algorithm: str = "gsfs:floor=0.0",
         size: str = "nano",
         options: Sequence[str] = (),
     ) -> None:
         def job(labels: tuple[str, ...]) -> Job:
-            return Job(run="network", strategy=strategy, labels=labels, min_devices=devices)
+            return Job(run="network", algorithm=algorithm, labels=labels, min_devices=devices)
 
         super().__init__(out, devices, flows=flows, job=job)
         self.host, self._size, self._options = host, size, options

@@ -17,7 +17,7 @@ from gradsense.federation.update import Update
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import Message, messages, read, sign_of_life, written
+from gradsense.transport.messages import Message, messages, presence, read, sign_message
 from gradsense.transport.payloads import ONLINE, Ack, pack_update
 from gradsense.transport.protocol import NO_MODEL, MessageHeader
 from tests.support.tls_broker import TlsBroker
@@ -80,7 +80,7 @@ class Teller:
         )
         self.link.start()
         assert greeted.wait(WAIT_S)
-        self.say([sign_of_life(run, name, ONLINE, NO_MODEL, self.identity.signing_key)])
+        self.say([presence(run, name, ONLINE, NO_MODEL, self.identity.signing_key)])
 
     def say(self, publishes: list[Message]) -> None:
         for message in publishes:
@@ -88,11 +88,11 @@ class Teller:
 
     def sent(self, update: Update, base: str, raw: bytes | None = None) -> list[Message]:
         """The publishes of an update, or of another body under its name."""
-        origin = MessageHeader(
+        header = MessageHeader(
             "update", self.run, self.name, update.sequence, update.base_version, base
         )
         body = pack_update(update) if raw is None else raw
-        return messages(written(origin, body, self.identity.signing_key))
+        return messages(sign_message(header, body, self.identity.signing_key))
 
     def hear(self) -> Ack:
         arrival = self.arrivals.get(timeout=WAIT_S)

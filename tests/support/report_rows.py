@@ -22,7 +22,7 @@ def scores(value: float) -> ScoreSummary:
 
 
 def federated(
-    strategy: str = "fedavg",
+    algorithm: str = "fedavg",
     seed: int = 0,
     *,
     f1: float = 0.6,
@@ -32,7 +32,7 @@ def federated(
 ) -> Row:
     """A run of five aggregations that climbs to a macro-F1 of ``f1`` in equal steps."""
     row = Row(
-        strategy=strategy,
+        algorithm=algorithm,
         kind="federated",
         seed=seed,
         rounds=5,
@@ -82,9 +82,9 @@ def federated(
     return row.model_copy(update=changes)
 
 
-def reference(strategy: str, seed: int = 0, *, f1: float = 0.9) -> Row:
+def reference(algorithm: str, seed: int = 0, *, f1: float = 0.9) -> Row:
     return Row(
-        strategy=strategy,
+        algorithm=algorithm,
         kind="reference",
         seed=seed,
         rounds=5,

@@ -18,7 +18,7 @@ from gradsense.fleet.jobs import Job
 from gradsense.transport import payloads
 from gradsense.transport.chunks import Resume, ResumeRequest, message_id
 from gradsense.transport.identity import Identity
-from gradsense.transport.messages import Message, SignedMessage, messages, read, written
+from gradsense.transport.messages import Message, SignedMessage, messages, read, sign_message
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
 from tests.support.toys import tensor
 
@@ -62,7 +62,7 @@ def key_of(device: str, wall: float) -> bytes | None:
 
 
 def job(**fields: Any) -> Job:
-    return Job(**{"run": RUN, "strategy": "fedavg", "labels": ("no", "yes")} | fields)
+    return Job(**{"run": RUN, "algorithm": "fedavg", "labels": ("no", "yes")} | fields)
 
 
 def open_run(folder: Path, *, keys: KeyOf = key_of, **options: Any) -> Run:
@@ -77,14 +77,14 @@ def new_run(folder: Path, tensors: Any = None, *, options: Any = None, **fields:
 # What devices say -------------------------------------------------------------------------------
 
 
-def letter_of(
+def signed_update(
     update: Update,
     base_hash: str,
     *,
     raw: bytes | None = None,
     key: Ed25519PrivateKey | None = None,
     sealed: bool = False,
-    **origin: Any,
+    **header: Any,
 ) -> SignedMessage:
     """An update as it travels; ``raw`` takes the place of its body."""
     place = {
@@ -94,8 +94,8 @@ def letter_of(
         "sequence": update.sequence,
         "base_version": update.base_version,
         "base_hash": base_hash,
-    } | origin
-    return written(
+    } | header
+    return sign_message(
         MessageHeader(**place),
         payloads.pack_update(update) if raw is None else raw,
         key or signing_key(update.client),
@@ -104,26 +104,26 @@ def letter_of(
 
 
 def sent(update: Update, base_hash: str, **about: Any) -> list[Message]:
-    return messages(letter_of(update, base_hash, **about))
+    return messages(signed_update(update, base_hash, **about))
 
 
 def status(device: str, online: bool = True, version: int = 0, held: str = NO_HASH) -> Message:
     place = MessageHeader("status", RUN, device, 0, version, held)
     said = payloads.ONLINE if online else payloads.OFFLINE
-    (message,) = messages(written(place, said, signing_key(device)), retain=True)
+    (message,) = messages(sign_message(place, said, signing_key(device)), retain=True)
     return message
 
 
-def ask(letter: SignedMessage) -> Message:
-    properties = letter.properties
-    said, origin = (
+def ask(signed: SignedMessage) -> Message:
+    properties = signed.properties
+    said, header = (
         ResumeRequest(message_id(properties), properties.chunk_count).pack(),
-        properties.origin,
+        properties.header,
     )
     place = MessageHeader(
-        "ask", RUN, origin.device, origin.sequence, origin.base_version, origin.base_hash
+        "ask", RUN, header.device, header.sequence, header.base_version, header.base_hash
     )
-    (message,) = messages(written(place, said, signing_key(origin.device)))
+    (message,) = messages(sign_message(place, said, signing_key(header.device)))
     return message
 
 

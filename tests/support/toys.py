@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsense.federation.pool import PooledUpdate
+from gradsense.federation.pools import PooledUpdate
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
@@ -22,7 +22,7 @@ def update(client: str = "a", **fields: object) -> Update:
         "base_version": 0,
         "sequence": 1,
         "samples": 10,
-        "reason": "visit",
+        "reason": "round",
         "delta": {"w": tensor(1.0)},
     } | fields
     return Update(client=client, **values)

@@ -36,8 +36,8 @@ from gradsense.transport.reassembly import (
 
 
 def message(body: bytes, count: int, sequence: int = 1) -> tuple[Properties, list[Chunk]]:
-    origin = MessageHeader("update", "plant", "gate-7", sequence, 0, "00" * 32)
-    properties = describe(origin, body, chunks=count)
+    header = MessageHeader("update", "plant", "gate-7", sequence, 0, "00" * 32)
+    properties = describe(header, body, chunks=count)
     return properties, split(body, properties)
 
 

@@ -13,7 +13,7 @@ import pytest
 from gradsense.errors import InputError
 from gradsense.fleet import enrolment
 from gradsense.transport.identity import Identity, of_coordinator, of_device
-from gradsense.transport.messages import messages, read, unsealed, written
+from gradsense.transport.messages import messages, read, sign_message, unsealed
 from gradsense.transport.protocol import MessageHeader
 
 
@@ -49,9 +49,9 @@ def test_each_side_knows_itself_and_the_broker(made: Path) -> None:
 def test_what_one_seals_the_other_opens(made: Path) -> None:
     device, coordinator = of_device(made / "fleet-cam"), of_coordinator(made / "fleet")
 
-    def passes(sender: Identity, recipient: Identity, origin: MessageHeader) -> bytes:
-        letter = written(origin, b"hello", sender.signing_key, seal_for=sender.peer_seal_key)
-        (message,) = messages(letter)
+    def passes(sender: Identity, recipient: Identity, header: MessageHeader) -> bytes:
+        signed = sign_message(header, b"hello", sender.signing_key, seal_for=sender.peer_seal_key)
+        (message,) = messages(signed)
         found = read(message, lambda _topic: sender.signing_key.public_key())
         return unsealed(found.body, found.properties, recipient.own_seal_key)
 

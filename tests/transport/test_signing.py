@@ -31,10 +31,10 @@ VECTORS = Path(__file__).parent / "vectors" / "messages.json"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 RECIPIENT = X25519PrivateKey.from_private_bytes(bytes(range(32, 64)))
 EPHEMERAL = X25519PrivateKey.from_private_bytes(bytes(range(64, 96)))
-ORIGIN = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
-SEALED = replace(ORIGIN, sealed=True)
+HEADER = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
+SEALED = replace(HEADER, sealed=True)
 BODY = b"0123456789"
-SIGNED = sign(describe(ORIGIN, BODY, chunks=3), KEY)
+SIGNED = sign(describe(HEADER, BODY, chunks=3), KEY)
 
 
 def vectors() -> dict[str, object]:
@@ -95,7 +95,7 @@ def test_a_signature_holds_for_every_chunk() -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_nothing_in_the_origin_can_be_altered(changes: dict[str, object]) -> None:
-    altered = replace(SIGNED, origin=replace(ORIGIN, **changes))  # type: ignore[arg-type]
+    altered = replace(SIGNED, header=replace(HEADER, **changes))  # type: ignore[arg-type]
     with pytest.raises(BadSignature):
         verify(altered, KEY.public_key())
 
@@ -122,8 +122,8 @@ def test_the_wrong_key_is_refused() -> None:
 
 
 def test_values_cannot_flow_into_each_other() -> None:
-    one = describe(replace(ORIGIN, run="ab", device="c"), BODY)
-    two = describe(replace(ORIGIN, run="a", device="bc"), BODY)
+    one = describe(replace(HEADER, run="ab", device="c"), BODY)
+    two = describe(replace(HEADER, run="a", device="bc"), BODY)
     assert signature_input(one) != signature_input(two)
 
 

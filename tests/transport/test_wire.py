@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.errors import UpdateRefused
-from gradsense.federation.codec import CODECS
-from gradsense.federation.message import encode
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.transforms import codecs
+from gradsense.federation.update import GlobalModel, Update, encode
 from gradsense.transport.payloads import (
     OFFLINE,
     ONLINE,
@@ -52,7 +51,7 @@ from gradsense.transport.protocol import (
 
 VECTORS = Path(__file__).parent / "vectors"
 WORDS = ["gradsense", "v1", "up", "down", "device", "model", "a"]
-ORIGIN = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
+HEADER = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
 TENSORS = {"head": np.array([[1.0, -2.0], [0.5, 0.0]], dtype=np.float32)}
 MODEL = GlobalModel(2, TENSORS, frozenset({"gate-7", "gate-1"}))
 
@@ -62,7 +61,7 @@ def update(codec: str = "none", **changes: object) -> Update:
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def model_origin() -> MessageHeader:
+def model_header() -> MessageHeader:
     return MessageHeader("model", "plant", "coordinator", 2, 2, model_hash(TENSORS))
 
 
@@ -91,15 +90,15 @@ def test_any_topic_is_its_own_text_or_refused(text: str | list[str]) -> None:
     st.booleans(),
 )
 def test_properties_survive_the_way(name: str, number: int, chunks: int, sealed: bool) -> None:
-    origin = MessageHeader("update", name, name, number, number, "0f" * 32, sealed)
-    sent = describe(origin, b"x" * 1000, chunks=chunks).at(chunks - 1)
+    header = MessageHeader("update", name, name, number, number, "0f" * 32, sealed)
+    sent = describe(header, b"x" * 1000, chunks=chunks).at(chunks - 1)
     assert Properties.parse(sent.pairs()) == sent
     assert Properties.parse([("traceparent", "00"), *reversed(sent.pairs())]) == sent
 
 
-@pytest.mark.parametrize("name", [name for name, _ in describe(ORIGIN, b"body").pairs()])
+@pytest.mark.parametrize("name", [name for name, _ in describe(HEADER, b"body").pairs()])
 def test_every_property_is_needed_once_and_bounded(name: str) -> None:
-    pairs = describe(ORIGIN, b"body").pairs()
+    pairs = describe(HEADER, b"body").pairs()
     values = dict(pairs)
     with pytest.raises(BadProperties):
         Properties.parse([pair for pair in pairs if pair[0] != name])
@@ -111,7 +110,7 @@ def test_every_property_is_needed_once_and_bounded(name: str) -> None:
 
 
 def test_properties_of_another_schema_or_that_contradict_each_other_are_refused() -> None:
-    values = dict(describe(ORIGIN, b"body").pairs())
+    values = dict(describe(HEADER, b"body").pairs())
     with pytest.raises(UnsupportedSchema):
         Properties.parse(list((values | {"gs-schema": "2", "gs-new": ""}).items()))
     for name, value in {
@@ -129,9 +128,9 @@ def test_properties_of_another_schema_or_that_contradict_each_other_are_refused(
 
 
 def test_nobody_speaks_for_another() -> None:
-    properties = describe(ORIGIN, b"body")
+    properties = describe(HEADER, b"body")
     check_topic(Topic("plant", "update", "gate-7"), properties)
-    check_topic(Topic("plant", "model"), describe(model_origin(), b"body"))
+    check_topic(Topic("plant", "model"), describe(model_header(), b"body"))
     for topic in (
         Topic("plant", "update", "gate-8"),
         Topic("other", "update", "gate-7"),
@@ -141,34 +140,34 @@ def test_nobody_speaks_for_another() -> None:
     ):
         with pytest.raises(WrongDevice):
             check_topic(topic, properties)
-    acknowledged = describe(replace(ORIGIN, kind="ack"), Ack(3).pack())
+    acknowledged = describe(replace(HEADER, kind="ack"), Ack(3).pack())
     check_topic(Topic("plant", "ack", "gate-7"), acknowledged)
     with pytest.raises(WrongDevice):
         check_topic(Topic("plant", "ack", "gate-8"), acknowledged)
     with pytest.raises(WrongDevice):
-        check_topic(Topic("plant", "model", index=1), describe(model_origin(), b"body"))
+        check_topic(Topic("plant", "model", index=1), describe(model_header(), b"body"))
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("codec", sorted(codecs()))
 def test_an_update_arrives_as_the_simulator_would_decode_it(codec: str) -> None:
     body = pack_update(update(codec))
-    properties = describe(ORIGIN, body)
+    properties = describe(HEADER, body)
     check_body(body, properties)
     got = open_update(body, properties)
-    expected = CODECS[codec].unpack(CODECS[codec].pack(TENSORS))
+    expected = codecs()[codec].unpack(codecs()[codec].pack(TENSORS))
     np.testing.assert_array_equal(got.delta["head"], expected["head"])
     assert (got.client, got.sequence, got.score) == ("gate-7", 3, 0.25)
 
 
 def test_a_model_arrives_bit_for_bit() -> None:
     body = pack_model(MODEL)
-    got = open_model(body, describe(model_origin(), body))
+    got = open_model(body, describe(model_header(), body))
     assert (got.version, got.participants) == (2, MODEL.participants)
     assert model_hash(got.tensors) == model_hash(TENSORS)
     assert body == pack_model(MODEL)
     everybody = pack_model(GlobalModel(2, {"scale": np.float32(3.0).reshape(())}))
-    origin = replace(model_origin(), base_hash=model_hash({"scale": np.float32(3.0).reshape(())}))
-    assert open_model(everybody, describe(origin, everybody)).participants is None
+    header = replace(model_header(), base_hash=model_hash({"scale": np.float32(3.0).reshape(())}))
+    assert open_model(everybody, describe(header, everybody)).participants is None
 
 
 def test_a_model_hash_tells_names_shapes_and_values_apart() -> None:
@@ -180,7 +179,7 @@ def test_a_model_hash_tells_names_shapes_and_values_apart() -> None:
 
 def test_bodies_are_verified_before_they_are_parsed() -> None:
     body = pack_update(update())
-    properties = describe(ORIGIN, body)
+    properties = describe(HEADER, body)
     flipped = bytes([body[0] ^ 1]) + body[1:]
     for altered in (flipped, body[:-1], body + b"\x00", b""):
         with pytest.raises(WrongHash):
@@ -199,7 +198,7 @@ def test_bodies_are_verified_before_they_are_parsed() -> None:
 def test_an_update_is_the_one_that_its_properties_name(changes: dict[str, object]) -> None:
     body = pack_update(update(**changes))
     with pytest.raises(Mismatch):
-        open_update(body, describe(ORIGIN, body))
+        open_update(body, describe(HEADER, body))
 
 
 @pytest.mark.parametrize(
@@ -208,18 +207,18 @@ def test_an_update_is_the_one_that_its_properties_name(changes: dict[str, object
 def test_numbers_that_no_client_sends_are_refused(changes: dict[str, object]) -> None:
     body = pack_update(update(**changes))
     with pytest.raises(BadBody):
-        open_update(body, describe(ORIGIN, body))
+        open_update(body, describe(HEADER, body))
 
 
 def test_a_model_of_another_version_or_other_tensors_is_refused() -> None:
     body = pack_model(MODEL)
     with pytest.raises(Mismatch):
-        open_model(body, describe(replace(model_origin(), base_version=3), body))
+        open_model(body, describe(replace(model_header(), base_version=3), body))
     with pytest.raises(WrongHash):
-        open_model(body, describe(replace(model_origin(), base_hash="00" * 32), body))
+        open_model(body, describe(replace(model_header(), base_hash="00" * 32), body))
     for hostile in (b"", b"x", compress(b"x"), compress(b"\xff" * 8), pack_update(update())):
         with pytest.raises(BadBody):
-            open_model(hostile, describe(model_origin(), hostile))
+            open_model(hostile, describe(model_header(), hostile))
 
 
 def test_decompression_bombs_use_no_memory() -> None:
@@ -239,7 +238,7 @@ def test_decompression_bombs_use_no_memory() -> None:
     with pytest.raises(BadBody):
         expand(compress(b"a") * 2, 1 << 20)
     with pytest.raises(TooLarge):
-        open_update(compress(inner), describe(ORIGIN, inner), SizeLimits(raw=1 << 20))
+        open_update(compress(inner), describe(HEADER, inner), SizeLimits(raw=1 << 20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
@@ -249,11 +248,11 @@ def test_shapes_that_ask_for_more_than_the_limit_are_refused() -> None:
     vast = np.zeros((4096, 4096), dtype=np.float32)
     body = pack_update(update("topk", delta={"head": vast}, packed=b""))
     with pytest.raises(TooLarge):
-        open_update(body, describe(ORIGIN, body), SizeLimits(raw=16 << 20))
+        open_update(body, describe(HEADER, body), SizeLimits(raw=16 << 20))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(sorted(CODECS)), st.data())
+@given(st.sampled_from(sorted(codecs())), st.data())
 def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
     codec: str, data: st.DataObject
 ) -> None:
@@ -262,11 +261,11 @@ def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
     message[place] ^= 1 << data.draw(st.integers(0, 7))
     body = compress(bytes(message))
     with suppress(UpdateRefused):
-        open_update(body, describe(ORIGIN, body), SizeLimits(raw=1 << 20))
+        open_update(body, describe(HEADER, body), SizeLimits(raw=1 << 20))
 
 
 def test_small_bodies() -> None:
-    properties = describe(replace(ORIGIN, kind="ack"), b"")
+    properties = describe(replace(HEADER, kind="ack"), b"")
     for ack in (Ack(3), Ack(3, "not-finite")):
         assert Ack.open(ack.pack(), properties) == ack
         for cut in range(len(ack.pack())):

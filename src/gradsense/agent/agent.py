@@ -1,10 +1,10 @@
-"""The training agent: reads the site's labelled flows, senses, speaks, adopts what comes.
+"""The training agent: reads the site's labelled flows, senses, uploads, adopts global models.
 
 One thread does it all. Training is interrupted between two blocks: to rest within the limits, to
 send and to receive. A newer model ends a slice at once; what the slice had done is lost, and the
 flows are read again from the model that came.
 
-Everything that must survive is in the store before anybody hears of it, so whatever goes wrong,
+Everything that must survive is in the store before it is sent, so whatever goes wrong,
 a full disk too, the agent may simply end: started again it goes on from there.
 """
 
@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ from gradsense.learning.learner import Learner
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
-from gradsense.transport.messages import Message, SignedMessage, sign_of_life, written
+from gradsense.transport.messages import Message, SignedMessage, presence, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, pack_update
 from gradsense.transport.protocol import MessageHeader, device_filters
@@ -54,7 +54,7 @@ DETECTOR = "edge"
 _IDLE_S, _LEAST_S, _LOOK_S = 0.2, 0.005, 1.0
 #: A model whose chunks stop coming for so long is asked for again.
 _LOST_S = 10.0
-#: Batches that are read in one visit, some four thousand distinct flows and half a GiB.
+#: Batches that are read in one local round, some four thousand distinct flows and half a GiB.
 _MOST_BATCHES = 8
 #: Publishes on the way to the broker, and a cap's burst in bytes: four chunks.
 _WINDOW, _BURST = 8, 1 << 20
@@ -98,7 +98,7 @@ class Agent:
     Args:
         plan: see there.
         rng: spreads reconnections.
-        timer: seconds that never fall; wall clocks are never looked at.
+        timer: monotonic seconds; wall clocks are never looked at.
 
     Raises:
         InputError: bundle, rules, logs or state cannot be used.
@@ -113,7 +113,7 @@ class Agent:
         self._identity = identity.of_device(plan.bundle)
         start = plan.bundle / jobs.RUN
         self._job, self._start = jobs.read(start), start
-        strategy = self._job.rules
+        algorithm = self._job.rules
         manifest, template = bundles.read(start / jobs.EDGE)
         self.memory = AgentStore(plan.state)
         self.memory.claim(self._job.run, self._identity.name)
@@ -121,14 +121,14 @@ class Agent:
         self._weights: WeightLearners | None = None
         name, between = self._identity.name, self._throttle.between
         learner: Learner
-        if strategy.payload == "moments":
+        if not algorithm.trains:
             learner = Reader(start / jobs.EDGE, self.memory, between=between)
         else:
             from gradsense.agent.weight_learners import WeightLearners  # noqa: PLC0415
 
             self._weights = WeightLearners(self._job, start / jobs.MODEL, between)
             learner = self._weights.of(self.memory, name)
-        self.client = Client(name, learner, strategy, visit_epochs=self._job.epochs)
+        self.client = Client(name, learner, algorithm, local_epochs=self._job.epochs)
         saved, kept = self.memory.client(), self.memory.model()
         if saved is not None:
             self.client.restore(*saved)
@@ -147,7 +147,7 @@ class Agent:
         )
         self._batcher = BatchBuilder(settle_s=plan.settle_s)
         self._newer: GlobalModel | None = None
-        self._insists = False  # the last visit was interrupted
+        self._insists = False  # the last local round was interrupted
         self._refused: list[Ack] = []
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._downlink = Downlink(
@@ -221,8 +221,8 @@ class Agent:
     def _wanted(self) -> bool:
         """Between two blocks of training: receive and send; whether training must make way.
 
-        A visit after one that was interrupted is not: where models come faster than a slow device
-        can read, it would never speak.
+        A round after one that was interrupted is not: where models come faster than a slow device
+        can read, it would never upload.
         """
         self._exchange()
         return (self._newer is not None and not self._insists) or self.stop.is_set()
@@ -257,9 +257,9 @@ class Agent:
         match self._downlink.take(arrival.message, now):
             case GlobalModel() as model:
                 self._newer = model
-                self._uplink.on_heard(now)
+                self._uplink.on_model(now)
             case Repeated():
-                self._uplink.on_heard(now)
+                self._uplink.on_model(now)
             case Ack() as ack if ack.refusal:
                 self._refused.append(ack)  # it changes the client, which may be at work
             case Ack() as ack:
@@ -270,20 +270,20 @@ class Agent:
 
     def _status(self, body: bytes) -> Message:
         run, me = self._job.run, self._identity
-        return sign_of_life(run, me.name, body, self.memory.held(), me.signing_key)
+        return presence(run, me.name, body, self.memory.held(), me.signing_key)
 
     def _take_back(self) -> None:
-        """What was refused was not told after all."""
+        """What was refused counts as never sent."""
         for ack in filter(self._uplink.expects, self._refused):
             _log.warning("update %d was refused: %s", ack.sequence, ack.refusal)
             if ack.refusal == Replay.reason:
                 _log.error(
-                    "the coordinator has heard later updates of this device: its state was lost or "
-                    "copied, and it would tell the same flows twice; enrol it under a new id"
+                    "the coordinator has later updates of this device: its state was lost or "
+                    "copied, and it would report the same flows twice; enrol it under a new id"
                 )
             else:
                 self.client.refused(ack.sequence)
-            self._uplink.on_ack(ack, client=self.client.state())
+            self._uplink.on_ack(ack, client=self.client.snapshot())
         self._refused.clear()
 
     # Learning -------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ class Agent:
         return gathered is not None or batch is not None
 
     def _work(self) -> bool:
-        """One visit, if the client has something to do (eq 1), and its update into the outbox."""
+        """One local round if there is something to do (eq 1), and its update into the outbox."""
         if not self._may_work():
             return False
         try:
@@ -317,9 +317,9 @@ class Agent:
             self._insists = True
             return True
         self._insists = False
-        self.counts["visits"] += 1
-        letter = None if update is None else self._letter(update)
-        self.memory.save(self.client.state(), letter=letter)
+        self.counts["local_rounds"] += 1
+        signed = None if update is None else self._sign(update)
+        self.memory.save(self.client.snapshot(), update=signed)
         if update is not None:
             self.counts["updates"] += 1
             _log.info("update %d: %s, %d flows", update.sequence, update.reason, update.samples)
@@ -331,28 +331,26 @@ class Agent:
             return False
         if len(self.memory) == 0:
             return False
-        if client.strategy.wait and client.spoke_on >= client.version:
-            return False  # rests until the next model
-        return client.plan(self._budget())[0] > 0
+        return not client.rests and client.plan(self._budget()).steps > 0
 
     def _budget(self) -> int:
-        """Steps of one visit at most: what moments are taken of is in memory at once."""
-        return _MOST_BATCHES if self._weights is None else self.client.visit_steps
+        """Steps of one round at most: what statistics are taken of is in memory at once."""
+        return _MOST_BATCHES if self._weights is None else self.client.round_steps
 
-    def _letter(self, update: Update) -> SignedMessage:
+    def _sign(self, update: Update) -> SignedMessage:
         _, digest = self.memory.held()
-        origin = MessageHeader(
+        header = MessageHeader(
             "update", self._job.run, update.client, update.sequence, update.base_version, digest
         )
         seal_for = self._identity.peer_seal_key if self._job.sealed else None
         body = pack_update(update)
-        return written(origin, body, self._identity.signing_key, seal_for=seal_for)
+        return sign_message(header, body, self._identity.signing_key, seal_for=seal_for)
 
     def _adopt(self, model: GlobalModel) -> None:
-        """Take a new global model, tell of it, and hand it to the detector."""
+        """Take a new global model, publish that, and hand it to the detector."""
         self._newer = None
         self.client.adopt(model)
-        self.memory.save(self.client.state(), model=model)
+        self.memory.save(self.client.snapshot(), model=model)
         self._invited = model.invites(self.client.name)
         self.link.publish(self._status(ONLINE))
         self.counts["adopted"] += 1
@@ -367,7 +365,8 @@ class Agent:
         if self._weights is None:
             hand_over(self._start / jobs.EDGE, out, model, batches=self.memory, run=run)
         else:
-            hand_over_weights(self._start / jobs.MODEL, out, model, batches=self.memory, run=run)
+            weights = replace(model, tensors=self.client.algorithm.weights(model.tensors))
+            hand_over_weights(self._start / jobs.MODEL, out, weights, batches=self.memory, run=run)
         self.counts["handed_over"] += 1
 
     def _repair_detector(self) -> None:

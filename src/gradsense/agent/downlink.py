@@ -106,7 +106,7 @@ class Downlink:
         A model that is given back counts as held from then on.
 
         Args:
-            now: seconds, never falling.
+            now: monotonic seconds.
         """
         if not message.payload and not message.pairs:
             return None  # a retained chunk was cleared away
@@ -140,7 +140,7 @@ class Downlink:
     def _chunk(self, found: Read, now: float) -> News | None:
         properties, chunk = found.properties, found.chunk
         assert chunk is not None  # ``read`` gives one for a model
-        version = properties.origin.base_version
+        version = properties.header.base_version
         if version == self._version:
             return Repeated(version) if chunk.index == 0 else None
         if version < self._version:

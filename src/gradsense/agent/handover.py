@@ -23,7 +23,6 @@ from gradsense.detection.detector import BATCH
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.errors import GradsenseError, InputError
-from gradsense.federation.scaffold import weights_of
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.alarms import FALSE_ALARM_SHARE
 from gradsense.learning.calibration import COLDEST, HOTTEST, softmax
@@ -92,7 +91,7 @@ def hand_over_weights(
 
     card, classifier = folder.read_card(start), folder.load(start)
     try:
-        classifier.load(weights_of(model.tensors))
+        classifier.load(model.tensors)
     except ValueError as error:
         raise GradsenseError(f"model {model.version} is not of this run: {error}") from error
     kept = Measured(calibration=card.calibration, reference=card.reference)

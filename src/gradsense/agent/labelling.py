@@ -92,7 +92,7 @@ class BatchBuilder:
         self._since = 0.0
 
     def add(self, gathered: Gathered, now: float) -> None:
-        """Take in a step. ``now``: seconds of any origin that never fall."""
+        """Take in a step. ``now``: monotonic seconds."""
         if self._held is None:
             self._held, self._since = gathered, now
         else:
@@ -212,7 +212,7 @@ class Harvest:
         )
         for name, times in Counter(label.filter(~known).drop_nulls().to_list()).items():
             counts[f"unknown-class:{name}"] = times
-        chosen = self._networks.disguise(flows.filter(known))
+        chosen = self._networks.mask(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
 

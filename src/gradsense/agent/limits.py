@@ -96,7 +96,7 @@ class Throttle:
         limits: to keep.
         wanted: whether something newer came that training must make way for.
         machine: what is read.
-        clock: seconds of any origin that never fall.
+        clock: monotonic seconds.
         sleep: for so many seconds.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Reads a site's flows through the edge bundle's graph: the learner of a device without torch.
 
-Only for strategies that send moments: they ask for features, which the graph gives, and for what
-the head of the global model makes of them, which is two arrays.
+Only for algorithms that read and do not train: they ask for features, which the graph gives, and
+for what the head of the global model makes of them, which is two arrays.
 """
 
 from __future__ import annotations
@@ -83,15 +83,16 @@ class Reader:
     def observe(
         self, tensors: Tensors, *, first_step: int, steps: int, tolerance: float
     ) -> Observed:
-        """The moments of the batches ``first_step`` to ``first_step + steps - 1``, and how well
-        the head explains them; equal to what ``learning.trainer`` finds with torch.
+        """The sufficient statistics of ``steps`` batches from ``first_step`` on.
+
+        They, and how well the head explains the batches, equal what ``learning.trainer`` finds.
 
         Features of all distinct rows are in memory at once, 4 d bytes each here and some five
         times as much while they are factorised.
 
         Args:
             tensors: ``score.weight`` and ``score.bias``.
-            tolerance: see ``moments.factorise``.
+            tolerance: see ``statistics.factorise``.
 
         Raises:
             GradsenseError: they are no head of this graph.
@@ -138,7 +139,7 @@ class Reader:
 
     def _refuse(self) -> NoReturn:
         raise GradsenseError(
-            "this device has no torch model, and the run's strategy trains weights; "
+            "this device has no torch model, and the run's algorithm trains weights; "
             "install gradsense[train] and take the run's start with its model/ folder"
         )
 

@@ -196,7 +196,7 @@ class AgentStore:
         self,
         client: ClientState,
         *,
-        letter: SignedMessage | None = None,
+        update: SignedMessage | None = None,
         model: GlobalModel | None = None,
         counts: Mapping[str, int] | None = None,
     ) -> None:
@@ -204,26 +204,26 @@ class AgentStore:
 
         Args:
             client: what ``federation.Client.state`` gives.
-            letter: the update that it has just made, signed; it waits in the outbox from now on.
+            update: that it has just made, signed; it waits in the outbox from now on.
                 It is taken in even where the outbox is ``full``, since the state has spoken.
             model: the global model that it has just adopted, in place of the one before.
             counts: counter to what is added to it.
 
         Raises:
-            ValueError: the letter is not of the number that the state says was used last.
+            ValueError: the update is not of the number that the state says was used last.
             MemoryFull: it could not be written, no part of it; try again.
         """
         values, tensors = client
-        if letter is not None and letter.properties.origin.sequence != values["sequence"]:
+        if update is not None and update.properties.header.sequence != values["sequence"]:
             raise ValueError("the update's number is not that of the client's state")
         body = checkpoint.dumps(dict(values), tensors)
         held, packed = (None, b"") if model is None else _pack_model(model)
         with self._transaction() as db:
             _keep(db, "client", body)
             _count(db, counts or {})
-            if letter is not None:
-                said = json.dumps(letter.properties.pairs())
-                row = (values["sequence"], said, letter.body)
+            if update is not None:
+                pairs = json.dumps(update.properties.pairs())
+                row = (values["sequence"], pairs, update.body)
                 db.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
             if model is not None:
                 _keep(db, "model", packed)

@@ -35,7 +35,7 @@ class Supervisor:
 
     Args:
         command: its arguments after the interpreter.
-        timer: seconds that never fall.
+        timer: monotonic seconds.
 
     Attributes:
         starts: how often it was started.

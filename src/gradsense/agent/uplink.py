@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.store import AgentStore, ClientState
 from gradsense.transport.chunks import Resume, ResumeRequest, message_id
-from gradsense.transport.messages import Message, SignedMessage, messages, written
+from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader
@@ -35,12 +35,12 @@ class Uplink:
             key lived that they were made under.
         rate: what the link may carry; its burst is more than a chunk.
         window: publishes that the broker has not confirmed yet, at most.
-        patience_s, most_patience_s: seconds without an answer until the first repeat, and the most
+        retry_s, max_retry_s: seconds without an answer until the first repeat, and the most
             that they double to.
-        rng: spreads what a fleet does on the same occasion over ``spread_s`` seconds.
+        rng: spreads what a fleet does on the same occasion over ``jitter_s`` seconds.
 
     Attributes:
-        counts: what was done and what was put aside: ``chunks``, ``asks``, ``repeats``,
+        counts: what was done and what was put aside: ``chunks``, ``resume-requests``, ``repeats``,
             ``old-acks``, ``other-resumes``.
     """
 
@@ -51,23 +51,23 @@ class Uplink:
         rate: Rate,
         *,
         window: int = 8,
-        patience_s: float = 15.0,
-        most_patience_s: float = 120.0,
+        retry_s: float = 15.0,
+        max_retry_s: float = 120.0,
         rng: random.Random,
-        spread_s: float = 2.0,
+        jitter_s: float = 2.0,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._memory, self._key, self._rate = memory, key, rate
         self._window = window
-        self._least_s, self._most_s = patience_s, most_patience_s
-        self._patience_s = patience_s
-        self._rng, self._spread_s = rng, spread_s
-        self._letter = self._oldest()
+        self._min_s, self._max_s = retry_s, max_retry_s
+        self._retry_s = retry_s
+        self._rng, self._jitter_s = rng, jitter_s
+        self._signed = self._oldest()
         # What an earlier process left may have been sent in part.
-        self._begun = self._letter is not None
+        self._begun = self._signed is not None
         self._chunks: deque[int] = deque()  # still to be published
-        self._ask = False  # a question is to be published
-        self._asked = False  # its answer is awaited
+        self._request_due = False  # a resume request is to be published
+        self._resume_due = False  # its answer is awaited
         self._again_at: float | None = None  # when the update is tried again, all being sent
         self._blocked = True  # until on_connect
         self._start()
@@ -78,26 +78,26 @@ class Uplink:
         return self._head() is None
 
     def _oldest(self) -> SignedMessage | None:
-        letter = self._memory.head()
-        return letter and SignedMessage(sign(letter.properties, self._key), letter.body)
+        signed = self._memory.head()
+        return signed and SignedMessage(sign(signed.properties, self._key), signed.body)
 
     def _head(self) -> SignedMessage | None:
-        if self._letter is None:
-            self._letter = self._oldest()
+        if self._signed is None:
+            self._signed = self._oldest()
             self._begun = False
             self._start()
-        return self._letter
+        return self._signed
 
     def _start(self) -> None:
         """What is to be done for the update at the head, whatever was done before."""
         self._chunks.clear()
-        self._ask = self._asked = False
+        self._request_due = self._resume_due = False
         self._again_at = None
-        if self._letter is None:
+        if self._signed is None:
             return
-        count = self._letter.properties.chunk_count
+        count = self._signed.properties.chunk_count
         if self._begun and count > 1:
-            self._ask = True
+            self._request_due = True
         else:
             self._chunks.extend(range(count))
 
@@ -106,47 +106,47 @@ class Uplink:
     def on_connect(self, now: float) -> None:
         """The link is there. What was under way on the one before may be lost."""
         self._blocked = False
-        self._patience_s = self._least_s
+        self._retry_s = self._min_s
         self._start()
 
     def on_disconnect(self) -> None:
         """The link is gone."""
         self._blocked = True
 
-    def on_heard(self, now: float) -> None:
+    def on_model(self, now: float) -> None:
         """The coordinator has said something new, so it is worth trying soon.
 
         Not at once: an acknowledgement is mostly on its way with the news, and a whole fleet hears
         of a model at one moment.
         """
-        self._patience_s = self._least_s
+        self._retry_s = self._min_s
         if self._again_at is not None:
-            soon = now + self._rng.uniform(0.5, 1.0) * self._spread_s
+            soon = now + self._rng.uniform(0.5, 1.0) * self._jitter_s
             self._again_at = min(self._again_at, soon)
 
     def on_resume(self, resume: Resume, now: float) -> None:
         """The answer to an ask. One that nobody waits for is counted and put aside."""
         head = self._head()
-        said = (resume.message, resume.count)
+        key = (resume.message, resume.count)
         if (
             head is None
-            or not self._asked
-            or said != (message_id(head.properties), head.properties.chunk_count)
+            or not self._resume_due
+            or key != (message_id(head.properties), head.properties.chunk_count)
         ):
             self.counts["other-resumes"] += 1
             return
-        self._ask = self._asked = False
+        self._request_due = self._resume_due = False
         if resume.missing:
-            self._patience_s = self._least_s
+            self._retry_s = self._min_s
             self._chunks = deque(resume.missing)
             self._again_at = None
         else:  # all there, but not durable yet
-            self._again_at = now + self._patience_s
+            self._again_at = now + self._retry_s
 
     def expects(self, ack: Ack) -> bool:
         """Whether an acknowledgement is of the update at the head; any other is an old one."""
         head = self._head()
-        return head is not None and ack.sequence == head.properties.origin.sequence
+        return head is not None and ack.sequence == head.properties.header.sequence
 
     def on_ack(self, ack: Ack, *, client: ClientState | None = None) -> bool:
         """The update is durable, or was refused for good: the next one may go.
@@ -164,8 +164,8 @@ class Uplink:
             self.counts["old-acks"] += 1
             return False
         self._memory.acknowledged(ack.sequence, ack.refusal, client=client)
-        self._letter = None
-        self._patience_s = self._least_s
+        self._signed = None
+        self._retry_s = self._min_s
         return True
 
     # What to do -----------------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Uplink:
         """What to publish now, with QoS 1.
 
         Args:
-            now: seconds, never falling.
+            now: monotonic seconds.
             unacked: publishes that the broker has not confirmed yet.
         """
         head = self._head()
@@ -196,39 +196,39 @@ class Uplink:
 
     def _repeat(self, head: SignedMessage, now: float, unacked: int) -> None:
         if unacked:  # what was sent is still on its way: the coordinator owes no answer yet
-            self._again_at = now + self._patience_s
+            self._again_at = now + self._retry_s
             return
         self.counts["repeats"] += 1
-        self._patience_s = min(2 * self._patience_s, self._most_s)
+        self._retry_s = min(2 * self._retry_s, self._max_s)
         self._again_at = None
         if head.properties.chunk_count > 1:
-            self._ask = True
+            self._request_due = True
         else:
             self._chunks.append(0)
 
     def _next(self, head: SignedMessage) -> Message | None:
-        if self._ask:
-            return self._question(head)
+        if self._request_due:
+            return self._resume_request(head)
         return messages(head, [self._chunks[0]])[0] if self._chunks else None
 
-    def _question(self, head: SignedMessage) -> Message:
-        origin = head.properties.origin
+    def _resume_request(self, head: SignedMessage) -> Message:
+        header = head.properties.header
         version, digest = self._memory.held()
         ask = ResumeRequest(message_id(head.properties), head.properties.chunk_count)
-        place = MessageHeader("ask", origin.run, origin.device, origin.sequence, version, digest)
-        return messages(written(place, ask.pack(), self._key))[0]
+        place = MessageHeader("ask", header.run, header.device, header.sequence, version, digest)
+        return messages(sign_message(place, ask.pack(), self._key))[0]
 
     def _sent(self, now: float) -> None:
         """What ``_next`` gave is on its way."""
-        if self._ask:
-            self._ask, self._asked = False, True
-            self.counts["asks"] += 1
+        if self._request_due:
+            self._request_due, self._resume_due = False, True
+            self.counts["resume-requests"] += 1
         else:
             self._chunks.popleft()
             self._begun = True
             self.counts["chunks"] += 1
         if not self._chunks:
-            self._again_at = now + self._patience_s
+            self._again_at = now + self._retry_s
 
     def wake_at(self, now: float) -> float | None:
         """When ``due`` will have something; None: not before something happens."""

@@ -1,4 +1,4 @@
-"""The learner for strategies that train weights: the one place where a device needs torch."""
+"""The learner for algorithms that train weights: the one place where a device needs torch."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ _EXTRAS = {
     "fleet": ("cryptography",),
 }
 
+__all__ = ["main"]
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
@@ -25,7 +27,7 @@ def main() -> None:
     from gradsense.cli.app import app
 
     try:
-        app()
+        app(prog_name="gradsense")
     except GradsenseError as error:
         text = " ".join(str(error).splitlines())  # file names may hold anything
         print(f"gradsense: {text}", file=sys.stderr)

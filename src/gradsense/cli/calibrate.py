@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console, show_notes
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import BundleThreshold, Manifest
 
 
+@command(example="gradsense calibrate conn.log --model edge/ --out edge-here/")
 def calibrate(
     benign: Annotated[
         list[Path],
@@ -24,7 +26,7 @@ def calibrate(
     ],
     model: Annotated[Path, typer.Option(help="The bundle that gradsense export wrote.")],
     share: Annotated[
-        float, typer.Option(min=0.0, max=0.5, help="Share of benign flows that may ring.")
+        float, typer.Option(min=0.0, max=0.5, help="Share of benign flows that may raise an alert.")
     ] = 0.0025,
     novelty: Annotated[
         bool, typer.Option("--novelty", help="Choose the novelty threshold too.")
@@ -69,7 +71,7 @@ def _show(path: Path, manifest: Manifest, before: Manifest, console: Console) ->
     table.add_row("bundle", before.id, manifest.id)
     table.add_row("benign flows", f"{before.alarm.flows:,}", f"{site['flows']:,}")
     table.add_row("from", before.alarm.source, manifest.alarm.source)
-    table.add_row("rings at", _odds(before.alarm), _odds(manifest.alarm))
+    table.add_row("alert at", _odds(before.alarm), _odds(manifest.alarm))
     if manifest.novelty is not None and before.novelty is not None:
         table.add_row("novel above", _plain(before.novelty), _plain(manifest.novelty))
     console.print(table, highlight=False)
@@ -82,7 +84,7 @@ def _show(path: Path, manifest: Manifest, before: Manifest, console: Console) ->
 
 
 def _odds(found: BundleThreshold) -> str:
-    # A suspicion of 0.99998 says little to the eye; what is left of p(benign) does.
+    # p(benign) is easier to read than a suspicion of 0.99998.
     return f"p(benign) below {1 - found.value:.2g} ({found.share:.2%} of these flows)"
 
 

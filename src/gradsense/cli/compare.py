@@ -11,20 +11,25 @@ import typer
 from rich.console import Console
 
 from gradsense.cli.console import results_console
-from gradsense.cli.options import with_settings
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars, news
-from gradsense.config import RunSettings
 
 if TYPE_CHECKING:
+    from gradsense.config import RunSettings
     from gradsense.experiments.compare import PlannedRun
     from gradsense.experiments.results import Row
 
 
-@with_settings("strategy")
+@command(
+    example="gradsense compare --data iot23/ --algorithms fedavg,fedopt,gsfs --seeds 3 --out "
+    "table3/",
+    settings=True,
+    hidden="algorithm",
+)
 def compare(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the runs.")],
-    strategies: Annotated[
+    algorithms: Annotated[
         str, typer.Option(help="Names with commas between them.")
     ] = "fedavg,fedopt,gsfs",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 3,
@@ -39,8 +44,8 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
-    """Compare strategies with one budget of local compute over several seeds; print Table III."""
-    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    """Compare algorithms with one budget of local compute over several seeds; print Table III."""
+    names = [name.strip() for name in algorithms.split(",") if name.strip()]
     rows, notes = run_comparison(
         run, names, seeds, out, references=references, jobs=jobs, resume=resume
     )
@@ -52,7 +57,7 @@ def compare(
 
 def run_comparison(
     run: RunSettings,
-    strategies: list[str],
+    algorithms: list[str],
     seeds: int,
     out: Path,
     *,
@@ -64,7 +69,7 @@ def run_comparison(
     from gradsense.experiments.compare import compare as compare_all
     from gradsense.experiments.compare import plan
 
-    planned = plan(run, strategies, seeds, out, references=references)
+    planned = plan(run, algorithms, seeds, out, references=references)
     with bars() as progress:
         whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
         tasks: dict[str, Any] = {}

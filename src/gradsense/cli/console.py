@@ -19,7 +19,7 @@ def results_console() -> Console:
 
 
 def show_notes(notes: Iterable[str]) -> None:
-    """What a person should know beside the result, on stderr."""
+    """Print notes on a result to stderr."""
     console = Console(stderr=True)
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)

@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
+from gradsense.cli.lazy import command
 from gradsense.cli.watch import log_to_stderr
 from gradsense.errors import InputError
 
 
+@command(example="gradsense coordinator --fleet fleet/ --metrics 127.0.0.1:9109")
 def coordinator(
     fleet: Annotated[Path, typer.Option(help="The fleet's folder.")] = Path("fleet"),
     metrics: Annotated[
@@ -37,7 +39,7 @@ def coordinator(
         process = CoordinatorService(fleet, rng=random.Random())
         if metrics is not None:
             registry = CollectorRegistry()
-            registry.register(StatusCollector(lambda: process.told))
+            registry.register(StatusCollector(lambda: process.latest))
             stack.callback(serve(registry, _address(metrics)))
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.signal(number, lambda *_: process.stop.set())

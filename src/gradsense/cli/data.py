@@ -11,22 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.data.datasets.inspect import Inspection
 
-app = typer.Typer(help="Look into Zeek logs.", no_args_is_help=True)
 
-
-@app.callback()
-def _group() -> None:
-    """Look into Zeek logs."""
-
-
-@app.command(
-    "inspect",
-    epilog="Example: gradsense data inspect captures/ --json > summary.json",
-)
+@command(example="gradsense data inspect captures/ --json > summary.json")
 def inspect_command(
     path: Annotated[Path, typer.Argument(help="A conn.log, or a folder of captures.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gradsense.cli.compare import run_comparison, show
 from gradsense.cli.console import results_console
-from gradsense.config import settings
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.experiments.demo import Guarded, Reading
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 STRATEGIES = ["fedavg", "fedopt", "gsfs"]
 
 
+@command(example="gradsense demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for all that it makes.")] = Path("demo"),
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each strategy.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each algorithm.")] = 10,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print results.json; the story goes to stderr.")
     ] = False,
 ) -> None:
     """Watch synthetic sites learn together without sharing a flow; needs no data."""
+    from gradsense.config import settings
     from gradsense.experiments.demo import fresh_folder, guard, make_fleet, read_sample
     from gradsense.experiments.rundir import MODEL, RESULTS
 
@@ -52,7 +54,7 @@ def demo(
     console.print(
         "\nNow with your own logs:\n"
         "  gradsense data inspect YOUR-CAPTURES/\n"
-        "  gradsense compare --data YOUR-CAPTURES/ --strategies fedavg,fedopt,gsfs --out table3/\n"
+        "  gradsense compare --data YOUR-CAPTURES/ --algorithms fedavg,fedopt,gsfs --out table3/\n"
         f"  gradsense watch YOUR/conn.log --model {guarded.bundle}",
         highlight=False,
         soft_wrap=True,
@@ -84,8 +86,8 @@ def _show_reading(reading: Reading, console: Console) -> None:
 
 def _show_guard(guarded: Guarded, console: Console) -> None:
     console.print(
-        f"   {guarded.alarms:,} of {guarded.flows:,} flows rang: {len(guarded.alerts)} alerts, "
-        "the worst first",
+        f"   {guarded.alarms:,} of {guarded.flows:,} flows raised an alarm: "
+        f"{len(guarded.alerts)} alerts, the worst first",
         soft_wrap=True,
     )
     for alert in guarded.alerts[:5]:

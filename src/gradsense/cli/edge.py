@@ -16,9 +16,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gradsense.cli.lazy import command
 from gradsense.cli.watch import log_to_stderr, state_folder
 
 
+@command(example="gradsense edge --bundle porch-cam/ --logs /opt/zeek/logs/current/conn.log")
 def edge(
     bundle: Annotated[
         Path, typer.Option(help="What gradsense fleet enroll wrote, unpacked: device/ and run/.")
@@ -72,10 +74,10 @@ def edge(
     ] = 60.0,
     agent_of: Annotated[int, typer.Option(hidden=True)] = 0,
 ) -> None:
-    """Run a device: detect in its logs, learn from what is labelled, speak when there is news.
+    """Run a device: detect in its logs, learn from what is labelled, upload when there is news.
 
     Labels come from the operator's feedback (gradsense feedback), a rules file, or the logs
-    themselves. Without a network it goes on; what it has to tell waits on disk.
+    themselves. Without a network it goes on; what it has to send waits on disk.
     """
     place = state or state_folder()
     if agent_of or not detect:
@@ -119,8 +121,8 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
     from gradsense.agent.labelling import find_logs
     from gradsense.agent.start import first_detector
     from gradsense.agent.supervisor import Supervisor
-    from gradsense.gateway.assembly import WatchPlan, open_watch
     from gradsense.gateway.settings import Settings, read
+    from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
     settings = Settings() if config is None else read(config)

@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import file_bar
 
 
+@command(example="gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl")
 def evaluate(
     model: Annotated[Path, typer.Option(help="The model folder that training wrote.")],
     data: Annotated[Path, typer.Option(help="A conn.log, or a folder of captures.")],

@@ -13,12 +13,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gradsense.cli.console import results_console, show_notes
+from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
     from gradsense.detection.bundle import BundleThreshold, Manifest
     from gradsense.detection.export import Exported
 
 
+@command(example="gradsense export --model run/model --out edge/ --verify")
 def export(
     model: Annotated[Path, typer.Option(help="The model folder that training wrote.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
@@ -27,11 +29,11 @@ def export(
     ] = False,
     verify: Annotated[
         bool,
-        typer.Option("--verify", help="Hold the graph against torch before it is put in place."),
+        typer.Option("--verify", help="Compare the graph with torch before it is written."),
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Logs to verify on and, where labelled, to calibrate on afresh."),
+        typer.Option(help="Logs to verify on and, where labelled, to calibrate on."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write an int8 graph however much macro-F1 it loses.")
@@ -63,7 +65,7 @@ def export(
 
 @contextmanager
 def _spinner(first: str) -> Iterator[Callable[[str], None]]:
-    """What is being done now, on stderr; silent where stderr is no terminal."""
+    """Shows the current step on stderr, if that is a terminal."""
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),
@@ -107,7 +109,7 @@ def _threshold(name: str, found: BundleThreshold) -> str:
 def _verified(manifest: Manifest) -> list[tuple[str, str]]:
     found = manifest.verified
     if found is None:
-        return [("verified", "no; --verify holds it against torch")]
+        return [("verified", "no; --verify compares it with torch")]
     novelty = "" if found["novelty"] is None else f", novelty by {found['novelty']:.2g}"
     return [
         ("verified", f"{found['flows']:,} flows, {found['source']}"),

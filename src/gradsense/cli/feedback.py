@@ -1,4 +1,4 @@
-"""``gradsense feedback``: an operator's word on an alert."""
+"""``gradsense feedback``: an operator's feedback on an alert."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 from gradsense.cli.watch import state_folder
 from gradsense.errors import InputError
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from gradsense.gateway.alerting.alert import Alert
 
 
+@command(example="gradsense feedback 3f9a0c --benign")
 def feedback(
     alert: Annotated[
         str, typer.Argument(help="Id of an alert, or its beginning; none lists the newest alerts.")
     ] = "",
-    benign: Annotated[bool, typer.Option("--benign", help="It was a false alarm.")] = False,
+    benign: Annotated[bool, typer.Option("--benign", help="It was a false alert.")] = False,
     malicious: Annotated[bool, typer.Option("--malicious", help="It was an attack.")] = False,
     label: Annotated[
         str | None, typer.Option(help="It was this class, as the model names it.")
@@ -37,33 +39,31 @@ def feedback(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Say what an alert really was: false alarms fall silent at once, and all of it trains."""
+    """Label an alert: a false one is silenced at once, and all feedback is training data."""
+    from gradsense.data.datasets.labels import BENIGN, MALICIOUS
     from gradsense.gateway.store import GatewayStore
 
     folder = state or state_folder()
     if not (folder / "watch.sqlite3").is_file():
-        raise InputError("no watch has kept its state there", hint="give its --state", file=folder)
+        raise InputError("no watch keeps its state there", hint="give its --state", file=folder)
     journal = GatewayStore(folder, exclusive=False)
     if not alert:
         _list(journal.alerts(20), as_json=as_json)
         return
-    words = [
-        word
-        for word, given in (("Benign", benign), ("Malicious", malicious), (label or "", label))
-        if given
-    ]
-    if len(words) != 1:
+    given = ((BENIGN, benign), (MALICIOUS, malicious), (label or "", label))
+    labels = [name for name, chosen in given if chosen]
+    if len(labels) != 1:
         raise InputError(
             "an alert is one thing", hint="give one of --benign, --malicious or --label X"
         )
     found = journal.alert(alert)
-    prompts = journal.judge(found, words[0], time.time())
+    prompts = journal.record_feedback(found, labels[0], time.time())
     if as_json:
-        typer.echo(json.dumps({"alert": found.id, "label": words[0], "prompts": prompts}))
+        typer.echo(json.dumps({"alert": found.id, "label": labels[0], "prompts": prompts}))
         return
-    after = " On this device they ring no more." if benign else ""
+    after = " They raise no more alerts on this device." if benign else ""
     typer.echo(
-        f"{found.id}: {found.label} on {found.device} was {words[0]}. {prompts} distinct prompts "
+        f"{found.id}: {found.label} on {found.device} was {labels[0]}. {prompts} distinct prompts "
         f"are kept as training data.{after}"
     )
 
@@ -80,4 +80,4 @@ def _list(alerts: list[Alert], *, as_json: bool) -> None:
             alert.id, alert.severity, alert.label, alert.device, f"{alert.flows:,}", alert.state
         )
     results_console().print(table)
-    Console(stderr=True).print("say what one was: gradsense feedback ID --benign", highlight=False)
+    Console(stderr=True).print("label one: gradsense feedback ID --benign", highlight=False)

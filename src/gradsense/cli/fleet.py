@@ -12,15 +12,11 @@ import typer
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
 
 if TYPE_CHECKING:
     from gradsense.fleet.registry import Enrolment
-
-app = typer.Typer(
-    help="Certificates and access: make a fleet, let devices in, shut them out.",
-    no_args_is_help=True,
-)
 
 FleetFolder = Annotated[Path, typer.Option("--fleet", help="The fleet's folder.")]
 Device = Annotated[str, typer.Argument(help="Id of the device: letters, digits, . _ -")]
@@ -49,7 +45,7 @@ _ROTATED = (
 )
 
 
-@app.command(epilog="Example: gradsense fleet init --fleet fleet/ --broker mqtt.example.org")
+@command(example="gradsense fleet init --fleet fleet/ --broker mqtt.example.org")
 def init(
     fleet: FleetFolder = Path("fleet"),
     broker: Annotated[
@@ -80,7 +76,7 @@ def init(
         typer.echo(f"\n{fleet / 'broker' / file}:\n\n{rules[name]}", nl=False)
 
 
-@app.command(epilog="Example: gradsense fleet enroll porch-cam --out porch-cam.zip")
+@command(example="gradsense fleet enroll porch-cam --out porch-cam.zip")
 def enroll(
     device: Device,
     fleet: FleetFolder = Path("fleet"),
@@ -102,7 +98,7 @@ def enroll(
     _show(entry, now, as_json, note if start else f"{note}. {_NO_RUN}")
 
 
-@app.command(epilog="Example: gradsense fleet revoke porch-cam")
+@command(example="gradsense fleet revoke porch-cam")
 def revoke(device: Device, fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """Shut a device out; its updates are refused from now on."""
     from gradsense.fleet.enrolment import opened
@@ -113,7 +109,7 @@ def revoke(device: Device, fleet: FleetFolder = Path("fleet"), as_json: AsJson =
     _show(entry, now, as_json, _REVOKED)
 
 
-@app.command(epilog="Example: gradsense fleet rotate porch-cam --out porch-cam-2.zip")
+@command(example="gradsense fleet rotate porch-cam --out porch-cam-2.zip")
 def rotate(
     device: Annotated[str, typer.Argument(help="Id of the device.")] = "",
     broker: Annotated[bool, typer.Option("--broker", help="The broker's certificate.")] = False,
@@ -145,7 +141,7 @@ def rotate(
     _show(entry, now, as_json, f"new keys: {place}. {_ROTATED}")
 
 
-@app.command("list", epilog="Example: gradsense fleet list --json")
+@command(example="gradsense fleet list --json")
 def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """Every member with its certificate: its state, how long it is valid, its signing key."""
     from gradsense.fleet import enrolment

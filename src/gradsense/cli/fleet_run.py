@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.console import results_console
 from gradsense.cli.fleet import AsJson, FleetFolder
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
-from gradsense.fleet.jobs import Job
+
+if TYPE_CHECKING:
+    from gradsense.fleet.jobs import Job
 
 
+@command(example="gradsense fleet run porch --labels Benign,DDoS,PortScan")
 def run(
     name: Annotated[str, typer.Argument(help="Name of the run: letters, digits, . _ -")],
     fleet: FleetFolder = Path("fleet"),
-    strategy: Annotated[str, typer.Option(help="A strategy, values changed or not.")] = "gsfs",
+    algorithm: Annotated[str, typer.Option(help="An algorithm, values changed or not.")] = "gsfs",
     model: Annotated[
         Path | None, typer.Option(help="Model folder to start from. Without: a new one.")
     ] = None,
@@ -33,7 +36,7 @@ def run(
     ] = "nano",
     template: Annotated[str, typer.Option(help="Prompt template of a new model.")] = "context",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    epochs: Annotated[float, typer.Option(help="Passes over a site's flows a visit.")] = 1.0,
+    epochs: Annotated[float, typer.Option(help="Local epochs of a local round.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Flows a step, where weights train.")] = 32,
     lr: Annotated[float, typer.Option(help="Learning rate, where weights train.")] = 1e-3,
     participation: Annotated[float, typer.Option(help="Share invited to each round.")] = 1.0,
@@ -46,7 +49,7 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Open a run: what is trained, from which start, by which strategy.
+    """Open a run: what is trained, from which start, by which algorithm.
 
     A coordinator that works takes it up within seconds. fleet enroll --run NAME gives it to
     devices.
@@ -67,7 +70,7 @@ def run(
         )
     job = make_job(
         run=name,
-        strategy=strategy,
+        algorithm=algorithm,
         labels=classes,
         seed=seed,
         epochs=epochs,
@@ -100,6 +103,10 @@ def make_job(**values: Any) -> Job:
     Raises:
         InputError: names the first value that does not fit.
     """
+    from pydantic import ValidationError
+
+    from gradsense.fleet.jobs import Job
+
     try:
         return Job.model_validate(values)
     except ValidationError as error:
@@ -111,27 +118,28 @@ def make_job(**values: Any) -> Job:
         ) from None
 
 
+@command(example="gradsense fleet status --json")
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
     from gradsense.coordinator.service import read_status
     from gradsense.fleet.enrolment import read
 
     read(fleet)
-    told = read_status(fleet)
-    if told is None:
+    status = read_status(fleet)
+    if status is None:
         raise InputError(
             "no coordinator has worked here yet",
             hint=f"gradsense coordinator --fleet {fleet}",
             file=fleet,
         )
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(status, indent=2))
         return
     console = results_console()
-    broker = "connected to its broker" if told["connected"] else "without a broker"
-    state = "stopped" if told["stopped"] else f"up for {told['up_s']:.0f} s"
-    console.print(f"coordinator {state}, {broker}; as told at {told['at']}", markup=False)
-    for name, run in told["runs"].items():
+    broker = "connected to its broker" if status["connected"] else "without a broker"
+    state = "stopped" if status["stopped"] else f"up for {status['up_s']:.0f} s"
+    console.print(f"coordinator {state}, {broker}; as of {status['at']}", markup=False)
+    for name, run in status["runs"].items():
         console.print(run_table(name, run))
 
 
@@ -141,7 +149,7 @@ def run_table(
     """One run and its devices; ``more`` adds columns: device to column to cell."""
     pool = f"{run['pool']['updates']} of {run['pool']['needed']} updates pooled"
     state = "finished" if run["finished"] else pool if run["started"] else "waits for devices"
-    title = f"{name}: {run['strategy']}, model {run['version']} ({run['hash'][:12]}), {state}"
+    title = f"{name}: {run['algorithm']}, model {run['version']} ({run['hash'][:12]}), {state}"
     refused = ", ".join(f"{number} {reason}" for reason, number in run["refused"].items())
     table = Table(title=title, caption=f"refused: {refused}" if refused else None)
     for column in ("device", "link", "holds model", "updates", "bytes", "refused"):
@@ -150,19 +158,20 @@ def run_table(
     columns = list(dict.fromkeys(column for cells in more.values() for column in cells))
     for column in columns:
         table.add_column(column, justify="right")
-    for device, told in sorted(run["devices"].items()):
+    for device, status in sorted(run["devices"].items()):
         table.add_row(
             device,
-            "online" if told["online"] else "offline",
-            "-" if told["held"] is None else str(told["held"]),
-            str(told["updates"]),
-            f"{told['bytes']:,}",
-            str(sum(told["refused"].values())),
+            "online" if status["online"] else "offline",
+            "-" if status["held"] is None else str(status["held"]),
+            str(status["updates"]),
+            f"{status['bytes']:,}",
+            str(sum(status["refused"].values())),
             *(more.get(device, {}).get(column, "") for column in columns),
         )
     return table
 
 
+@command(example="gradsense fleet model porch --out model/")
 def model(
     name: Annotated[str, typer.Argument(help="Name of the run.")],
     out: Annotated[Path, typer.Option(help="Folder for the model.")],

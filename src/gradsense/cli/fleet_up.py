@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from gradsense.cli.fleet_run import make_job, run_table
+from gradsense.cli.lazy import command
 from gradsense.errors import GradsenseError
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from gradsense.localfleet.local_fleet import LocalFleet
 
 _TURN_S = 0.5
-#: Nothing new for so long after all was played: everybody has told what there was.
+#: Nothing new for so long after all was played: everybody has sent what there was.
 _QUIET_S = 8.0
 
 
+@command(example="gradsense fleet up --devices 5")
 def up(
     devices: Annotated[int, typer.Option(min=1, max=50, help="How many.")] = 5,
     logs: Annotated[
@@ -37,11 +39,11 @@ def up(
     out: Annotated[
         Path | None, typer.Option(help="New folder that stays. Without: nothing stays.")
     ] = None,
-    strategy: Annotated[str, typer.Option(help="A strategy, values changed or not.")] = "gsfs",
+    algorithm: Annotated[str, typer.Option(help="An algorithm, values changed or not.")] = "gsfs",
     flows: Annotated[int, typer.Option(min=50, help="Flows played of each log, at most.")] = 2000,
     play: Annotated[float, typer.Option(min=0, help="Seconds that the logs take.")] = 20.0,
     seconds: Annotated[
-        float | None, typer.Option(help="Stop after so long. Without: when all is told.")
+        float | None, typer.Option(help="Stop after so long. Without: when all is sent.")
     ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="Go on until Ctrl-C.")] = False,
     sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt bodies end to end.")] = False,
@@ -70,7 +72,7 @@ def up(
                 seed=seed,
                 job=lambda labels: make_job(
                     run="up",
-                    strategy=strategy,
+                    algorithm=algorithm,
                     labels=labels,
                     seed=seed,
                     min_devices=devices,
@@ -116,7 +118,7 @@ def _show(
             if ended := fleet.ended():
                 name, code = next(iter(ended.items()))
                 raise GradsenseError(
-                    f"{name} ended by itself ({code}), its last words: {fleet.last_words(name)}"
+                    f"{name} ended by itself ({code}), its last words: {fleet.last_line(name)}"
                 )
             status, now = fleet.status(), time.monotonic()
             state = _state(status)

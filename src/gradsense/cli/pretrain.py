@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars
 
 
+@command(example="gradsense pretrain --model nano --template context")
 def pretrain(
     model: Annotated[str, typer.Option(help="An embedded size: nano, micro or mini.")] = "nano",
     template: Annotated[str, typer.Option(help="compact or context.")] = "context",

@@ -1,4 +1,4 @@
-"""Progress on stderr, and only where somebody is looking."""
+"""Progress bars on stderr; nothing is shown where stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gradsense.experiments.table import human_bytes
-
 
 def bars() -> Progress:
-    """Bars with a line of news, time spent and time left; silent where stderr is no terminal."""
+    """Bars with a line of news, time spent and time left."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -37,9 +35,10 @@ def bars() -> Progress:
 
 @contextmanager
 def file_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that moves with every file; silent where stderr is no terminal.
+    """A bar that moves with every file.
 
-    Yields what ``on_file`` parameters take: told (name, index from 0, number of files).
+    Yields a function for ``on_file`` parameters: it takes a name, an index from 0 and the number
+    of files.
     """
     console = Console(stderr=True)
     columns = (
@@ -62,6 +61,8 @@ def news(
     aggregation: int, accuracy: float | None, f1_macro: float | None, uplink_bytes: int
 ) -> str:
     """Where a run is, in one short line."""
+    from gradsense.experiments.table import human_bytes
+
     parts = [f"round {aggregation}"]
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.3f}")

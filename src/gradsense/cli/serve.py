@@ -1,4 +1,4 @@
-"""``gradsense serve``: the larger model, for gateways that are unsure."""
+"""``gradsense serve``: a larger model for gateways' unsure verdicts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+from gradsense.cli.lazy import command
 from gradsense.errors import InputError
 
 
+@command(
+    example="gradsense serve --model EDGE --host 0.0.0.0 --cert chain.pem --key key.pem "
+    "--token-file token"
+)
 def serve(
     model: Annotated[Path, typer.Option(help="A bundle that gradsense export wrote.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
@@ -17,12 +22,12 @@ def serve(
     cert: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that gateways must show.")
+        Path | None, typer.Option(help="File with the token that gateways must send.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
     max_prompts: Annotated[int, typer.Option(min=1, help="Prompts of one request.")] = 1024,
 ) -> None:
-    """Answer gateways' questions about prompts with a larger model, over HTTPS.
+    """Answer gateways' requests for verdicts on prompts with a larger model, over HTTPS.
 
     Without TLS and a token it listens on this machine only.
     """
@@ -76,7 +81,7 @@ def _run(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        # A gateway asks now and then, and connecting again costs more than the answer.
+        # Requests are rare, and a new connection costs more than an answer.
         timeout_keep_alive=60,
     )
     try:

@@ -10,8 +10,10 @@ import typer
 from rich.table import Table
 
 from gradsense.cli.console import results_console
+from gradsense.cli.lazy import command
 
 
+@command(example="gradsense data synth captures/ --sites 8 --seed 1")
 def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder to write the sites into.")],
     sites: Annotated[int, typer.Option(help="How many sites.")] = 6,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gradsense.cli.console import results_console
-from gradsense.cli.options import with_settings
+from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars, news
-from gradsense.config import RunSettings
+
+if TYPE_CHECKING:
+    from gradsense.config import RunSettings
 
 
-@with_settings()
+@command(example="gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/", settings=True)
 def train(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for the model, results and report.")],
@@ -21,7 +23,7 @@ def train(
     checkpoint_s: Annotated[float, typer.Option(help="Seconds between checkpoints.", min=0)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Train one model with one strategy, and write the model, its results and a report."""
+    """Train one model with one algorithm, and write the model, its results and a report."""
     # Torch takes seconds to import; --help must not.
     from gradsense.experiments.bench import set_up
     from gradsense.experiments.compare import shown
@@ -36,7 +38,7 @@ def train(
     check(run)
     claimable(out, resume=resume)
     with bars() as progress:
-        task = progress.add_task(run.strategy, total=1.0, news="reading")
+        task = progress.add_task(run.algorithm, total=1.0, news="reading")
         corpus = load_corpus(run, lambda name, i, n: progress.update(task, news=f"reading {name}"))
         bench = set_up(run, corpus)
 
@@ -50,7 +52,7 @@ def train(
     write_report(
         [row],
         out / REPORT,
-        title=f"gradsense: {run.strategy}",
+        title=f"gradsense: {run.algorithm}",
         settings=shown(run, corpus.notes),
     )
     if as_json:

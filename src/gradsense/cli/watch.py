@@ -8,13 +8,15 @@ import os
 import signal
 import tempfile
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+
+from gradsense.cli.lazy import command
+from gradsense.registry import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,23 +25,15 @@ if TYPE_CHECKING:
     from gradsense.gateway.watch import Watch
 
 
-class Output(StrEnum):
-    """How alerts are written to stdout."""
-
-    TEXT = "text"
-    JSONL = "jsonl"
-    OCSF = "ocsf"
-    ECS = "ecs"
-    NONE = "none"
-
-
+#: How alerts are written to stdout. The formats between are files of their own.
+OUTPUTS = ("text", "jsonl", *names("gradsense.gateway.alerting.formats"), "none")
 _STYLES = {"critical": "bold red", "high": "red", "medium": "yellow", "low": "cyan", "info": "dim"}
 
 
 def state_folder() -> Path:
-    """Where a watch keeps its journal unless told otherwise.
+    """The default folder of a watch's journal.
 
-    systemd says where with ``STATE_DIRECTORY``; a person has it under the home folder (XDG).
+    systemd names it in ``STATE_DIRECTORY``; for a user it is under the home folder (XDG).
     """
     given = os.environ.get("STATE_DIRECTORY")
     if given:
@@ -48,12 +42,21 @@ def state_folder() -> Path:
     return Path(base) / "gradsense"
 
 
+def _known_output(value: str) -> str:
+    if value not in OUTPUTS:
+        raise typer.BadParameter(f"'{value}' is none of {', '.join(OUTPUTS)}")
+    return value
+
+
+@command(
+    example="gradsense watch /opt/zeek/logs/current/conn.log --model edge/ --config watch.toml"
+)
 def watch(
     logs: Annotated[
         list[Path],
         typer.Argument(
             metavar="LOG...",
-            readable=False,  # it may become so, and the watch says what is wrong
+            readable=False,  # it may become so, and the watch reports what is wrong
             help="Zeek conn.log (TSV or JSON, plain or .gz) or Suricata eve.json; - reads stdin.",
             show_default=False,
         ),
@@ -62,15 +65,22 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Read the logs to their ends, then stop.")
     ] = False,
-    output: Annotated[Output, typer.Option(help="How alerts are written to stdout.")] = Output.TEXT,
+    output: Annotated[
+        str,
+        typer.Option(
+            callback=_known_output,
+            metavar=f"[{'|'.join(OUTPUTS)}]",
+            help="How alerts are written to stdout.",
+        ),
+    ] = "text",
     config: Annotated[
         Path | None, typer.Option(help="TOML file of sinks and settings; see docs/sinks.md.")
     ] = None,
     state: Annotated[
         Path | None,
         typer.Option(
-            help="Folder that remembers places in logs, alerts and queues. Default: with --once "
-            "nothing is remembered, else ~/.local/state/gradsense.",
+            help="Folder that keeps places in logs, alerts and queues. Default: with --once "
+            "nothing is kept, else ~/.local/state/gradsense.",
             show_default=False,
         ),
     ] = None,
@@ -82,12 +92,12 @@ def watch(
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 2,
     cache: Annotated[
-        int, typer.Option(min=0, help="Verdicts remembered by prompt; 0 for none.")
+        int, typer.Option(min=0, help="Verdicts that are cached by prompt; 0 for none.")
     ] = 32_768,
 ) -> None:
-    """Follow logs, judge every flow once, and tell of what is wrong."""
-    from gradsense.gateway.assembly import WatchPlan, open_watch
+    """Follow logs, judge every flow once, and raise alerts."""
     from gradsense.gateway.settings import Settings, read
+    from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
     with ExitStack() as stack:
@@ -107,14 +117,13 @@ def watch(
             threads=threads,
             cache=cache,
         )
-        output = Output.NONE if as_json else output
-        running = open_watch(plan, extra=_stdout(output))
+        running = open_watch(plan, extra=_stdout("none" if as_json else output))
         stack.callback(running.journal.close)
         for number in (signal.SIGTERM, signal.SIGINT):
             before = signal.signal(number, lambda *_: running.stop.set())
             stack.callback(signal.signal, number, before)
         if not once:
-            _say_where(running, model, state)
+            _show_place(running, model, state)
         running.run(once=once)
         summary = running.summary()
         if as_json:
@@ -124,7 +133,7 @@ def watch(
 
 
 class Terminal:
-    """Alerts for a person's eyes: what happened and what to do."""
+    """Alerts for people: what happened and what to do."""
 
     name = "stdout"
 
@@ -146,20 +155,19 @@ class Terminal:
         pass
 
 
-def _stdout(output: Output) -> dict[str, Any]:
-    from gradsense.gateway.alerting.sinks.file import FileSink
-    from gradsense.gateway.settings import FileSetting
+def _stdout(output: str) -> dict[str, Any]:
+    from gradsense.gateway.alerting.sinks.jsonl import JsonlSettings, JsonlSink
 
-    if output is Output.NONE:
+    if output == "none":
         return {}
-    if output is Output.TEXT:
+    if output == "text":
         return {"stdout": Terminal()}
-    form: Any = "gradsense" if output is Output.JSONL else output.value
-    return {"stdout": FileSink(FileSetting(type="jsonl", name="stdout", path="-", format=form))}
+    form = "gradsense" if output == "jsonl" else output
+    return {"stdout": JsonlSink(JsonlSettings(type="jsonl", name="stdout", path="-", format=form))}
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Warnings, or more, on stderr: in colour for a person, one line each for systemd's journal."""
+    """Log to stderr: in colour on a terminal, one plain line each for systemd's journal."""
     console = Console(stderr=True)
     handler: logging.Handler = (
         RichHandler(console=console, show_path=False, show_time=False)
@@ -169,11 +177,11 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
-def _say_where(running: Watch, model: Path, state: Path) -> None:
+def _show_place(running: Watch, model: Path, state: Path) -> None:
     console = Console(stderr=True)
     names = ", ".join(str(source.log) for source in running.sources)
     console.print(
-        f"watching {names} with {model}, state in {state}; Ctrl-C stops and forgets nothing",
+        f"watching {names} with {model}, state in {state}; Ctrl-C stops, and the state is kept",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -182,13 +190,13 @@ def _say_where(running: Watch, model: Path, state: Path) -> None:
 
 def _show(summary: dict[str, Any], console: Console) -> None:
     lines = [
-        f"{summary['flows']:,} flows judged, {summary['alarms']:,} rang, "
-        f"{summary['alerts']:,} alerts; {summary['inferred']:,} distinct prompts read by the model"
+        f"{summary['flows']:,} flows judged, {summary['alarms']:,} raised {summary['alerts']:,} "
+        f"alerts; {summary['inferred']:,} distinct prompts went through the model"
     ]
     lines += [f"  {number:,} x {label}" for label, number in summary["verdicts"].items()]
     lines += [f"dropped {line}" for line in summary["dropped_lines"]]
     lines += [
-        f"sink {name}: {queue['waiting']:,} messages wait, {queue['dropped']:,} dropped"
+        f"sink {name}: {queue['waiting']:,} messages waiting, {queue['dropped']:,} dropped"
         for name, queue in summary["sinks"].items()
         if queue["waiting"] or queue["dropped"]
     ]

@@ -1,1 +1,15 @@
 """One run's durable coordinator: what it must not forget, and what it answers."""
+
+from typing import TYPE_CHECKING
+
+from gradsense.exports import export
+
+if TYPE_CHECKING:
+    from gradsense.coordinator.closing import write_newest
+    from gradsense.coordinator.opening import open_run
+    from gradsense.coordinator.run import Run
+    from gradsense.coordinator.service import CoordinatorService
+else:
+    export(__name__)
+
+__all__ = ["CoordinatorService", "Run", "open_run", "write_newest"]

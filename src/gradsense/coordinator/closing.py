@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from gradsense.coordinator import snapshots
 from gradsense.coordinator.journal import newest_snapshot
 from gradsense.coordinator.opening import trainable
 from gradsense.errors import InputError
-from gradsense.federation.least_squares import LeastSquares
-from gradsense.federation.scaffold import weights_of
 from gradsense.fleet import jobs
-from gradsense.learning.novelty import sketch
-from gradsense.learning.statistics import MOMENTS
+from gradsense.learning.novelty import fleet_score
 from gradsense.models import folder
-from gradsense.models.heads.influence import SketchedInfluence
 
 
 def write_newest(fleet: Path, run: str, out: Path) -> int:
@@ -43,22 +37,10 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
     version, file, sha256 = newest_snapshot(place)
     groups = snapshots.load(place / snapshots.FOLDER / file, sha256)
     classifier = trainable(about, place / jobs.MODEL)
-    classifier.load(weights_of(groups["model"]))
-    told = {"strategy": about.strategy, "run": run, "version": version, "seed": about.seed}
-    score = _score(about, groups["server"].get(MOMENTS))
-    folder.save(classifier, out, score=score, extra=told)
+    algorithm = about.rules
+    classifier.load(algorithm.weights(groups["model"]))
+    extra = {"algorithm": about.algorithm, "run": run, "version": version, "seed": about.seed}
+    statistics = algorithm.statistics(groups["server"])
+    score = fleet_score(statistics, len(about.labels), seed=about.seed)
+    folder.save(classifier, out, score=score, extra=extra)
     return version
-
-
-def _score(about: jobs.Job, moments: np.ndarray | None) -> SketchedInfluence | None:
-    """The score of what the fleet has not seen; None where no moments came together."""
-    rule = about.rules.aggregator
-    if not isinstance(rule, LeastSquares) or moments is None or not moments.any():
-        return None
-    return sketch(
-        moments.astype(np.float64),
-        len(about.labels),
-        sharpness=rule.sharpness,
-        regularisation=rule.regularisation,
-        seed=about.seed,
-    )

@@ -49,18 +49,18 @@ class StatusCollector(Collector):
         runs = status["runs"]
         for name, (field, text) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
-            for run, told in runs.items():
-                gauge.add_metric([run], told[field])
+            for run, status_of in runs.items():
+                gauge.add_metric([run], status_of[field])
             yield gauge
         for name, (field, text) in _COUNTERS.items():
             counter = CounterMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
-            for run, told in runs.items():
-                counter.add_metric([run], told[field])
+            for run, status_of in runs.items():
+                counter.add_metric([run], status_of[field])
             yield counter
         refused = CounterMetricFamily(
             "gradsense_coordinator_refused", "Messages refused, by name.", labels=["run", "reason"]
         )
-        for run, told in runs.items():
-            for reason, number in told["refused"].items():
+        for run, status_of in runs.items():
+            for reason, number in status_of["refused"].items():
                 refused.add_metric([run, reason], number)
         yield refused

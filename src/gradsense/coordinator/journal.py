@@ -20,9 +20,9 @@ from typing import Any
 
 from gradsense.coordinator.records import (
     DeviceRecord,
-    Event,
     IssuedModel,
     JournalEntry,
+    JournalEvent,
     Outcome,
     Piece,
 )
@@ -189,7 +189,7 @@ class RunJournal:
                 db.execute(
                     "UPDATE events SET body = NULL WHERE id > ? AND id <= ?", (done, batch.forget)
                 )
-            db.executemany(_insert("events", Event), map(_values, batch.events))
+            db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
             self._insert_models(batch.models)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
             db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
@@ -237,10 +237,10 @@ class RunJournal:
         ((newest,),) = self._all("SELECT coalesce(max(id), 0) FROM events")
         return int(newest)
 
-    def events(self, after: int) -> list[Event]:
+    def events(self, after: int) -> list[JournalEvent]:
         """The events behind that id, in order."""
-        query = f"SELECT {_columns(Event)} FROM events WHERE id > ? ORDER BY id"
-        return [Event(*row) for row in self._all(query, (after,))]
+        query = f"SELECT {_columns(JournalEvent)} FROM events WHERE id > ? ORDER BY id"
+        return [JournalEvent(*row) for row in self._all(query, (after,))]
 
     def verdict(self, device: str, sequence: int) -> Outcome | None:
         """What became of this update; None: it never was whole."""

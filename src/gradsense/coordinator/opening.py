@@ -42,13 +42,13 @@ def open_run(
         model: a model folder to start from; None builds a new one.
         size: of the new one, or a Hugging Face folder or name.
         template: of the new one.
-        on_step: told what is being done now.
+        on_step: called with what is being done now.
 
     Returns:
         the run's folder.
 
     Raises:
-        InputError: there is such a run, or the model does not fit the strategy.
+        InputError: there is such a run, or the model does not fit the algorithm.
         GradsenseError: it cannot be written.
     """
     place = fleet / RUNS / job.run
@@ -66,7 +66,7 @@ def open_run(
                 shutil.copytree(model, fresh / MODEL)
             on_step("exporting it for devices")
             export(fresh / MODEL, fresh / START / EDGE, on_step=on_step)
-            if job.rules.payload == "deltas":
+            if job.rules.trains:
                 shutil.copytree(fresh / MODEL, fresh / START / MODEL)
             (fresh / START / JOB_FILE).write_text(job.text(), encoding="utf-8")
     except OSError as error:
@@ -77,17 +77,17 @@ def open_run(
 
 
 def trainable(job: Job, model: Path) -> TextClassifier:
-    """A model folder, with what the run's strategy trains and nothing else trainable.
+    """A model folder, with what the run's algorithm trains and nothing else trainable.
 
     Raises:
-        InputError: the folder is damaged, or has no head that the strategy could train.
+        InputError: the folder is damaged, or has no head that the algorithm could train.
     """
-    loaded, strategy = folder.load(model), job.rules
-    if not strategy.frozen:
+    loaded, algorithm = folder.load(model), job.rules
+    if not algorithm.frozen:
         return loaded
     if not isinstance(loaded.model, Readout):
         raise InputError(
-            f"strategy '{job.strategy}' trains a head of gradsense's own, which this model lacks",
+            f"algorithm '{job.algorithm}' trains a head of gradsense's own, which this model lacks",
             hint="give a model that gsfs trained, or none; or choose gsfs-tune",
             file=model,
         )
@@ -113,12 +113,12 @@ def _given(job: Job, model: Path) -> TextClassifier:
 
 
 def _fresh(job: Job, size: str, template: str) -> TextClassifier:
-    strategy = job.rules
+    algorithm = job.rules
     return build(
         size,
         template=get_template(template),
         labels=job.labels,
         seed=job.seed,
-        readout=strategy.readout,
-        frozen=strategy.frozen,
+        readout=algorithm.readout,
+        frozen=algorithm.frozen,
     )

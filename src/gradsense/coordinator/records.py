@@ -10,13 +10,13 @@ from typing import Literal
 DUPLICATES = "duplicates"
 REFUSED, GIVEN_UP = "refused:", "given-up:"
 
-Kind = Literal["start", "join", "leave", "update", "refused", "tick"]
+Kind = Literal["join", "leave", "update", "refused", "tick"]
 #: A device and the 16 bytes that name a message of it.
 Upload = tuple[str, bytes]
 
 
 @dataclass(frozen=True)
-class Event:
+class JournalEvent:
     """Something that moved the coordinator.
 
     Attributes:
@@ -117,7 +117,7 @@ class JournalEntry:
     """
 
     now: float
-    events: list[Event] = field(default_factory=list)
+    events: list[JournalEvent] = field(default_factory=list)
     models: list[IssuedModel] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     gone: set[Upload] = field(default_factory=set)

@@ -17,13 +17,12 @@ from typing import Any
 from gradsense.coordinator import snapshots, status
 from gradsense.coordinator.inbox import KeyOf
 from gradsense.coordinator.journal import JournalFull, RunJournal
-from gradsense.coordinator.machine import fresh
 from gradsense.coordinator.records import IssuedModel, JournalEntry
-from gradsense.coordinator.state import RunState, Setting, Step
+from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from gradsense.transport.identity import Identity
-from gradsense.transport.messages import Message, SignedMessage, messages, written
+from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
 from gradsense.transport.reassembly import Quota
@@ -42,7 +41,7 @@ class Run:
         identity: the coordinator's keys.
         quota: of uploads that wait for missing chunks.
         limits: of bodies.
-        timer: seconds, only to tell how long an aggregation took.
+        timer: seconds, only to measure how long an aggregation takes.
 
     Raises:
         InputError: no run there, one that another process works on, or a damaged one.
@@ -62,7 +61,7 @@ class Run:
         self._files = folder / snapshots.FOLDER
         self._setting = Setting(key_of, identity, quota or Quota(), limits or SizeLimits(), timer)
         self._memory: RunState | None = None
-        self._letter: SignedMessage | None = None
+        self._signed: SignedMessage | None = None
         self._ledger = RunJournal(folder)
         try:
             self._sweep()
@@ -84,8 +83,8 @@ class Run:
             JournalFull: it cannot be written.
         """
         ledger = RunJournal(folder, make=True)
-        coordinator = fresh(job, tensors)
-        values, groups = coordinator.state()
+        coordinator = coordinator_of(job, tensors)
+        values, groups = coordinator.snapshot()
         try:
             (folder / snapshots.FOLDER).mkdir(mode=0o700, exist_ok=True)
             name, sha256 = snapshots.save(folder / snapshots.FOLDER, 0, groups)
@@ -129,7 +128,7 @@ class Run:
 
     def _remember(self) -> RunState:
         if self._memory is None:
-            self._letter = None
+            self._signed = None
             self._memory = RunState(self._ledger, self._files, self._setting)
         return self._memory
 
@@ -138,7 +137,7 @@ class Run:
         """What the block does to memory is in the journal afterwards, or forgotten."""
         memory, self._memory = self._remember(), None
         step = Step(JournalEntry(max(now, memory.now)))
-        memory.intake.expire(step.batch.now)
+        memory.inbox.expire(step.batch.now)
         yield memory, step
         self._write(memory, step)
         self._memory = memory
@@ -147,8 +146,8 @@ class Run:
         batch = step.batch
         memory.finish(step)
         if step.publish:
-            self._letter = self._written(memory)
-            batch.widest = self._letter.properties.chunk_count
+            self._signed = self._sign_model(memory)
+            batch.widest = self._signed.properties.chunk_count
         if step.snapshot is not None:
             self._save(batch, *step.snapshot, keep=memory.job.keep_updates)
         if not batch:
@@ -183,16 +182,16 @@ class Run:
 
     def _out(self, step: Step) -> list[Message]:
         found: list[Message] = []
-        for origin, body in step.answers.values():
-            plain = replace(origin, sealed=False)
-            found += messages(written(plain, body, self._setting.identity.signing_key))
+        for header, body in step.answers.values():
+            plain = replace(header, sealed=False)
+            found += messages(sign_message(plain, body, self._setting.identity.signing_key))
         return [*found, *self.announce()] if step.publish else found
 
-    def _written(self, memory: RunState) -> SignedMessage:
+    def _sign_model(self, memory: RunState) -> SignedMessage:
         """The newest model, signed."""
-        job, identity, model = memory.job, self._setting.identity, memory.machine.coordinator.model
-        version, digest = model.version, memory.machine.hashes[model.version]
-        return written(
+        job, identity, model = memory.job, self._setting.identity, memory.coordinator.model
+        version, digest = model.version, memory.hashes[model.version]
+        return sign_message(
             MessageHeader("model", job.run, COORDINATOR, version, version, digest),
             pack_model(model),
             identity.signing_key,
@@ -207,13 +206,13 @@ class Run:
             earlier models had and it has not. Nothing before ``Job.min_devices`` have come.
         """
         memory = self._remember()
-        if not memory.machine.started:
+        if not memory.coordinator.started:
             return []
-        self._letter = self._letter or self._written(memory)
-        surplus = range(self._letter.properties.chunk_count, self._ledger.widest())
+        self._signed = self._signed or self._sign_model(memory)
+        surplus = range(self._signed.properties.chunk_count, self._ledger.widest())
         topics = [str(Topic(memory.job.run, "model", index=index)) for index in surplus]
         cleared = [Message(topic, retain=True) for topic in topics]
-        return [*cleared, *messages(self._letter, retain=True)]
+        return [*cleared, *messages(self._signed, retain=True)]
 
     # Questions ------------------------------------------------------------------------------
 
@@ -234,7 +233,7 @@ class Run:
 
     def deadline(self) -> float | None:
         """When ``tick`` has something to do, in the run's time; None: not known yet."""
-        return self._remember().machine.coordinator.deadline()
+        return self._remember().coordinator.deadline()
 
     def status(self) -> status.RunStatus:
         """How the run stands."""

@@ -1,4 +1,4 @@
-"""The coordinator's process: one broker connection, any number of runs, and what is told of them.
+"""The coordinator's process: one broker connection, any number of runs, and their status.
 
 One loop in one thread. What has come since the last turn is taken in with one commit for each run;
 only then is it acknowledged, to the broker and to the devices. Should the process be killed in
@@ -50,8 +50,8 @@ class CoordinatorService:
     Args:
         fleet: the fleet's folder.
         rng: spreads reconnections.
-        status_s: seconds between two tellings of the status.
-        timer: seconds that never fall; the runs' own time goes on with them.
+        status_s: seconds between two writes of the status file.
+        timer: monotonic seconds; the runs' own time goes on with them.
         wall: seconds since 1970, for the ends of certificates.
 
     Raises:
@@ -70,8 +70,8 @@ class CoordinatorService:
         self.fleet, self._timer, self._wall, self._status_s = fleet, timer, wall, status_s
         self.stop = threading.Event()
         self.counts: Counter[str] = Counter()
-        #: The status as it was last told; other threads may read it.
-        self.told: Mapping[str, Any] = {}
+        #: The status as last written; other threads may read it.
+        self.latest: Mapping[str, Any] = {}
         self._identity = identity.of_coordinator(fleet)
         self._registry = Registry(fleet / "registry.sqlite3")
         self._runs: dict[str, Run] = {}
@@ -92,7 +92,7 @@ class CoordinatorService:
         self._next_status = self._next_look = 0.0
         self._began = timer()
         self._look_for_runs()
-        self.told = self.status()
+        self.latest = self.status()
 
     # Runs -----------------------------------------------------------------------------------
 
@@ -121,14 +121,14 @@ class CoordinatorService:
             while not self.stop.is_set():
                 self.step()
         finally:
-            self._tell()
+            self._write_status()
             self.link.stop()
             for run in self._runs.values():
                 run.close()
             self._registry.close()
 
     def step(self) -> None:
-        """One turn: take in what has come, do what is due, tell."""
+        """One turn: take in what has come, do what is due, write the status."""
         try:
             self._arrived()
             self._take()
@@ -156,7 +156,7 @@ class CoordinatorService:
             for name, run in self._runs.items():
                 self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
         if real >= self._next_status:
-            self._tell()
+            self._write_status()
             # A status of thousands of devices takes its time; it may have a twentieth of it.
             took = self._timer() - real
             self._next_status = real + max(self._status_s, 20 * took)
@@ -217,7 +217,7 @@ class CoordinatorService:
     # Status ---------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Everything that is told, as JSON values."""
+        """The whole status, as JSON values."""
         return {
             "fleet": str(self.fleet),
             "at": datetime.fromtimestamp(self._wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -229,21 +229,21 @@ class CoordinatorService:
             "runs": {name: run.status().to_json() for name, run in self._runs.items()},
         }
 
-    def _tell(self) -> None:
+    def _write_status(self) -> None:
         file = self.fleet / STATUS_FILE
         fresh = file.with_name(f".{file.name}.new")
-        self.told = self.status()
+        self.latest = self.status()
         try:
-            fresh.write_text(json.dumps(self.told), encoding="utf-8")
+            fresh.write_text(json.dumps(self.latest), encoding="utf-8")
             os.replace(fresh, file)
         except OSError as error:  # the status is for people; the journal is what counts
             _log.warning("%s: the status cannot be written: %s", file, error)
 
 
 def read_status(fleet: Path) -> Mapping[str, Any] | None:
-    """What the coordinator last told of itself; None if it never did."""
+    """The status that the coordinator wrote last; None if it never did."""
     try:
-        told: Mapping[str, Any] = json.loads((fleet / STATUS_FILE).read_bytes())
+        status: Mapping[str, Any] = json.loads((fleet / STATUS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
-    return told
+    return status

@@ -1,11 +1,14 @@
 """A run's state in memory, which is a function of its journal, and what a message does to it.
 
-A step changes memory first and is written down at its end. Should that fail, memory is thrown
-away and read again, so the two never differ for longer than a step.
+Messages become events of the pure ``federation.Coordinator``; its effects become journal entries
+and answers. Replayed events take the same way as live ones, so that a restarted coordinator is the
+one that was killed. A step changes memory first and is written to the journal at its end. Should
+that fail, memory is thrown away and read again, so the two never differ for longer than a step.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,22 +19,32 @@ from pydantic import ValidationError
 from gradsense.coordinator import snapshots
 from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
 from gradsense.coordinator.journal import RunJournal
-from gradsense.coordinator.machine import RunFinished, RunMachine
 from gradsense.coordinator.records import (
     DUPLICATES,
     GIVEN_UP,
     REFUSED,
     DeviceRecord,
-    Event,
     IssuedModel,
     JournalEntry,
+    JournalEvent,
     Kind,
     Outcome,
 )
-from gradsense.errors import InputError, Replay, UnknownBase, UpdateRefused
-from gradsense.federation.message import decode
-from gradsense.federation.update import Update
+from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
+from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.events import (
+    Arrived,
+    Broadcast,
+    Event,
+    Joined,
+    Left,
+    Refuse,
+    Ticked,
+    TurnedAway,
+)
+from gradsense.federation.update import Update, decode
 from gradsense.fleet.jobs import Job
+from gradsense.learning.learner import Tensors
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, Read
 from gradsense.transport.payloads import Ack, expand, model_hash, open_status
@@ -40,11 +53,12 @@ from gradsense.transport.protocol import (
     MessageHeader,
     Properties,
     SizeLimits,
+    TooLarge,
     parse_topic,
 )
 from gradsense.transport.reassembly import Quota
 
-#: Refusals that no repetition mends; they are written down and answered.
+#: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
 
 
@@ -56,7 +70,7 @@ class Step:
         answers: (kind, device, sequence) to where the answer stands, and its body.
         verdicts: of the updates in this batch.
         snapshot: of the newest model in ``batch.models``.
-        publish: there is a model to tell of.
+        publish: there is a model to publish.
     """
 
     batch: JournalEntry
@@ -65,15 +79,15 @@ class Step:
     snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
     publish: bool = False
 
-    def acknowledge(self, origin: MessageHeader, refusal: str) -> None:
+    def acknowledge(self, header: MessageHeader, refusal: str) -> None:
         """Answer an update once, however often it came in this batch."""
-        body = Ack(origin.sequence, refusal).pack()
-        self.answers["ack", origin.device, origin.sequence] = replace(origin, kind="ack"), body
+        body = Ack(header.sequence, refusal).pack()
+        self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is told from outside; see ``run.Run``."""
+    """What a run is given from outside; see ``run.Run``."""
 
     key_of: KeyOf
     identity: Identity
@@ -82,43 +96,76 @@ class Setting:
     timer: Callable[[], float]
 
 
+def coordinator_of(job: Job, weights: Tensors) -> Coordinator:
+    """The pure coordinator of a run that begins with these weights."""
+    return Coordinator(
+        weights,
+        job.rules,
+        seed=job.seed,
+        participation=job.participation,
+        min_clients=job.min_devices,
+        rounds=job.rounds,
+        max_staleness=job.max_staleness,
+        max_norm=job.max_norm,
+    )
+
+
 class RunState:
     """Exactly what the journal has.
 
     Attributes:
+        coordinator: the pure machine.
+        hashes: version to hash of every model issued.
         newest: the last model issued.
         now: the largest time in the journal.
 
     Raises:
         InputError: the journal or the newest snapshot is damaged.
-        LedgerFull: they cannot be read for now.
+        JournalFull: they cannot be read for now.
     """
 
-    def __init__(self, ledger: RunJournal, files: Path, setting: Setting) -> None:
-        self._ledger, self._setting = ledger, setting
-        text, self.now = ledger.run()
-        self.job = _job(text, ledger.file)
-        self.newest = newest = ledger.newest()
+    def __init__(self, journal: RunJournal, files: Path, setting: Setting) -> None:
+        self._journal, self._setting = journal, setting
+        text, self.now = journal.run()
+        self.job = _job(text, journal.file)
+        self.newest = newest = journal.newest()
         groups = snapshots.load(files / (newest.file or ""), newest.file_sha256 or "")
-        self.machine = RunMachine(self.job, newest, groups, ledger.hashes())
-        self.machine.replay(ledger.events(newest.event), self._recorded)
-        self.last_event = ledger.last_event()
-        self.devices, self.counts = ledger.devices(), ledger.counts()
-        self.intake = Inbox(
+        self.hashes = journal.hashes()
+        self.coordinator = coordinator_of(self.job, self.job.rules.weights(groups["model"]))
+        self.coordinator.restore(json.loads(newest.state or ""), groups)
+        for row in journal.events(newest.event):
+            self._replay(row)
+        self.last_event = journal.last_event()
+        self.devices, self.counts = journal.devices(), journal.counts()
+        self.inbox = Inbox(
             self.job.run,
             key_of=setting.key_of,
             seal_key=setting.identity.own_seal_key,
-            pieces=ledger.pieces(),
+            pieces=journal.pieces(),
             quota=setting.quota,
             limits=setting.limits,
         )
 
-    def _recorded(self, event: Event) -> Update:
-        return decode(expand(event.body or b"", self._setting.limits.raw))
+    def _replay(self, row: JournalEvent) -> None:
+        """Let happen again what came after the snapshot.
+
+        Raises:
+            InputError: it leads elsewhere than it once did.
+        """
+        update = None
+        if row.kind == "update":
+            update = decode(expand(row.body or b"", self._setting.limits.raw))
+        for effect in self.coordinator.handle(_event(row, update)):
+            match effect:
+                case Refuse():
+                    raise _elsewhere(row, f"refused as {effect.refusal.reason}")
+                case Broadcast() if effect.model.version > 0:
+                    # Every aggregation makes a snapshot, so none can follow it.
+                    raise _elsewhere(row, f"gave version {effect.model.version}")
 
     def finish(self, step: Step) -> None:
         """Nothing more happens in this step."""
-        for reason, number in self.intake.flush(step.batch).items():
+        for reason, number in self.inbox.flush(step.batch).items():
             self._count(step, "", GIVEN_UP + reason, number)
 
     def written(self, batch: JournalEntry) -> None:
@@ -132,28 +179,28 @@ class RunState:
 
     def tick(self, step: Step) -> None:
         """Close the pool if its deadline has passed."""
-        due = self.machine.coordinator.deadline()
+        due = self.coordinator.deadline()
         if due is not None and step.batch.now >= due:
-            self._move(step, self._event(step, "tick"))
+            self._apply(step, self._row(step, "tick"))
 
     def take(self, step: Step, message: Message, wall: float) -> None:
         """Take in one message; whatever is wrong with it is counted by name."""
         try:
-            read = self.intake.read(message, wall)
+            read = self.inbox.read(message, wall)
         except UpdateRefused as refusal:
             self._turn_away(step, self._known(message.topic), refusal.reason, wall)
             return
-        origin = read.properties.origin
-        device = self.devices.setdefault(origin.device, DeviceRecord(origin.device))
+        header = read.properties.header
+        device = self.devices.setdefault(header.device, DeviceRecord(header.device))
         device.seen = step.batch.now
         device.bytes += len(message.payload)
         step.batch.devices[device.name] = device
         try:
-            match origin.kind:
+            match header.kind:
                 case "update":
                     self._update(step, device, read)
                 case "ask":
-                    self._ask(step, device, read)
+                    self._resume_request(step, device, read)
                 case "status":
                     self._status(step, device, read)
         except UpdateRefused as refusal:
@@ -163,12 +210,12 @@ class RunState:
         """Count what could not be verified; ``device`` is whose topic it came on, if known."""
         self._count(step, device, REFUSED + reason)
         # A revoked device's last will cannot be verified, but nobody should wait for it.
-        connected = device in self.machine.coordinator.connected
+        connected = device in self.coordinator.connected
         if connected and self._setting.key_of(device, wall) is None:
-            self._move(step, self._event(step, "leave", device))
+            self._apply(step, self._row(step, "leave", device))
 
     def _known(self, topic: str) -> str:
-        """The device that a topic names, if it ever spoke; else nothing."""
+        """The device that a topic names, if it ever sent anything; else nothing."""
         try:
             device = parse_topic(topic).device
         except BadTopic:
@@ -180,126 +227,157 @@ class RunState:
         assert chunk is not None
         if self._answered(step, device, read):
             return
-        # Its sign of life may still be under way, and nothing that counts follows from that.
-        if device.name not in self.machine.coordinator.enrolled:
-            self._join(step, device.name)
+        # Its presence may still be under way, and nothing that counts follows from that.
+        if device.name not in self.coordinator.enrolled:
+            self._apply(step, self._row(step, "join", device.name))
         try:
-            self.machine.admit(properties, self._setting.limits)
-            whole = self.intake.assemble(device.name, chunk, step.batch.now)
+            self._admit(properties)
+            whole = self.inbox.assemble(device.name, chunk, step.batch.now)
             if whole is None:
                 return
-            update, body = self.intake.open(whole, properties)
+            update, body = self.inbox.open(whole, properties)
         except _FINAL as refusal:
-            self.machine.coordinator.refused[refusal.reason] += 1
-            self._refuse(step, device, read, refusal)
+            self.inbox.forget(device.name, chunk.message)
+            self._apply(step, self._about(step, "refused", properties, refusal=refusal.reason))
+            self._decide(step, device, read, refusal.reason)
             return
-        event = self._about(step, "update", properties, samples=update.samples, body=body)
-        try:
-            self._move(step, event, update)
-        except UpdateRefused as refusal:
-            self._refuse(step, device, read, refusal)
-        else:
-            self._decide(step, device, read, "")
+        row = self._about(step, "update", properties, samples=update.samples, body=body)
+        self._decide(step, device, read, self._apply(step, row, update))
+
+    def _admit(self, properties: Properties) -> None:
+        """What an update's signed properties alone decide, before any of it is kept.
+
+        Raises:
+            UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``.
+        """
+        header, limits = properties.header, self._setting.limits
+        who = f"update {header.sequence} of '{header.device}'"
+        if properties.body_size > limits.body:
+            raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
+        self.coordinator.admit(header.device, header.sequence)
+        known = self.hashes.get(header.base_version) == header.base_hash
+        if not self.coordinator.started or not known:
+            raise UnknownBase(f"{who}: base version {header.base_version} has another hash")
 
     def _answered(self, step: Step, device: DeviceRecord, read: Read) -> bool:
         """Say again what became of an update, if that is known."""
-        properties, origin = read.properties, read.properties.origin
-        found = self._verdict(step, device, origin.sequence)
+        properties, header = read.properties, read.properties.header
+        found = self._verdict(step, device, header.sequence)
         if found is None:
             return False
         if found.body_sha256 != properties.body_sha256:
             self._count(step, device.name, REFUSED + Replay.reason)
         elif properties.chunk_index == 0:  # not once for each of its chunks
             self._count(step, "", DUPLICATES)
-        step.acknowledge(origin, found.refusal)
+        step.acknowledge(header, found.refusal)
         return True
 
     def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> Outcome | None:
         if sequence > device.sequence:
             return None
         found = step.verdicts.get((device.name, sequence))
-        return found or self._ledger.verdict(device.name, sequence)
-
-    def _refuse(self, step: Step, device: DeviceRecord, read: Read, refusal: UpdateRefused) -> None:
-        """Write a refusal down; the fleet waits no longer for this device's answer."""
-        properties, reason = read.properties, refusal.reason
-        if read.chunk is not None:
-            self.intake.forget(device.name, read.chunk.message)
-        self._move(step, self._about(step, "refused", properties, refusal=reason))
-        self._count(step, device.name, REFUSED + reason)
-        self._decide(step, device, read, reason)
+        return found or self._journal.verdict(device.name, sequence)
 
     def _decide(self, step: Step, device: DeviceRecord, read: Read, refusal: str) -> None:
-        origin = read.properties.origin
-        device.sequence = max(device.sequence, origin.sequence)
+        header = read.properties.header
+        if refusal:
+            self._count(step, device.name, REFUSED + refusal)
+        device.sequence = max(device.sequence, header.sequence)
         verdict = Outcome(read.properties.body_sha256, refusal)
-        step.verdicts[device.name, origin.sequence] = verdict
-        step.acknowledge(origin, refusal)
+        step.verdicts[device.name, header.sequence] = verdict
+        step.acknowledge(header, refusal)
 
-    def _ask(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        origin = read.properties.origin
-        found = self._verdict(step, device, origin.sequence)
+    def _resume_request(self, step: Step, device: DeviceRecord, read: Read) -> None:
+        header = read.properties.header
+        found = self._verdict(step, device, header.sequence)
         if found is not None:
-            step.acknowledge(origin, found.refusal)
+            step.acknowledge(header, found.refusal)
             return
-        answer = self.intake.resume(device.name, read.body)
-        place = replace(origin, kind="resume")
-        step.answers["resume", device.name, origin.sequence] = place, answer.pack()
+        answer = self.inbox.resume(device.name, read.body)
+        place = replace(header, kind="resume")
+        step.answers["resume", device.name, header.sequence] = place, answer.pack()
 
     def _status(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        online, origin = open_status(read.body), read.properties.origin
-        holds = self.machine.hashes.get(origin.base_version) == origin.base_hash
-        device.held = origin.base_version if holds else None
-        connected = device.name in self.machine.coordinator.connected
-        if online and not connected:
-            self._join(step, device.name)
-        elif connected and not online:
-            self._move(step, self._event(step, "leave", device.name))
+        online, header = open_status(read.body), read.properties.header
+        holds = self.hashes.get(header.base_version) == header.base_hash
+        device.held = header.base_version if holds else None
+        connected = device.name in self.coordinator.connected
+        if online != connected:
+            self._apply(step, self._row(step, "join" if online else "leave", device.name))
 
     # Events ---------------------------------------------------------------------------------
 
-    def _event(self, step: Step, kind: Kind, device: str = "", **about: Any) -> Event:
+    def _row(self, step: Step, kind: Kind, device: str = "", **about: Any) -> JournalEvent:
         number = self.last_event + len(step.batch.events) + 1
-        return Event(number, step.batch.now, kind, device, **about)
+        return JournalEvent(number, step.batch.now, kind, device, **about)
 
-    def _about(self, step: Step, kind: Kind, properties: Properties, **more: Any) -> Event:
+    def _about(self, step: Step, kind: Kind, properties: Properties, **more: Any) -> JournalEvent:
         """An event that decides what becomes of an update."""
-        return self._event(
+        return self._row(
             step,
             kind,
-            properties.origin.device,
-            sequence=properties.origin.sequence,
+            properties.header.device,
+            sequence=properties.header.sequence,
             body_sha256=properties.body_sha256,
             size=properties.body_size,
             **more,
         )
 
-    def _join(self, step: Step, device: str) -> None:
-        self._move(step, self._event(step, "join", device))
-        if self.machine.may_start:
-            self._move(step, self._event(step, "start"))
-            step.publish = True
+    def _apply(self, step: Step, row: JournalEvent, update: Update | None = None) -> str:
+        """Let an event happen and put it into the batch.
 
-    def _move(self, step: Step, event: Event, update: Update | None = None) -> None:
-        coordinator = self.machine.coordinator
-        pooled, began = coordinator.entries, self._setting.timer()
-        model = self.machine.move(event, update)
-        step.batch.events.append(event)
-        if model is None:
-            return
-        digest = model_hash(model.tensors)
-        self.machine.hashes[model.version] = digest
-        speakers = tuple(entry.update.client for entry in pooled)
+        Returns:
+            the name under which the coordinator refused ``update``; empty: it did not.
+        """
+        began, refusal = self._setting.timer(), ""
+        effects = self.coordinator.handle(_event(row, update))
         took_s = self._setting.timer() - began
+        for effect in effects:
+            if isinstance(effect, Refuse):
+                refusal = effect.refusal.reason
+                row = replace(row, kind="refused", refusal=refusal, samples=0, body=None)
+        step.batch.events.append(row)
+        for effect in effects:
+            if isinstance(effect, Broadcast):
+                self._publish(step, row, effect, took_s)
+        return refusal
+
+    def _publish(self, step: Step, row: JournalEvent, effect: Broadcast, took_s: float) -> None:
+        step.publish, version = True, effect.model.version
+        if version == 0:  # is in the journal since the run was made
+            return
+        digest = self.hashes[version] = model_hash(effect.model.tensors)
         step.batch.models.append(
-            IssuedModel(model.version, digest, event.at, event.id, speakers, took_s)
+            IssuedModel(version, digest, row.at, row.id, effect.contributors, took_s)
         )
-        step.snapshot = coordinator.state()
-        step.publish = True
+        step.snapshot = self.coordinator.snapshot()
 
     def _count(self, step: Step, device: str, name: str, number: int = 1) -> None:
         self.counts[device, name] += number
         step.batch.counts[device, name] += number
+
+
+def _event(row: JournalEvent, update: Update | None) -> Event:
+    """What a journal's row means to the coordinator."""
+    match row.kind:
+        case "join":
+            return Joined(row.device)
+        case "leave":
+            return Left(row.device)
+        case "refused":
+            return TurnedAway(row.device, row.refusal)
+        case "tick":
+            return Ticked(row.at)
+        case "update":
+            assert update is not None
+            return Arrived(update, row.at)
+
+
+def _elsewhere(row: JournalEvent, what: str) -> InputError:
+    return InputError(
+        f"event {row.id} ({row.kind}), played again, {what}",
+        hint="use the gradsense that wrote the journal, or restore the run from its backup",
+    )
 
 
 def _job(text: str, file: Path) -> Job:

@@ -73,14 +73,14 @@ class RunStatus:
         updates: pooled since the run began.
         duplicates: updates that came again.
         refused: messages by name, unknown senders' too.
-        strangers: of these, those whose topic names no device that ever spoke.
+        strangers: of these, those whose topic names no device that ever sent anything.
         bytes_in: payload of all verified messages.
         waiting_bytes: chunks that wait for the rest of their message.
         given_up: uploads that were given up unfinished.
     """
 
     run: str
-    strategy: str
+    algorithm: str
     now: float
     version: int
     hash: str
@@ -109,19 +109,18 @@ class RunStatus:
 
 def of(memory: RunState, *, journal_bytes: int) -> RunStatus:
     """How a run stands, as its memory has it."""
-    machine, devices, counts = memory.machine, memory.devices, memory.counts
-    coordinator = machine.coordinator
+    coordinator, devices, counts = memory.coordinator, memory.devices, memory.counts
     version = coordinator.model.version
     online = [devices[name] for name in coordinator.connected]
     return RunStatus(
         run=memory.job.run,
-        strategy=memory.job.strategy,
+        algorithm=memory.job.algorithm,
         now=memory.now,
         version=version,
-        hash=machine.hashes[version],
-        started=machine.started,
-        finished=machine.finished,
-        pooled=len(coordinator.entries),
+        hash=memory.hashes[version],
+        started=coordinator.started,
+        finished=coordinator.finished,
+        pooled=len(coordinator.pooled),
         pool=_pool(coordinator),
         online=len(online),
         current=sum(device.held == version for device in online),
@@ -132,7 +131,7 @@ def of(memory: RunState, *, journal_bytes: int) -> RunStatus:
         strangers=_refused(counts, strangers=True),
         aggregations=version,
         bytes_in=sum(device.bytes for device in devices.values()),
-        waiting_bytes=memory.intake.held,
+        waiting_bytes=memory.inbox.held,
         journal_bytes=journal_bytes,
         given_up=_given_up(counts),
         last=_last(memory.newest),
@@ -141,16 +140,16 @@ def of(memory: RunState, *, journal_bytes: int) -> RunStatus:
 
 def _pool(coordinator: Coordinator) -> PoolStatus:
     """How far the pool is."""
-    entries, invited = coordinator.entries, len(coordinator.waited_for())
+    entries, invited = coordinator.pooled, len(coordinator.awaited())
     speakers = {entry.update.client for entry in entries}
-    needed = coordinator.strategy.pool.needed(invited)
+    needed = coordinator.algorithm.pool.needed(invited)
     return PoolStatus(len(entries), len(speakers), invited, needed, coordinator.deadline())
 
 
 def _devices(
     devices: Mapping[str, DeviceRecord], coordinator: Coordinator, counts: Counter[tuple[str, str]]
 ) -> dict[str, DeviceStatus]:
-    """Every device that ever spoke, by name."""
+    """Every device that ever sent anything, by name."""
     refused: dict[str, dict[str, int]] = {}
     for (device, name), value in counts.items():
         if name.startswith(REFUSED):

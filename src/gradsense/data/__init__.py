@@ -1,1 +1,24 @@
 """What devices say: Zeek flows, their labels, cleaning, splits, partitions, synthetic traffic."""
+
+from typing import TYPE_CHECKING
+
+from gradsense.exports import export
+
+if TYPE_CHECKING:
+    from gradsense.data.context import ContextWindow
+    from gradsense.data.datasets.captures import Capture, Dataset
+    from gradsense.data.networks import Networks
+    from gradsense.data.synthetic.traffic import write_fleet, write_sample
+    from gradsense.data.tally import Tally
+else:
+    export(__name__)
+
+__all__ = [
+    "Capture",
+    "ContextWindow",
+    "Dataset",
+    "Networks",
+    "Tally",
+    "write_fleet",
+    "write_sample",
+]

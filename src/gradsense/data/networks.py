@@ -38,7 +38,7 @@ class Networks:
         self.own = tuple(own)
         # Devices speak to the same few hosts again and again.
         self.is_local = lru_cache(_REMEMBERED)(self._is_local)
-        self._disguised = lru_cache(_REMEMBERED)(self._stand_in)
+        self._masked = lru_cache(_REMEMBERED)(self._stand_in)
 
     def device(self, orig_h: str, resp_h: str) -> str:
         """The local end of a flow; the originator where both ends are local, or none is."""
@@ -48,22 +48,22 @@ class Networks:
         """The other end."""
         return orig_h if self.device(orig_h, resp_h) == resp_h else resp_h
 
-    def disguise(self, flows: Flows) -> Flows:
-        """The same flows with private addresses in the place of one's own public ones.
+    def mask(self, flows: Flows) -> Flows:
+        """The same flows with private addresses in place of the own networks' public ones.
 
-        For prompts only, which tell of an address nothing but its kind.
+        For prompts only, which hold nothing of an address but its kind.
         """
         if not self.own:
             return flows
         if isinstance(flows, pl.DataFrame):
             ends = pl.concat([flows["orig_h"], flows["resp_h"]]).unique().drop_nulls()
-            table = {end: self._disguised(end) for end in ends if self._disguised(end) != end}
+            table = {end: self._masked(end) for end in ends if self._masked(end) != end}
             return flows.with_columns(pl.col("orig_h", "resp_h").replace(table))
         return [
             {
                 **flow,
-                "orig_h": self._disguised(flow["orig_h"]),
-                "resp_h": self._disguised(flow["resp_h"]),
+                "orig_h": self._masked(flow["orig_h"]),
+                "resp_h": self._masked(flow["resp_h"]),
             }
             for flow in flows
         ]

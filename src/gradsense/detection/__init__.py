@@ -1,7 +1,18 @@
-"""Edge bundles: a trained model as one folder that needs no torch, and the detector over it."""
+"""The edge bundle, a trained model as one folder that needs no torch, and the detector over it."""
 
 import os
+from typing import TYPE_CHECKING
 
-# onnxruntime's wheels report usage to their maker unless told not to before they are loaded.
-# A gateway's detector tells nobody anything.
+from gradsense.exports import export
+
+# onnxruntime's wheels send usage reports to their maker unless this is set before the import.
+# A gateway's detector reports to nobody.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+if TYPE_CHECKING:
+    from gradsense.detection.bundle import Manifest
+    from gradsense.detection.detector import Detector, Reason, Verdict
+else:
+    export(__name__)
+
+__all__ = ["Detector", "Manifest", "Reason", "Verdict"]

@@ -1,4 +1,4 @@
-"""The edge bundle: an ONNX graph, a tokenizer and a manifest that says how to use them.
+"""The edge bundle: an ONNX graph, a tokenizer and a manifest that describes them.
 
 A fleet's later models bring a head of their own beside the graph (``detection.head``).
 The manifest is read first and bounded in size; every other file is opened only after its SHA-256
@@ -49,7 +49,8 @@ class Tokens(_Value):
 
 
 class BundleThreshold(_Value):
-    """Ring above ``value``, which ``share`` of ``flows`` benign flows of ``source`` passed."""
+    """A flow raises an alert above ``value``; ``share`` of ``flows`` benign flows of ``source``
+    were above it."""
 
     value: float
     share: float = Field(ge=0, le=1)
@@ -67,9 +68,10 @@ class File(_Value):
 class Manifest(_Value):
     """``manifest.json``. ``format`` is the version of this layout.
 
-    ``temperature`` divides the logits before softmax (Guo et al. 2017). ``alarm`` is about
-    suspicion, 1 - p(benign) after temperature; ``novelty`` about the graph's second output, and
-    None where the graph has none. ``provenance`` and ``verified`` are for people.
+    ``temperature`` divides the logits before softmax (Guo et al. 2017). ``alarm`` is the threshold
+    on suspicion, 1 - p(benign) after temperature. ``novelty`` is the threshold on the graph's
+    second output, and None where the graph has none. ``provenance`` and ``verified`` are for
+    people to read.
     """
 
     format: Literal[1] = 1
@@ -87,7 +89,7 @@ class Manifest(_Value):
 
     @property
     def id(self) -> str:
-        """Names model and thresholds in alerts and messages: 16 hex digits of a hash."""
+        """Identifies model and thresholds in alerts: 16 hex digits of the manifest's SHA-256."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
@@ -136,7 +138,7 @@ def write(
         path: a new folder, or one that holds a bundle, which is replaced.
         manifest: its ``files`` are overwritten.
         files: graph and tokenizer by their names in the bundle, where they lie now.
-        link: whether these files may be hard links to the ones there, which then must not change.
+        link: make hard links to ``files`` where the disk allows it; they must not change then.
 
     Raises:
         InputError: ``path`` holds something that is no bundle.
@@ -170,7 +172,7 @@ def _put(source: Path, file: Path, *, link: bool) -> None:
 
 
 def claimable(path: Path) -> None:
-    """Whether a bundle may be written there.
+    """Check that a bundle may be written to ``path``.
 
     Raises:
         InputError: it holds something that is no bundle.
@@ -185,7 +187,7 @@ def claimable(path: Path) -> None:
 
 
 def rewrite_manifest(path: Path | str, manifest: Manifest) -> None:
-    """Replace the manifest alone, at one stroke.
+    """Replace the manifest alone, atomically.
 
     Raises:
         GradsenseError: it cannot be written.
@@ -212,9 +214,9 @@ def describe(file: Path) -> File:
     return File(bytes=file.stat().st_size, sha256=digest)
 
 
-def _check(file: Path, said: File | None) -> None:
+def _check(file: Path, listed: File | None) -> None:
     try:
-        if said is None or file.stat().st_size != said.bytes or describe(file) != said:
+        if listed is None or file.stat().st_size != listed.bytes or describe(file) != listed:
             raise InputError(
                 "the file is not the one that was exported",
                 hint="copy the bundle again, or export it again",

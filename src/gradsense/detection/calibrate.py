@@ -1,10 +1,10 @@
-"""Thresholds for one network, from traffic of its own that its operator holds to be benign.
+"""Thresholds for one network, from its own traffic, which its operator takes to be benign.
 
 A model brings the thresholds of the networks that it was trained on. On another network benign
-flows look different, and so many ring that nobody looks any more. The share of them that may ring
-is kept here as an order statistic of the network's own benign flows, as in split conformal anomaly
-detection (Laxhammar and Falkman 2011): if tomorrow's flows are like these, few more ring than that.
-No label is needed and nothing is trained, so a gateway can do it.
+flows look different, and may raise so many false alerts that nobody reads them. Here a threshold
+is an order statistic of the network's own benign flows, as in split conformal anomaly detection
+(Laxhammar and Falkman 2011): if tomorrow's flows are like these, hardly more than the chosen share
+of them is above it. No label is needed and nothing is trained, so a gateway can do it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
 
-#: The newest flows of the logs that are looked at; they take about 40 MB.
+#: Flows used at most, the newest of the logs; they take about 40 MB.
 MOST = 1_000_000
-#: Log-odds above the flow that sets a threshold. A graph's answers differ in their last digits
-#: with the size of the batch, and the same prompt must not ring because it came alone.
+#: Log-odds above the flow that sets a threshold. A graph's outputs differ in their last digits
+#: with the size of the batch, and the same prompt must not be above the threshold only because it
+#: came alone.
 MARGIN = 1e-3
 #: Log-odds from where 1 - p in float64 is too coarse for ``MARGIN``, and soon is 1 for all.
 _SATURATED = 30.0
-#: Share of benign flows above even odds from where the model is said not to know the network.
+#: Share of benign flows above even odds beyond which a warning says that the model does not know
+#: the network.
 _STRANGE = 0.05
 
 _BLOCK_BYTES = 8 << 20
@@ -47,10 +49,10 @@ _BLOCK_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class Traffic:
-    """Flows that are held to be benign.
+    """Flows that are taken to be benign.
 
     Args:
-        phrase_ids: phrases of the flows, uint16 [n, fields], in the order of the logs.
+        phrase_ids: of the flows, uint16 [n, fields], in the order of the logs.
         names: of the logs, without their folders.
         left_out: flows whose label says that they are not benign.
         older: flows before the last ``MOST``.
@@ -66,7 +68,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """``warnings``: what a person should know, one sentence each."""
+    """The new manifest, and warnings for the user, one sentence each."""
 
     manifest: Manifest
     warnings: tuple[str, ...]
@@ -78,13 +80,13 @@ def read(
     most: int = MOST,
     networks: Networks | None = None,
 ) -> Traffic:
-    """The flows of these logs that no label speaks against.
+    """The flows of these logs, without those labelled as not benign.
 
     Args:
         logs: Zeek or Suricata logs as ``gradsense watch`` reads them, labelled or not; each with
             a context of its own.
         most: flows to keep, the last ones.
-        networks: the operator's own, as the watch will know them.
+        networks: the operator's own, as in the watch's settings.
 
     Raises:
         InputError: a log cannot be read, or no flow is left.
@@ -97,12 +99,12 @@ def read(
             flows = stream.parse(block, tally)
             if not isinstance(flows, pl.DataFrame):
                 flows = pl.DataFrame(flows, schema=FLOW_SCHEMA)
-            # The context sees every flow, as it will on the gateway.
+            # The context window takes every flow, as it does on the gateway.
             benign = _benign(context.add(flows))
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
-                benign = pl.DataFrame(networks.disguise(benign))
+                benign = pl.DataFrame(networks.mask(benign))
                 kept = np.concatenate([kept, template.indices(benign)])[-most:]
     if not found:
         raise InputError(
@@ -124,13 +126,13 @@ def calibrate(
     """The detector's manifest with alarm threshold and drift reference of this traffic.
 
     At most ``share`` of the flows exceed a threshold. Of fewer than 1 / ``share`` flows none
-    does: the threshold is the highest value among them. The threshold on suspicion is looked for
+    does: the threshold is the highest value among them. The threshold on suspicion is searched
     on a scale of log-odds, where it cannot saturate, and is never below 0.5. The temperature
-    stays. What the thresholds were at export goes to ``provenance["site"]``.
+    stays. The thresholds at export are kept in ``provenance["site"]``.
 
-    The novelty threshold stays as well unless it is asked for: for ``Novel`` the gateway wants a
-    flow to be new to its device too, which keeps false alarms few by itself. On a network that is
-    strange to the model most flows are novel, and a threshold above these hides the attacks.
+    The novelty threshold stays as well unless ``novelty`` is True: a ``Novel`` alert also needs a
+    flow that is new to its device, which by itself keeps false alerts few. On a network that is
+    strange to the model most flows are novel, and a threshold above these would hide the attacks.
 
     Args:
         detector: its manifest is read, and stays as it is.
@@ -193,7 +195,7 @@ def _probability(odds: float) -> float:
 
 
 def _site(manifest: Manifest, traffic: Traffic, share: float) -> dict[str, Any]:
-    """What was done here, and the thresholds that the export had."""
+    """How the bundle was calibrated here, and the thresholds that it was exported with."""
     exported = manifest.provenance.get("site", {}).get("exported") or {
         "alarm": manifest.alarm.model_dump(),
         "novelty": None if manifest.novelty is None else manifest.novelty.model_dump(),
@@ -227,7 +229,7 @@ def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: flo
     if strange > _STRANGE:
         warnings.append(
             f"the model takes {strange:.0%} of these benign flows for attacks: it does not know "
-            "this network, and attacks that it suspects less than these will not ring; "
+            "this network, and attacks that it suspects less than these will raise no alert; "
             "train it with flows of this network"
         )
     if at > _SATURATED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,32 +14,53 @@ import polars as pl
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection.bundle import Manifest
-from gradsense.detection.cache import Cache
-from gradsense.detection.encode import Encoder, Inputs
-from gradsense.detection.reasons import Reason
-from gradsense.detection.session import Session, open_bundle
+from gradsense.detection.session import Encoder, Inputs, Session, open_bundle
 from gradsense.prompts.templates import Template
 
-#: Verdicts remembered unless told otherwise; a full cache of these takes about 12 MB.
+#: Verdicts that are cached by default; a full cache takes about 12 MB.
 CACHE_SIZE = 32_768
-#: Prompts that go through the graph at once: more are hardly faster, and take memory.
+#: Prompts of one run of the graph: more are hardly faster, and take memory.
 BATCH = 32
-#: Up to so many flows are read one by one; a polars query costs as much as some thirty of them.
+#: Up to so many flows are encoded one by one; one polars query costs as much as about thirty.
 _FEW = 32
 
+#: Titles of the template's fields in explanations. A field without one is shown as its phrase.
+_TITLES = {
+    "proto": "protocol",
+    "service": "service",
+    "state": "connection state",
+    "dp": "responder port",
+    "sp": "originator port",
+    "a": "kinds of address",
+    "h": "packet history",
+    "d": "duration in seconds, from",
+    "ob": "bytes sent, from",
+    "rb": "bytes received, from",
+    "op": "packets sent, from",
+    "rp": "packets received, from",
+    "oi": "IP bytes sent, from",
+    "ri": "IP bytes received, from",
+    "cn": "recent flows of the host, from",
+    "cr": "recent flows a second, from",
+    "cf": "share of recent flows that failed",
+    "cw": "share of recent flows to new hosts",
+    "cp": "share of recent flows to this port",
+}
+
 PhraseIds = npt.NDArray[np.uint16]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the model says of one prompt.
+    """The model's verdict on one prompt.
 
     Args:
-        label: of an alarm the likeliest class but benign, else benign.
-        probability: of that class, after temperature scaling.
-        suspicion: 1 - p(benign).
-        alarm: the suspicion is above the bundle's threshold.
-        novelty: how unlike the training flows, larger is more; None if the model cannot tell.
+        label: the likeliest class but benign if ``alarm``, else benign.
+        probability: of that class, 0..1, after temperature scaling.
+        suspicion: 1 - p(benign), 0..1.
+        alarm: the suspicion is above the bundle's threshold: the flow raises an alert.
+        novelty: how unlike the training flows, larger is more; None if the model has no score.
         novel: the novelty is above the bundle's threshold.
     """
 
@@ -51,18 +72,77 @@ class Verdict:
     novel: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One field of a prompt, and how much the verdict depends on it.
+
+    Args:
+        field, phrase: as in the template.
+        weight: by how many nats the verdict's log-probability falls if the field is unknown.
+    """
+
+    field: str
+    phrase: str
+    weight: float
+
+    def in_words(self) -> str:
+        """``service: irc`` for ``s:irc``; a phrase without a colon as it is."""
+        _, colon, value = self.phrase.partition(":")
+        title = _TITLES.get(self.field)
+        if title is None or not colon:
+            return self.phrase
+        return f"{title.removesuffix(', from')}: unknown" if value == "-" else f"{title}: {value}"
+
+
+class Cache(Generic[Value]):
+    """A bounded cache: keeps at least the last ``size / 2`` distinct keys used, at most ``size``.
+
+    It has two generations instead of a list in order of use: when the young one is full it
+    becomes the old one, and the old one's unused entries go with the next change. A look-up is
+    one or two of a dictionary, and a hit in the young generation moves nothing.
+
+    Args:
+        size: most entries; 0 keeps nothing.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._young: dict[bytes, Value] = {}
+        self._old: dict[bytes, Value] = {}
+
+    def get(self, key: bytes) -> Value | None:
+        """The value stored under the key, or None."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.get(key)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def put(self, key: bytes, value: Value) -> None:
+        """Store ``value``, which is not None."""
+        if not self.size:
+            return
+        if len(self._young) >= max(1, self.size // 2):
+            self._old, self._young = self._young, {}
+        self._young[key] = value
+
+    def __len__(self) -> int:
+        return len(self._young.keys() | self._old.keys())
+
+
 class Detector:
-    """An edge bundle at work. One thread uses it at a time.
+    """Gives verdicts on flows with an edge bundle. Only one thread may use it at a time.
 
     Args:
         manifest, template: of the bundle.
         session: its graph.
         encoder: makes the graph's inputs.
-        cache: verdicts remembered, by the phrase ids of a flow. A verdict is a function of
-            these alone, so the cache changes nothing but the time. 0 switches it off.
+        cache: most verdicts that are cached, by the phrase ids of a flow. A verdict depends on
+            these alone, so the cache saves time and changes no verdict. 0 switches it off.
 
     Attributes:
-        judged, inferred: prompts so far, and how many of them went through the graph.
+        judged, inferred: prompts so far, and how many of them the graph was run on.
     """
 
     def __init__(
@@ -88,7 +168,7 @@ class Detector:
         Args:
             path: a folder that ``gradsense export`` wrote.
             threads: of the graph.
-            cache: verdicts remembered.
+            cache: most verdicts that are cached.
 
         Raises:
             InputError: no bundle, or a damaged or altered one.
@@ -109,7 +189,7 @@ class Detector:
         return self.judge(self.phrase_ids(flows))
 
     def phrase_ids(self, flows: pl.DataFrame | Sequence[Mapping[str, Any]]) -> PhraseIds:
-        """The phrases that flows pick, [flows, fields]; ``flows`` as for ``predict``."""
+        """The phrase ids of flows, uint16 [flows, fields]; ``flows`` as for ``predict``."""
         few = len(flows) <= _FEW
         if isinstance(flows, pl.DataFrame):
             if self._lacks_context(flows.columns):
@@ -130,7 +210,7 @@ class Detector:
     # Prompts --------------------------------------------------------------------------------
 
     def judge(self, phrase_ids: PhraseIds) -> list[Verdict]:
-        """One verdict for each row of phrase indices, uint16 [n, fields]."""
+        """One verdict for each row of phrase ids, uint16 [n, fields]."""
         self.judged += len(phrase_ids)
         if not self.cache.size:
             return self._infer(self._encoder.phrase_ids(phrase_ids))
@@ -164,7 +244,7 @@ class Detector:
     def answers(
         self, phrase_ids: PhraseIds
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """What the graph itself says of prompts, before temperature and thresholds.
+        """The graph's raw outputs for prompts, before temperature and thresholds.
 
         Returns:
             logits [n, classes], and novelty [n] if the graph has it.
@@ -178,18 +258,18 @@ class Detector:
         return logits, np.concatenate(novelty) if novelty else None
 
     def explain(self, phrase_ids: PhraseIds, most: int = 3) -> list[Reason]:
-        """The fields of one prompt, uint16 [1, fields], that its verdict rests on, by occlusion.
+        """The fields of one prompt, uint16 [1, fields], that its verdict depends on, by occlusion.
 
-        Each field in turn is made unknown, and what that takes from the log-probability of the
-        verdict is the field's weight (Zeiler and Fergus 2014, §4.2, on prompts).
+        Each field in turn is made unknown. By how much that lowers the log-probability of the
+        verdict is the field's weight (Zeiler and Fergus 2014, §4.2, applied to prompts).
 
         Returns:
-            At most ``most`` reasons, the weightiest first, only those that speak for the verdict.
+            At most ``most`` reasons of positive weight, the weightiest first.
         """
         fields = self.template.fields
         table = np.repeat(phrase_ids, len(fields) + 1, axis=0)
         for place, field in enumerate(fields):
-            table[place + 1, place] = len(field.phrases) - 1  # the phrase for what is not known
+            table[place + 1, place] = len(field.phrases) - 1  # the phrase for "unknown"
         logits, _ = self._run(self._encoder.phrase_ids(table))
         log_p = _log_softmax(logits / self.manifest.temperature)
         log_p = log_p[:, log_p[0].argmax()]
@@ -246,6 +326,8 @@ class Detector:
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    # Not learning.calibration.softmax: that one divides by the temperature in float64, and the
+    # last digits of recorded verdicts would change.
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result

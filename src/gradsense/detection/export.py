@@ -1,4 +1,4 @@
-"""From a model folder to an edge bundle: one ONNX graph, its tokenizer, and what was calibrated."""
+"""Exports a model folder as an edge bundle: one ONNX graph, its tokenizer, and its thresholds."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from gradsense.models.graph import opset_of, quiet, reads_words, write_graph
 #: Where the thresholds of a model folder come from, in words.
 _FROM_TRAINING = "validation flows of training"
 _FROM_NOTHING = "a default: nothing was calibrated"
-#: What the manifest repeats of the card's ``extra``.
-_TOLD = ("strategy", "seed", "synthetic", "accuracy", "f1_macro", "data_sha256")
+#: Keys of the card's ``extra`` that go into the manifest's provenance.
+_FROM_CARD = ("algorithm", "seed", "synthetic", "accuracy", "f1_macro", "data_sha256")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """``warnings``: what a person should know, one sentence each."""
+    """The bundle that was written, and warnings for the user, one sentence each."""
 
     path: Path
     manifest: Manifest
@@ -64,10 +64,10 @@ def export(
         int8: weights and activations of the matrix products in 8 bits: less than half the size,
             about 1.6 times as fast. Always verified.
         data: logs to verify on, and where they are labelled to calibrate on afresh.
-        verify: hold the graph against torch, on ``data`` or else on synthetic traffic.
+        verify: compare the graph with torch, on ``data`` or else on synthetic traffic.
         force: write an int8 graph however much macro-F1 it loses.
         threads: of torch and of onnxruntime.
-        on_step: told what is being done now.
+        on_step: called with a description of each step as it begins.
 
     Raises:
         InputError: a broken model folder, unreadable logs, or ``out`` holds something else.
@@ -110,7 +110,7 @@ def export(
 def _manifest(
     card: cards.Card, classifier: TextClassifier, model_dir: Path, *, int8: bool
 ) -> Manifest:
-    """What the model folder alone says."""
+    """The manifest from the model folder alone."""
     template, pad = classifier.template, classifier.tokenizer.pad_token_id
     words = reads_words(classifier)
     manifest = Manifest(
@@ -131,7 +131,7 @@ def _manifest(
 
 
 def _calibrated(manifest: Manifest, measured: cards.Measured, source: str) -> Manifest:
-    """With all that was measured."""
+    """The manifest with these thresholds, temperature and reference, where they were measured."""
     update: dict[str, Any] = {}
     if measured.calibration is not None:
         update["temperature"] = measured.calibration.temperature
@@ -165,8 +165,8 @@ def _measured(
 def _quantise(graph: Path) -> None:
     """Dynamic quantisation in place: int8 weights, and activations scaled as they come.
 
-    The last layer stays float32. It is small, and its rounding would go into the logits whole. So
-    do the features before it, as they are an output.
+    The last layer stays float32: it is small, and its rounding errors would go undiminished into
+    the logits. So do the features before it, as they are an output.
     """
     plain = graph.with_suffix(".float32")
     graph.rename(plain)
@@ -190,7 +190,7 @@ def _quantise(graph: Path) -> None:
 
 
 def _put_back(gemm: onnx.NodeProto, plain: onnx.ModelProto, file: Path) -> None:
-    """Undo the split: the head keeps its name and shape, under which another may take its place."""
+    """Undo the split: the head keeps its name and shape, so that another head can replace it."""
     model = onnx.load(file)
     nodes, values = model.graph.node, model.graph.initializer
     parts = {f"{gemm.name}_MatMul", f"{gemm.name}_Add"}
@@ -208,7 +208,7 @@ def _put_back(gemm: onnx.NodeProto, plain: onnx.ModelProto, file: Path) -> None:
 
 
 def _provenance(card: cards.Card, classifier: TextClassifier, model_dir: Path) -> dict[str, Any]:
-    """Where the bundle comes from; no path of this machine."""
+    """Where the bundle comes from, without a path of this machine."""
     weights = hashlib.sha256()
     for name in ("model.safetensors", folder.HEAD_FILE, folder.NOVELTY_FILE):
         if (model_dir / name).is_file():
@@ -217,7 +217,7 @@ def _provenance(card: cards.Card, classifier: TextClassifier, model_dir: Path) -
         "gradsense": gradsense.__version__,
         "trained_with": card.gradsense,
         "base": Path(card.base).name if Path(card.base).is_absolute() else card.base,
-        **{name: card.extra.get(name) for name in _TOLD},
+        **{name: card.extra.get(name) for name in _FROM_CARD},
         "model_sha256": weights.hexdigest(),
         **{name: version(name) for name in ("torch", "onnx", "onnxruntime")},
         "opset": opset_of(classifier),
@@ -238,5 +238,5 @@ def _warnings(card: cards.Card, sample: Sample | None, known: int) -> list[str]:
             f"{LEAST_THRESHOLD}; give labelled logs with --data to calibrate it"
         )
     if BENIGN not in card.labels:
-        warnings.append(f"the model has no class '{BENIGN}': every flow rings")
+        warnings.append(f"the model has no class '{BENIGN}': every flow raises an alert")
     return warnings

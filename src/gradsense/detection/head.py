@@ -1,8 +1,8 @@
-"""The head of a bundle as two arrays of their own, so that a new one needs no new graph.
+"""A bundle's head as a file of its own beside the graph, so that a new head needs no new graph.
 
-Where a fleet trains the head alone, every global model is a few kilobytes over the same graph. A
-device puts them beside the graph that it has, and the detector lets them take the place of the
-graph's own. numpy only: neither torch nor onnx is needed.
+Where a fleet trains only the head, each global model is a few kilobytes. A device stores them
+beside its graph, and the detector uses them in place of the graph's own head. numpy only: neither
+torch nor onnx is needed.
 """
 
 from __future__ import annotations
@@ -64,28 +64,28 @@ class Head:
         return answers
 
     def packed(self) -> bytes:
-        """The file's content."""
+        """The content of ``head.safetensors``."""
         tensors = {HEAD_WEIGHT: self.weight, HEAD_BIAS: self.bias}
         return safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in tensors.items()})
 
 
 def read_head(path: Path, manifest: Manifest) -> Head | None:
-    """The head beside a bundle's graph; None where the graph's own is right.
+    """The head beside a bundle's graph; None if the bundle uses the graph's own.
 
     Raises:
         InputError: it is missing, altered, too large, or of other classes than the manifest's.
     """
-    said = manifest.files.get(HEAD_FILE)
-    if said is None:
+    listed = manifest.files.get(HEAD_FILE)
+    if listed is None:
         return None
     file = path / HEAD_FILE
     try:
-        if said.bytes > _MAX_BYTES:
+        if listed.bytes > _MAX_BYTES:
             raise ValueError(f"it is larger than {_MAX_BYTES >> 20} MiB")
         with file.open("rb") as stream:
-            data = stream.read(said.bytes + 1)
-        # What was read is what is used: the folder may be replaced at any moment.
-        if len(data) != said.bytes or hashlib.sha256(data).hexdigest() != said.sha256:
+            data = stream.read(listed.bytes + 1)
+        # The hash is of what was read, not of the file: the folder may be replaced at any moment.
+        if len(data) != listed.bytes or hashlib.sha256(data).hexdigest() != listed.sha256:
             raise ValueError("it is not the file that the manifest names")
         return Head.of(safetensors.numpy.load(data), len(manifest.labels))
     except (OSError, SafetensorError, ValueError) as error:
@@ -99,14 +99,15 @@ def read_head(path: Path, manifest: Manifest) -> Head | None:
 def with_head(source: Path, out: Path, head: Head, update: Mapping[str, Any]) -> Manifest:
     """Write a bundle with the graph of another one and this head, all of it or nothing.
 
-    The graph is linked, not copied, where the disk allows it: a device may get a head a minute.
+    The graph is linked, not copied, where the disk allows it: a device may receive a head every
+    minute.
 
     Args:
-        source: a bundle whose graph says features.
+        source: a bundle whose graph has the output ``features``.
         out: a new folder, or one that holds a bundle, which is replaced; may be ``source``.
-        head: of the source's labels and features; ``session.open_bundle`` finds out if it fits.
+        head: of the source's labels and features; ``session.open_bundle`` checks that it fits.
         update: manifest fields that change with the head: its thresholds, and ``provenance``.
-            ``verified`` was about the head before, and is None unless it is given.
+            ``verified`` described the previous head, and becomes None unless it is given.
 
     Returns:
         the manifest written.

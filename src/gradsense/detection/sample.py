@@ -19,7 +19,7 @@ from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
-#: Of each class of each capture, unlabelled flows being one; as many as training takes.
+#: Flows of each class of each capture, as many as training takes; unlabelled is a class here.
 MOST = 1000
 
 _SITES, _FLOWS, _SEED = 6, 500, 20_240
@@ -29,7 +29,7 @@ _SITES, _FLOWS, _SEED = 6, 500, 20_240
 class Sample:
     """Flows with context and ``class``, which is null where a flow has no label.
 
-    ``source`` names them for people, ``dropped`` counts malformed lines.
+    ``source`` is their name in messages, ``dropped`` counts malformed lines.
     """
 
     flows: pl.DataFrame
@@ -66,10 +66,10 @@ def draw(data: Path, labels: Sequence[str], most: int = MOST) -> Sample:
 
 
 def synthetic_sample(*, labelled: bool) -> Sample:
-    """Built-in traffic, for who has no logs at hand.
+    """Built-in synthetic traffic, where no logs are given.
 
     Args:
-        labelled: with its labels, which only a model that learnt such traffic can know.
+        labelled: keep the labels, which only a model trained on such traffic knows.
     """
     with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
         write_fleet(Path(folder), sites=_SITES, flows=_FLOWS, seed=_SEED)
@@ -80,7 +80,7 @@ def synthetic_sample(*, labelled: bool) -> Sample:
 
 
 def _some(capture: Capture, view: View, most: int, tally: Tally) -> list[pl.DataFrame]:
-    """A capture's share of the sample, one frame or none. Memory holds it and one block."""
+    """A capture's part of the sample, one frame or none. Memory holds it and one block."""
     base = int.from_bytes(hashlib.sha256(capture.name.encode()).digest()[:8], "little")
     context, kept = ContextWindow(), list[pl.DataFrame]()
     for block in read_conn(capture.path, tally=tally):

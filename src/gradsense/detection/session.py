@@ -1,35 +1,42 @@
-"""An edge bundle's graph, open under onnxruntime, with the encoder of its prompts."""
+"""A bundle that is open: its graph under onnxruntime, and the encoder of its prompts.
+
+An encoder makes the graph's inputs: words by a table, or subwords by the ``tokenizers`` library.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from gradsense.detection import bundle
-from gradsense.detection.bundle import Manifest
-from gradsense.detection.encode import Encoder, Inputs, encoder
+from gradsense.detection.bundle import Manifest, Tokens
 from gradsense.detection.head import Head, read_head
 from gradsense.errors import InputError
 from gradsense.prompts.templates import Template
 
+#: ``input_ids`` and, for padded prompts, ``attention_mask``: int64 [n, length].
+Inputs = dict[str, npt.NDArray[np.int64]]
+
+_UNKNOWN = "[UNK]"
 #: The graph's names for the head; see ``models.graph``.
 _WEIGHT, _BIAS = "model.score.weight", "model.score.bias"
-#: Of logits that the graph and numpy compute from the same features, relative to the largest.
+#: Tolerance between the graph's logits and numpy's, relative to the largest of them.
 _ROUNDING = 1e-3
 
 
 class Session:
-    """A graph, and the head that it borrows: onnxruntime keeps no copy of these arrays.
+    """A graph under onnxruntime.
 
     Args:
-        inference: of onnxruntime.
-        borrowed: values that must live as long as it.
+        inference: the open graph.
+        borrowed: arrays of a head that the graph uses without a copy: kept alive with it.
     """
 
     def __init__(
@@ -39,14 +46,14 @@ class Session:
         self.outputs = tuple(output.name for output in inference.get_outputs())
 
     def run(self, outputs: Sequence[str], inputs: Inputs) -> list[npt.NDArray[np.float32]]:
-        """These outputs; what is not asked for is not copied."""
+        """The values of these outputs, in order."""
         found: list[npt.NDArray[np.float32]] = self._inference.run(outputs, inputs)
         return found
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A bundle that is ready to answer.
+    """An open bundle.
 
     Args:
         manifest, template: of the bundle.
@@ -76,8 +83,8 @@ def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> 
     head = head or read_head(path, manifest)
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    # Threads spin from one operator to the next, which is worth a fifth of the time, but not
-    # while no flow comes: a gateway has better things to do.
+    # Threads may spin between two operators, which saves a fifth of the time, but not while no
+    # flow comes: a gateway's processor has other work.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
@@ -100,7 +107,7 @@ def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> 
 
 
 def _lend(head: Head | None, options: Any) -> list[ort.OrtValue]:
-    """Give the graph this head instead of its own."""
+    """Register this head's arrays in place of the graph's own."""
     if head is None:
         return []
     borrowed = []
@@ -111,14 +118,14 @@ def _lend(head: Head | None, options: Any) -> list[ort.OrtValue]:
 
 
 def _check_taken(opened: Opened, head: Head) -> None:
-    """Whether the graph answers by this head: onnxruntime passes over names that it lacks.
+    """Check that the graph uses this head: onnxruntime ignores names that the graph lacks.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it does not use it.
     """
     session = opened.session
     if "features" not in session.outputs:
-        raise ValueError("its graph says no features, so it takes no other head")
+        raise ValueError("its graph has no output 'features', so it takes no other head")
     phrase_ids = np.zeros((1, len(opened.template.fields)), np.uint16)
     logits, features = session.run(["logits", "features"], opened.encoder.phrase_ids(phrase_ids))
     if features.shape[1] != head.weight.shape[1]:
@@ -129,3 +136,83 @@ def _check_taken(opened: Opened, head: Head) -> None:
     scale = max(1.0, float(np.abs(expected).max()))
     if not np.allclose(logits, expected, atol=_ROUNDING * scale):
         raise ValueError("its graph does not take the head")
+
+
+# Prompts to inputs ----------------------------------------------------------------------------
+
+
+class Encoder(Protocol):
+    """Makes the graph's inputs from prompts."""
+
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+        """From phrase ids, [n, fields]."""
+
+    def texts(self, texts: Sequence[str]) -> Inputs:
+        """From text.
+
+        Raises:
+            ValueError: a text has another length than the graph's input.
+        """
+
+
+def encoder(tokens: Tokens, template: Template, tokenizer: Path) -> Encoder:
+    """The encoder of a bundle.
+
+    Raises:
+        ValueError: ``tokenizer`` does not fit the template.
+    """
+    if tokens.kind == "words":
+        return Words(template, json.loads(tokenizer.read_bytes())["model"]["vocab"])
+    return Subwords(template, tokenizer, tokens)
+
+
+class Words:
+    """Every phrase is one word of a vocabulary, so a prompt's ids are looked up, not tokenized.
+
+    Args:
+        template: all of its prompts have one word a field.
+        vocabulary: word to id.
+    """
+
+    def __init__(self, template: Template, vocabulary: dict[str, int]) -> None:
+        phrases = [phrase for field in template.fields for phrase in field.phrases]
+        missing = [phrase for phrase in phrases if phrase not in vocabulary]
+        if missing:
+            raise ValueError(f"the vocabulary lacks '{missing[0]}'")
+        self._vocabulary = vocabulary
+        self._ids = np.array([vocabulary[phrase] for phrase in phrases], dtype=np.int64)
+        sizes = [len(field.phrases) for field in template.fields]
+        self._starts = np.cumsum([0, *sizes[:-1]])
+
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+        return {"input_ids": self._ids[phrase_ids + self._starts]}
+
+    def texts(self, texts: Sequence[str]) -> Inputs:
+        words = [text.split() for text in texts]
+        if any(len(row) != len(self._starts) for row in words):
+            raise ValueError(f"a prompt has {len(self._starts)} words")
+        unknown = self._vocabulary[_UNKNOWN]
+        ids = [[self._vocabulary.get(word, unknown) for word in row] for row in words]
+        return {"input_ids": np.array(ids, dtype=np.int64)}
+
+
+class Subwords:
+    """Encodes text with a Hugging Face fast tokenizer, cut and padded as the manifest states."""
+
+    def __init__(self, template: Template, file: Path, tokens: Tokens) -> None:
+        from tokenizers import Tokenizer  # noqa: PLC0415  (not needed by a bundle of words)
+
+        self._template = template
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.enable_truncation(tokens.max_tokens)
+        self._tokenizer.enable_padding(pad_id=tokens.pad_id)
+
+    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+        return self.texts(self._template.texts(phrase_ids))
+
+    def texts(self, texts: Sequence[str]) -> Inputs:
+        encoded = self._tokenizer.encode_batch(list(texts))
+        return {
+            "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),
+            "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
+        }

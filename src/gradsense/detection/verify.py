@@ -1,4 +1,4 @@
-"""An edge bundle against the torch model that it was made from, on the same flows."""
+"""Compares an edge bundle with the torch model that it was exported from, on the same flows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAY_LOSE = 0.005
 
 
 def graph_answers(detector: Detector, phrase_ids: PhraseIds) -> Answers:
-    """What the bundle's graph says to flows that pick these phrases, [n, fields]."""
+    """The outputs of the bundle's graph for flows of these phrase ids, uint16 [n, fields]."""
     distinct, rows = np.unique(phrase_ids, axis=0, return_inverse=True)
     logits, novelty = detector.answers(distinct)
     return Answers(logits[rows], None if novelty is None else novelty[rows])
@@ -33,10 +33,10 @@ def verify(
     detector: Detector,
     sample: Sample,
 ) -> dict[str, Any]:
-    """Put the same flows before both, and say how far apart they are.
+    """Run both on the same flows and measure how far apart their outputs are.
 
     Where no flow of the sample has a label that the model knows, macro-F1 takes torch's verdicts
-    for the truth, and ``truth`` says so.
+    as the truth, and ``truth`` says so.
 
     Args:
         classifier, novelty: of the model folder.
@@ -50,34 +50,34 @@ def verify(
     """
     labels, template = classifier.labels, classifier.template
     phrase_ids = template.indices(sample.flows)
-    torch_said = answers(classifier, template.texts(phrase_ids), novelty)
-    graph_said = graph_answers(detector, phrase_ids)
-    theirs, ours = torch_said.logits.argmax(axis=1), graph_said.logits.argmax(axis=1)
+    by_torch = answers(classifier, template.texts(phrase_ids), novelty)
+    by_graph = graph_answers(detector, phrase_ids)
+    theirs, ours = by_torch.logits.argmax(axis=1), by_graph.logits.argmax(axis=1)
     rows = sample.flows["class"].is_in(list(labels)).fill_null(value=False).arg_true().to_numpy()
     labelled = len(rows)
     if labelled:
         truth = class_numbers(sample.flows[rows], labels)
     else:
         truth, rows = theirs, np.arange(len(theirs))
-    by_torch = score(truth, theirs[rows], labels).f1_macro
-    by_graph = score(truth, ours[rows], labels).f1_macro
+    f1_torch = score(truth, theirs[rows], labels).f1_macro
+    f1_graph = score(truth, ours[rows], labels).f1_macro
     return {
         "source": sample.source,
         "synthetic": sample.synthetic,
         "flows": len(phrase_ids),
-        "logits": _apart(torch_said.logits, graph_said.logits),
-        "novelty": _apart(torch_said.novelty, graph_said.novelty),
+        "logits": _apart(by_torch.logits, by_graph.logits),
+        "novelty": _apart(by_torch.novelty, by_graph.novelty),
         "agreement": float((theirs == ours).mean()),
         "truth": "labels" if labelled else "the torch model's verdicts",
         "labelled": labelled,
-        "f1_macro": by_graph,
-        "f1_macro_torch": by_torch,
-        "f1_macro_lost": by_torch - by_graph,
+        "f1_macro": f1_graph,
+        "f1_macro_torch": f1_torch,
+        "f1_macro_lost": f1_torch - f1_graph,
     }
 
 
 def require(found: dict[str, Any], precision: str) -> None:
-    """Whether what ``verify`` found is good enough to be put in place.
+    """Check that a result of ``verify`` is good enough for the bundle to be written.
 
     Raises:
         GradsenseError: a float32 graph gives another verdict than torch, or an int8 graph loses

@@ -14,7 +14,7 @@ from gradsense.config import RunSettings
 from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments import results
 from gradsense.experiments.corpus import Corpus, by_client, examples
-from gradsense.federation.strategies import STRATEGIES, get_strategy
+from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.learning import metrics
 from gradsense.learning.alarms import flagged, threshold_for
 from gradsense.learning.learner import Tensors
@@ -29,7 +29,7 @@ class Bench:
 
     Attributes:
         trainer: holds the process's one model.
-        initial: the trainable tensors before any training; the same for every strategy.
+        initial: the trainable tensors before any training; the same for every algorithm.
         learners: a learner for each client with training flows.
         train, test, validation: pooled examples; without validation flows the training ones.
         own_tests: each client's own test flows, where it has any.
@@ -122,9 +122,9 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
     torch.set_num_threads(settings.threads)
     # numpy's own threads too: how a sum is split changes its last bits.
     threadpool_limits(settings.threads)
-    # A reference is no strategy; it trains the whole model as FedAvg does.
-    named = settings.strategy.partition(":")[0] in STRATEGIES
-    strategy = get_strategy(settings.strategy if named else "fedavg")
+    # A reference is no algorithm; it trains the whole model as FedAvg does.
+    named = settings.algorithm.partition(":")[0] in algorithms()
+    algorithm = get_algorithm(settings.algorithm if named else "fedavg")
     classifier = build(
         settings.model,
         template=get_template(settings.template),
@@ -132,8 +132,8 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
         seed=settings.seed,
         lora_rank=settings.lora_rank,
         pretrained=settings.pretrained,
-        readout=strategy.readout,
-        frozen=strategy.frozen,
+        readout=algorithm.readout,
+        frozen=algorithm.frozen,
     )
     trainer = Trainer(
         classifier,

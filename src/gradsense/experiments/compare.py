@@ -1,4 +1,4 @@
-"""Table III for one's own data: every strategy and reference, several seeds, the same compute."""
+"""Table III for one's own data: every algorithm and reference, several seeds, the same compute."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFERENCE_NAMES = ("local-only", "centralised", "forest")
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One row to be: a strategy or reference with one seed, and its folder."""
+    """One row to be: an algorithm or reference with one seed, and its folder."""
 
     settings: RunSettings
     out: Path
@@ -43,29 +43,29 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """For progress lines."""
-        return f"{self.settings.strategy} seed {self.settings.seed}"
+        return f"{self.settings.algorithm} seed {self.settings.seed}"
 
 
-#: Told (job, its news): ``event`` is progress, done or error; see ``worker``.
+#: Called with (job, its news): ``event`` is progress, done or error; see ``worker``.
 OnNews = Callable[[PlannedRun, dict[str, Any]], None]
 
 
 def plan(
-    base: RunSettings, strategies: Sequence[str], seeds: int, out: Path, *, references: bool
+    base: RunSettings, algorithms: Sequence[str], seeds: int, out: Path, *, references: bool
 ) -> list[PlannedRun]:
     """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus.
 
     Raises:
-        InputError: no strategy, or settings that ``preflight.check`` turns down.
+        InputError: no algorithm, or settings that ``preflight.check`` turns down.
     """
-    names = list(dict.fromkeys([*strategies, *(REFERENCE_NAMES if references else ())]))
+    names = list(dict.fromkeys([*algorithms, *(REFERENCE_NAMES if references else ())]))
     if not names:
-        raise InputError("nothing to compare", hint="name a strategy", field="--strategies")
+        raise InputError("nothing to compare", hint="name an algorithm", field="--algorithms")
     for name in names:
-        check(base.model_copy(update={"strategy": name}), reference=name in REFERENCE_NAMES)
+        check(base.model_copy(update={"algorithm": name}), reference=name in REFERENCE_NAMES)
     return [
         PlannedRun(
-            base.model_copy(update={"strategy": name, "seed": seed}),
+            base.model_copy(update={"algorithm": name, "seed": seed}),
             out / f"{re.sub(r'[^a-z0-9.-]', '_', name.replace('=', '-'))}-seed{seed}",
         )
         for seed in range(base.seed, base.seed + seeds)
@@ -80,7 +80,7 @@ def compare(
     workers: int,
     resume: bool = False,
     on_news: OnNews = lambda job, news: None,
-    title: str = "gradsense: strategies compared",
+    title: str = "gradsense: algorithms compared",
 ) -> tuple[list[results.Row], tuple[str, ...]]:
     """Run all jobs and write ``results.json`` and ``report.html`` into ``out``.
 
@@ -89,7 +89,7 @@ def compare(
         out: the comparison's folder.
         workers: processes side by side.
         resume: read finished rows, continue unfinished ones.
-        on_news: told of progress.
+        on_news: called with progress.
 
     Returns:
         The rows, and the notes on the first seed's data.
@@ -101,8 +101,8 @@ def compare(
     prepare(out, resume=resume)
     notes = _run_all(jobs, workers, resume, on_news)
     rows = [load_row(job.out) for job in jobs]
-    order = {strategy: i for i, strategy in enumerate(dict.fromkeys(r.strategy for r in rows))}
-    rows.sort(key=lambda row: (row.kind == "reference", order[row.strategy], row.seed))
+    order = {algorithm: i for i, algorithm in enumerate(dict.fromkeys(r.algorithm for r in rows))}
+    rows.sort(key=lambda row: (row.kind == "reference", order[row.algorithm], row.seed))
     results.save(rows, out / RESULTS)
     write_report(rows, out / REPORT, title=title, settings=shown(jobs[0].settings, notes))
     return rows, notes
@@ -131,7 +131,7 @@ def prepare(out: Path, *, resume: bool) -> None:
 
 def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
     """The settings and notes that a report shows."""
-    hidden = {"strategy", "seed", "threads"}
+    hidden = {"algorithm", "seed", "threads"}
     pairs = json.loads(settings.model_dump_json(exclude=hidden, exclude_none=True))
     pairs = {key.replace("_", " "): str(value) for key, value in pairs.items()}
     if settings.data is not None:

@@ -16,7 +16,7 @@ from gradsense.detection.export import export
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
 from gradsense.gateway.alerting.alert import SEVERITIES, Alert
-from gradsense.gateway.assembly import WatchPlan, open_watch
+from gradsense.gateway.wiring import WatchPlan, open_watch
 
 #: Marks a folder that the demonstration made and may therefore make again.
 _MARK = "gradsense-demo"
@@ -102,7 +102,7 @@ class Guarded:
 
     Attributes:
         bundle: the edge bundle that watched.
-        flows, alarms: judged, and those of them that rang.
+        flows, alarms: judged, and those of them that raised an alarm.
         alerts: what the alarms were grouped into, the most severe first.
     """
 

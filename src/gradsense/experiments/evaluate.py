@@ -57,7 +57,7 @@ def evaluate(
         cap: at most so many flows per (capture, class), the first in the log; 0 takes all.
         strict: a malformed line is an error instead of being counted.
         threads: of torch; one is best for a small model, and what an edge device has to spare.
-        on_file: told ``(capture name, index from 0, number of captures)`` before each file.
+        on_file: called with ``(capture name, index from 0, number of captures)`` before each file.
 
     Returns:
         JSON values: ``model, data, template, captures, synthetic, flows, labelled, unlabelled,

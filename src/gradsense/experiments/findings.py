@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from gradsense.experiments.results import Point, Row
 from gradsense.experiments.table import Stat, by_strategy, human_bytes, human_seconds, stat
 
-#: The strategy that savings are measured against, as in the paper.
+#: The algorithm that savings are measured against, as in the paper.
 BASELINE = "fedavg"
 #: The references' names, as ``compare`` writes them.
 CENTRALISED, LOCAL_ONLY = "centralised", "local-only"
@@ -42,7 +42,7 @@ def _f1(row: Row) -> float | None:
 def _ranked(
     groups: dict[str, list[Row]], get: Callable[[Row], float | None]
 ) -> list[tuple[str, Stat]]:
-    """Strategies with a value, from the highest mean to the lowest."""
+    """Algorithms with a value, from the highest mean to the lowest."""
     found = [
         (name, value)
         for name, group in groups.items()
@@ -203,7 +203,7 @@ def _never_learned(federated: dict[str, list[Row]]) -> str | None:
     if not missed:
         return None
     return (
-        f"No federated strategy recognises a single flow of {', '.join(missed)}: "
+        f"No federated algorithm recognises a single flow of {', '.join(missed)}: "
         "F1 is 0 in every run."
     )
 

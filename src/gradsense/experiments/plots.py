@@ -25,7 +25,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from gradsense.experiments.results import Point, Row, UploadMark
 from gradsense.experiments.table import by_strategy, human_bytes, human_seconds
 
-#: How many strategies get a colour of their own (``--s1`` .. ``--s12`` in report.css).
+#: How many algorithms get a colour of their own (``--s1`` .. ``--s12`` in report.css).
 COLOURS = 12
 #: Dashes go with the colours, so that lines also differ in print and to the colour-blind.
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))
@@ -85,22 +85,22 @@ F1_MACRO = Axis("macro-F1", lambda point: point.f1_macro)
 
 
 def colour(index: int) -> str:
-    """The CSS variable of the index-th strategy's colour."""
+    """The CSS variable of the index-th algorithm's colour."""
     return f"var(--s{index % COLOURS + 1})"
 
 
 def dashes(index: int) -> tuple[float, ...]:
-    """The index-th strategy's dash pattern, in line widths; empty for a solid line."""
+    """The index-th algorithm's dash pattern, in line widths; empty for a solid line."""
     return DASHES[index % len(DASHES)]
 
 
-def federated_strategies(rows: Sequence[Row]) -> list[str]:
-    """Names of the federated strategies, in order; their positions choose colour and dashes."""
+def federated_algorithms(rows: Sequence[Row]) -> list[str]:
+    """Names of the federated algorithms, in order; their positions choose colour and dashes."""
     return [name for name, group in by_strategy(rows).items() if group[0].kind == "federated"]
 
 
 def curves(rows: Sequence[Row], x: Axis, y: Axis, *, name: str) -> str:
-    """A line for each federated strategy: mean over seeds, band from the lowest to the highest.
+    """A line for each federated algorithm: mean over seeds, band from the lowest to the highest.
 
     Seeds are averaged aggregation by aggregation, in x and in y, over the aggregations that all
     seeds reached. ``name`` prefixes the ids and must be unique in the page. Returns SVG.
@@ -109,8 +109,8 @@ def curves(rows: Sequence[Row], x: Axis, y: Axis, *, name: str) -> str:
         figure = Figure(figsize=(6.2, 3.5), layout="constrained")
         axes = figure.subplots()
         reached: list[float] = []
-        for index, strategy in enumerate(federated_strategies(rows)):
-            group = [row for row in rows if row.strategy == strategy]
+        for index, algorithm in enumerate(federated_algorithms(rows)):
+            group = [row for row in rows if row.algorithm == algorithm]
             points = _across_seeds(group, x, y)
             if points:
                 _draw_line(axes, index, points)
@@ -118,7 +118,7 @@ def curves(rows: Sequence[Row], x: Axis, y: Axis, *, name: str) -> str:
         if x is UPLINK and reached and min(reached) > 0 and max(reached) > 30 * min(reached):
             axes.set_xscale("log")
         _format(axes, x, y)
-        return svg(figure, name=name, label=f"{y.label} against {x.label}, by strategy")
+        return svg(figure, name=name, label=f"{y.label} against {x.label}, by algorithm")
 
 
 def _across_seeds(
@@ -174,7 +174,7 @@ def _short(tick: Callable[[float], str], value: float) -> str:
 
 
 def upload_timeline(rows: Sequence[Row], *, name: str) -> str:
-    """Who uploaded when: a panel for each strategy (its first seed), a row for each site.
+    """Who uploaded when: a panel for each algorithm (its first seed), a row for each site.
 
     At most ``MAX_SITES`` sites. Returns SVG, '' if no row has an upload log.
     """
@@ -194,11 +194,13 @@ def upload_timeline(rows: Sequence[Row], *, name: str) -> str:
         grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
         for axes in list(grid.flat)[len(logs) :]:
             axes.set_visible(False)
-        for (index, (strategy, log)), axes in zip(enumerate(logs.items()), grid.flat, strict=False):
+        for (index, (algorithm, log)), axes in zip(
+            enumerate(logs.items()), grid.flat, strict=False
+        ):
             shown = [(mark.virtual_s, place[mark.client]) for mark in log if mark.client in place]
             _draw_uploads(axes, shown, _LINE.format(0xA0 + index % COLOURS))
             count = f"{len(log)} upload{'' if len(log) == 1 else 's'}"
-            axes.set_title(f"{strategy} · {count}", loc="left", fontsize=10.5, fontweight="bold")
+            axes.set_title(f"{algorithm} · {count}", loc="left", fontsize=10.5, fontweight="bold")
             axes.set_yticks(range(len(sites)), sites, fontsize=7.5)
             axes.set_ylim(len(sites) - 0.4, -0.6)
             axes.set_xlim(-0.01 * end, 1.01 * end)
@@ -217,8 +219,8 @@ def timeline_sites(rows: Sequence[Row]) -> list[str]:
 
 def _first_logs(rows: Sequence[Row]) -> dict[str, list[UploadMark]]:
     return {
-        strategy: next(row for row in rows if row.strategy == strategy).uploads_log
-        for strategy in federated_strategies(rows)
+        algorithm: next(row for row in rows if row.algorithm == algorithm).uploads_log
+        for algorithm in federated_algorithms(rows)
     }
 
 

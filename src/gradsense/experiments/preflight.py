@@ -1,11 +1,11 @@
-"""What can be told of settings before minutes are spent on them."""
+"""What is wrong with settings, found before minutes are spent on them."""
 
 from __future__ import annotations
 
 from gradsense.config import RunSettings
 from gradsense.data.datasets.captures import discover
 from gradsense.errors import InputError
-from gradsense.federation.strategies import get_strategy
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.prompts.templates import get_template
 from gradsense.simulation.devices import assign
 
@@ -15,18 +15,18 @@ def check(settings: RunSettings, *, reference: bool = False) -> None:
 
     Args:
         settings: of one run.
-        reference: the strategy is the name of a reference row, and known to be one.
+        reference: the algorithm is the name of a reference row, and known to be one.
 
     Raises:
-        InputError: an unknown strategy, template or device mix, adapters that the
-            strategy would not train, or no capture at ``data``.
+        InputError: an unknown algorithm, template or device mix, adapters that the
+            algorithm would not train, or no capture at ``data``.
     """
     if not reference:
-        strategy = get_strategy(settings.strategy)
-        if settings.lora_rank and (strategy.frozen or strategy.readout != "last"):
+        algorithm = get_algorithm(settings.algorithm)
+        if settings.lora_rank and (algorithm.frozen or algorithm.readout != "last"):
             raise InputError(
-                f"'{settings.strategy}' trains no adapters",
-                hint="leave it out, or use a strategy that trains the base, such as gsfs-tune",
+                f"'{settings.algorithm}' trains no adapters",
+                hint="leave it out, or use an algorithm that trains the base, such as gsfs-tune",
                 field="--lora-rank",
             )
     get_template(settings.template)

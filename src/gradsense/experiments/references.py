@@ -1,6 +1,6 @@
 """The rows that keep a comparison honest: no federation, all data in one place, no language model.
 
-Local-only and centralised training spend the same local compute as the federated strategies.
+Local-only and centralised training spend the same local compute as the federated algorithms.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tens
     for number, (client, learner) in enumerate(bench.learners.items()):
         steps = max(1, round(settings.epochs * learner.steps_per_epoch))
         tensors: Tensors = bench.initial
-        for visit in range(settings.rounds):
-            tensors = learner.train(tensors, first_step=visit * steps, steps=steps).tensors
+        for round_number in range(settings.rounds):
+            tensors = learner.train(tensors, first_step=round_number * steps, steps=steps).tensors
         trained += round(settings.rounds * steps / learner.steps_per_epoch * learner.samples)
         whole[client] = scores_row(bench.evaluate(tensors)[1])
         on_own = bench.own_score(client, tensors)
@@ -114,7 +114,7 @@ def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors 
 def _row(bench: Bench, name: str, **fields: object) -> results.Row:
     return results.Row.model_validate(
         {
-            "strategy": name,
+            "algorithm": name,
             "kind": "reference",
             "seed": bench.settings.seed,
             "rounds": bench.settings.rounds,

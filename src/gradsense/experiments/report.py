@@ -23,9 +23,9 @@ MAX_SITES = 60
 
 @dataclass(frozen=True)
 class Key:
-    """A strategy in the legend: its colour (a CSS value) and its dash pattern (an SVG value)."""
+    """An algorithm in the legend: its colour (a CSS value) and its dash pattern (an SVG value)."""
 
-    strategy: str
+    algorithm: str
     colour: str
     dashes: str
 
@@ -40,9 +40,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Rows of (name, number of test flows, cell for each strategy); ``low`` has no colour."""
+    """Rows of (name, number of test flows, cell for each algorithm); ``low`` has no colour."""
 
-    strategies: list[str]
+    algorithms: list[str]
     rows: list[tuple[str, str, list[Cell]]]
     low: float
     left_out: int
@@ -52,7 +52,7 @@ def write_report(rows: list[Row], path: Path, *, title: str, settings: dict[str,
     """Write the report of a comparison. Same rows, same bytes.
 
     Args:
-        rows: at least one; several seeds of a strategy are put together.
+        rows: at least one; several seeds of an algorithm are put together.
         title: the heading.
         settings: what to list under "Settings", in order.
 
@@ -91,7 +91,7 @@ def write_report(rows: list[Row], path: Path, *, title: str, settings: dict[str,
 def _keys(rows: Sequence[Row]) -> list[Key]:
     return [
         Key(name, plots.colour(index), " ".join(f"{dash * 1.9:g}" for dash in plots.dashes(index)))
-        for index, name in enumerate(plots.federated_strategies(rows))
+        for index, name in enumerate(plots.federated_algorithms(rows))
     ]
 
 
@@ -108,7 +108,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, Markup]:
 
 
 def _table(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Table III in its two parts: grouped headings, and per strategy (mean, spread, is best)."""
+    """Table III in its two parts: grouped headings, and per algorithm (mean, spread, is best)."""
     parts: list[dict[str, object]] = []
     summary = table3.lines(rows)
     for part in ("quality", "cost"):
@@ -126,7 +126,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, object]]:
 
 
 def class_heat(rows: Sequence[Row]) -> HeatMap:
-    """F1 of every class (rows) by strategy (columns), mean over seeds, most frequent first."""
+    """F1 of every class (rows) by algorithm (columns), mean over seeds, most frequent first."""
     return _heat(
         rows,
         lambda row: {name: (score.f1, score.support) for name, score in row.per_class.items()},
@@ -135,7 +135,7 @@ def class_heat(rows: Sequence[Row]) -> HeatMap:
 
 
 def site_heat(rows: Sequence[Row]) -> HeatMap:
-    """Accuracy of every site (rows) by strategy (columns), mean over seeds, most flows first."""
+    """Accuracy of every site (rows) by algorithm (columns), mean over seeds, most flows first."""
     return _heat(
         rows,
         lambda row: {name: (score.accuracy, score.flows) for name, score in row.per_site.items()},
@@ -147,8 +147,8 @@ def _heat(
     rows: Sequence[Row], values: Callable[[Row], dict[str, tuple[float, int]]], limit: int | None
 ) -> HeatMap:
     groups = {
-        strategy: found
-        for strategy, group in table3.by_strategy(rows).items()
+        algorithm: found
+        for algorithm, group in table3.by_strategy(rows).items()
         if any(found := [values(row) for row in group])
     }
     flows: dict[str, float] = {}
@@ -158,8 +158,8 @@ def _heat(
     names = sorted(flows, key=lambda name: (-flows[name], name))
     shown = names if limit is None else names[:limit]
     means = {
-        (name, strategy): table3.stat(one[name][0] if name in one else None for one in found)
-        for strategy, found in groups.items()
+        (name, algorithm): table3.stat(one[name][0] if name in one else None for one in found)
+        for algorithm, found in groups.items()
         for name in shown
     }
     low = min((cell.mean for cell in means.values() if cell is not None), default=0.0)
@@ -167,8 +167,8 @@ def _heat(
     table = []
     for name in shown:
         cells = []
-        for strategy in groups:
-            cell = means[name, strategy]
+        for algorithm in groups:
+            cell = means[name, algorithm]
             if cell is None:
                 cells.append(Cell(table3.NOTHING, None))
             else:
@@ -178,15 +178,15 @@ def _heat(
 
 
 def _counts(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
-    """(strategy, uploads by reason, refusals by reason, dropouts), summed over seeds."""
+    """(algorithm, uploads by reason, refusals by reason, dropouts), summed over seeds."""
     return [
         (
-            strategy,
+            algorithm,
             _added(row.triggers for row in group),
             _added(row.refused for row in group),
             str(sum(row.dropped_out for row in group)),
         )
-        for strategy, group in table3.by_strategy(rows).items()
+        for algorithm, group in table3.by_strategy(rows).items()
         if group[0].kind == "federated"
     ]
 

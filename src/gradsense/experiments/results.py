@@ -1,4 +1,4 @@
-"""``results.json``: one row for each strategy and seed, and how it is read and written.
+"""``results.json``: one row for each algorithm and seed, and how it is read and written.
 
 The fields are a superset of the contract in DESIGN.md. ``None`` means "not meaningful for this
 row": a random forest has no uplink, local-only training has no central model.
@@ -57,9 +57,9 @@ class SiteScores(_Model):
 
 
 class Alarms(_Model):
-    """What rings when suspicion, 1 - p(benign), passes a threshold chosen on validation flows.
+    """Flows whose suspicion, 1 - p(benign), is above a threshold chosen on validation flows.
 
-    ``false_alarms`` is the share of benign test flows that ring, ``detected`` that of all attack
+    ``false_alarms`` is the share of benign test flows among them, ``detected`` that of all attack
     flows; ``recall`` has it by class.
     """
 
@@ -91,7 +91,7 @@ class UploadMark(_Model):
 
 
 class Row(_Model):
-    """One run of one strategy, or one reference, with one seed.
+    """One run of one algorithm, or one reference, with one seed.
 
     Attributes:
         kind: 'federated', or 'reference' for rows that only set the scale.
@@ -113,7 +113,7 @@ class Row(_Model):
         confusion: rows are the true classes, columns the predicted ones, both as in ``classes``.
     """
 
-    strategy: str
+    algorithm: str
     kind: Literal["federated", "reference"]
     seed: int
     rounds: int

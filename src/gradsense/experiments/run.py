@@ -13,20 +13,16 @@ from gradsense.data.datasets.labels import class_numbers
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
+from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.least_squares import LeastSquares
-from gradsense.federation.scaffold import weights_of
-from gradsense.federation.strategies import get_strategy
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.answers import answers, measure
-from gradsense.learning.learner import Tensors
-from gradsense.learning.novelty import sketch
-from gradsense.learning.statistics import MOMENTS
+from gradsense.learning.learner import FlowCost, Tensors
+from gradsense.learning.novelty import fleet_score
 from gradsense.models import folder
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.readout import Readout
-from gradsense.simulation.cost import Cost
 from gradsense.simulation.devices import assign
 from gradsense.simulation.simulator import Faults, Simulator
 from gradsense.storage import checkpoint
@@ -55,32 +51,32 @@ class FederatedRun:
 
     Args:
         bench: model and data for one seed.
-        on_progress: told after each visit.
+        on_progress: called after each local round.
     """
 
     def __init__(self, bench: Bench, on_progress: OnProgress = lambda progress: None) -> None:
         self.bench = bench
         self.on_progress = on_progress
         settings = bench.settings
-        strategy = get_strategy(settings.strategy)
+        self.algorithm = algorithm = get_algorithm(settings.algorithm)
         clients = [
-            Client(name, learner, strategy, visit_epochs=settings.epochs)
+            Client(name, learner, algorithm, local_epochs=settings.epochs, seed=settings.seed)
             for name, learner in bench.learners.items()
         ]
         names = [client.name for client in clients]
-        self.budgets = {client.name: settings.rounds * client.visit_steps for client in clients}
+        self.budgets = {client.name: settings.rounds * client.round_steps for client in clients}
         self.simulator = Simulator(
             Coordinator(
                 bench.initial,
-                strategy,
+                algorithm,
                 seed=settings.seed,
                 participation=settings.participation,
+                rounds=settings.rounds,
             ),
             clients,
             devices=assign(names, settings.devices, seed=settings.seed),
             cost=flow_cost(bench),
             budgets=self.budgets,
-            max_aggregations=settings.rounds,
             seed=settings.seed,
             faults=Faults(settings.dropout, settings.offline_s, settings.late, settings.late_s),
             on_model=self._on_model,
@@ -103,9 +99,9 @@ class FederatedRun:
 
     def step(self) -> bool:
         """Handle one event; False when the run is over."""
-        visits = self.simulator.meter.visits
+        before = self.simulator.meter.local_rounds
         more = self.simulator.step()
-        if self.simulator.meter.visits != visits:
+        if self.simulator.meter.local_rounds != before:
             self.on_progress(self.progress())
         return more
 
@@ -114,9 +110,10 @@ class FederatedRun:
         meter, last = self.simulator.meter, self.curve[-1]
         clients = list(self.simulator.clients.values())
         spent = sum(client.steps for client in clients) / sum(self.budgets.values())
-        # Who sends moments is done with what there is to tell, long before the budget.
-        told = sum(c.told for c in clients) / sum(c.learner.steps_per_epoch for c in clients)
-        share = max(spent, told, meter.aggregations / self.bench.settings.rounds)
+        # Who only reads has reported everything long before the budget is spent.
+        epoch = sum(client.learner.steps_per_epoch for client in clients)
+        reported = sum(client.reported_steps for client in clients) / epoch
+        share = max(spent, reported, meter.aggregations / self.bench.settings.rounds)
         return RunProgress(
             min(share, 1.0),
             meter.aggregations,
@@ -130,7 +127,7 @@ class FederatedRun:
         self._point(model.version, model.tensors)
 
     def _point(self, version: int, tensors: Tensors) -> None:
-        loss, scores, _ = self.bench.evaluate(weights_of(tensors))
+        loss, scores, _ = self.bench.evaluate(self.algorithm.weights(tensors))
         self.curve.append(
             results.Point(
                 aggregation=version,
@@ -145,18 +142,17 @@ class FederatedRun:
     def _on_last_work(self, client: Client) -> None:
         """Score a client's own model before a broadcast changes it.
 
-        A client that sends moments changes no weights: its model is the global one that it
-        holds, and the one that counts is the last.
+        A client that only reads changes no weights: its model is the global one that it holds,
+        and the one that counts is the last.
         """
-        if client.strategy.payload == "deltas":
+        if self.algorithm.trains:
             self._score(client)
 
     def _score(self, client: Client) -> None:
         if client.name not in self.sample:
             return
-        local = weights_of(client.local)
-        self.clients[client.name] = scores_row(self.bench.evaluate(local)[1])
-        own = self.bench.own_score(client.name, local)
+        self.clients[client.name] = scores_row(self.bench.evaluate(client.weights)[1])
+        own = self.bench.own_score(client.name, client.weights)
         if own is not None:
             self.clients_own[client.name] = scores_row(own)
 
@@ -164,7 +160,7 @@ class FederatedRun:
 
     def save(self, path: Path, wall_s: float) -> None:
         """Write a checkpoint from which ``restore`` continues exactly."""
-        values, groups = self.simulator.state()
+        values, groups = self.simulator.snapshot()
         own = {
             "curve": [point.model_dump() for point in self.curve],
             "clients": {name: one.model_dump() for name, one in self.clients.items()},
@@ -196,24 +192,13 @@ class FederatedRun:
 
     def final(self) -> Tensors:
         """The last global model's weights."""
-        return weights_of(self.simulator.coordinator.model.tensors)
+        return self.algorithm.weights(self.simulator.coordinator.model.tensors)
 
     def novelty(self) -> SketchedInfluence | None:
-        """The score of what the fleet has not seen; None where no moments came together."""
-        coordinator = self.simulator.coordinator
-        rule = coordinator.strategy.aggregator
-        if not isinstance(rule, LeastSquares):
-            return None
-        moments = coordinator.server_state[MOMENTS].astype(np.float64)
-        if not moments.any():
-            return None
-        return sketch(
-            moments,
-            len(self.bench.corpus.classes),
-            sharpness=rule.sharpness,
-            regularisation=rule.regularisation,
-            seed=self.bench.settings.seed,
-        )
+        """The score of what the fleet has not seen; None where it has no statistics."""
+        statistics = self.algorithm.statistics(self.simulator.coordinator.server_state)
+        classes = len(self.bench.corpus.classes)
+        return fleet_score(statistics, classes, seed=self.bench.settings.seed)
 
     def row(self, wall_s: float) -> results.Row:
         """What came out, as a row of ``results.json``."""
@@ -225,7 +210,7 @@ class FederatedRun:
         central_s, client_s = simulator.central_latency_s(), simulator.client_latency_s()
         settings = self.bench.settings
         return results.Row(
-            strategy=settings.strategy,
+            algorithm=settings.algorithm,
             kind="federated",
             seed=settings.seed,
             rounds=settings.rounds,
@@ -264,7 +249,7 @@ class FederatedRun:
         )
 
 
-def flow_cost(bench: Bench) -> Cost:
+def flow_cost(bench: Bench) -> FlowCost:
     """FLOP of one flow: 2 N a token forwards, 2 N back to the activations, 2 N to the weights.
 
     N leaves out the embedding tables, which are looked up, not multiplied (Kaplan et al. 2020,
@@ -279,7 +264,7 @@ def flow_cost(bench: Bench) -> Cost:
     trained = sum(p.numel() for name, p in used if p.requires_grad) - head
     back = 2 * total + 2 * trained if trained else 0
     rows = head // len(classifier.labels) + len(classifier.labels)
-    return Cost(
+    return FlowCost(
         training=length * (2 * total + back) + 4 * head,
         inference=length * 2 * total + 2 * head,
         width=rows if head else 0,
@@ -301,7 +286,7 @@ def train(
         out: a new folder, or with ``resume`` that of a run with the same settings.
         resume: continue from the last checkpoint; a finished run is only read.
         checkpoint_s: seconds between checkpoints.
-        on_progress: told after each visit.
+        on_progress: called after each local round.
 
     Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
@@ -338,7 +323,7 @@ def write_model(
     """Write the model folder of these tensors, which gave this row, calibrated on validation."""
     bench.trainer.load(tensors)
     extra = {
-        "strategy": row.strategy,
+        "algorithm": row.algorithm,
         "alarm_threshold": None if row.alarms is None else row.alarms.threshold,
         "accuracy": None if row.central is None else row.central.accuracy,
         "f1_macro": None if row.central is None else row.central.f1_macro,
@@ -349,11 +334,11 @@ def write_model(
     parts, classifier = bench.corpus.parts, bench.trainer.classifier
     flows = parts.train if parts.validation.is_empty() else parts.validation
     phrase_ids = classifier.template.indices(flows)
-    said = answers(classifier, classifier.template.texts(phrase_ids), score)
+    answered = answers(classifier, classifier.template.texts(phrase_ids), score)
     folder.save(
         classifier,
         out / MODEL,
-        measured=measure(said, phrase_ids, class_numbers(flows, classifier.labels), classifier),
+        measured=measure(answered, phrase_ids, class_numbers(flows, classifier.labels), classifier),
         score=score,
         extra=extra,
     )

@@ -1,4 +1,4 @@
-"""Table III: one line for each strategy, mean ± spread over seeds.
+"""Table III: one line for each algorithm, mean ± spread over seeds.
 
 One list of columns feeds the terminal, the Markdown and the report, so that they cannot differ.
 """
@@ -48,9 +48,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """One strategy over its seeds; ``stats`` runs along ``COLUMNS``."""
+    """One algorithm over its seeds; ``stats`` runs along ``COLUMNS``."""
 
-    strategy: str
+    algorithm: str
     kind: Literal["federated", "reference"]
     seeds: int
     stats: tuple[Stat | None, ...]
@@ -107,10 +107,10 @@ def stat(values: Iterable[float | None]) -> Stat | None:
 
 
 def by_strategy(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows by strategy in order of first appearance, federated ones before references."""
+    """Rows by algorithm in order of first appearance, federated ones before references."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.kind):  # stable; 'federated' < 'reference'
-        groups.setdefault(row.strategy, []).append(row)
+        groups.setdefault(row.algorithm, []).append(row)
     return groups
 
 
@@ -118,12 +118,12 @@ def lines(rows: Iterable[Row]) -> list[Line]:
     """Table III's numbers, unformatted."""
     return [
         Line(
-            strategy=strategy,
+            algorithm=algorithm,
             kind=group[0].kind,
             seeds=len({row.seed for row in group}),
             stats=tuple(stat(column.get(row) for row in group) for column in COLUMNS),
         )
-        for strategy, group in by_strategy(rows).items()
+        for algorithm, group in by_strategy(rows).items()
     ]
 
 
@@ -179,7 +179,7 @@ def footnotes() -> str:
             "Central model: the last global model on the whole test set. Clients' average: every "
             "client's model after its last local work on the whole test set; own site: on its own "
             "site's test flows.",
-            "Alarms: share of benign test flows that ring, and of attack flows, at a threshold "
+            "Alarms: share of benign and of attack test flows that raise one, at a threshold "
             "chosen on validation flows so that 0.25 % of their benign ones would.",
             "Latency, central: mean virtual seconds from one global model to the next.",
             "Latency, client: mean virtual seconds from the start of one piece of local work to "
@@ -221,7 +221,7 @@ def _widest_that_fits(summary: list[Line], part: Part, width: int) -> Table:
 def _drawn(summary: list[Line], part: Part, between: str, gap: int) -> Table:
     chosen = [(index, column) for index, column in enumerate(COLUMNS) if column.part == part]
     inner = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), pad_edge=False)
-    inner.add_column("strategy", style="bold", overflow="fold")
+    inner.add_column("algorithm", style="bold", overflow="fold")
     for _, column in chosen:
         heading = "\n".join([*textwrap.wrap(column.group, 9), *column.title.split()])
         inner.add_column(heading, justify="right", overflow="fold")
@@ -231,7 +231,7 @@ def _drawn(summary: list[Line], part: Part, between: str, gap: int) -> Table:
             inner.add_section()
         last = line.kind
         cells = [between.join(written(line.stats[i], column)).rstrip() for i, column in chosen]
-        inner.add_row(escape(line.strategy), *cells)
+        inner.add_row(escape(line.algorithm), *cells)
     return inner
 
 
@@ -241,10 +241,10 @@ def markdown(rows: list[Row]) -> str:
     blocks = [f"**{title(rows)}**"]
     for part in ("quality", "cost"):
         chosen = [(index, column) for index, column in enumerate(COLUMNS) if column.part == part]
-        heads = ["strategy", *(f"{column.group}: {column.title}" for _, column in chosen)]
+        heads = ["algorithm", *(f"{column.group}: {column.title}" for _, column in chosen)]
         body = [
             [
-                _plain(line.strategy) + (" (reference)" if line.kind == "reference" else ""),
+                _plain(line.algorithm) + (" (reference)" if line.kind == "reference" else ""),
                 *(
                     " ".join(written(line.stats[index], column)).rstrip()
                     for index, column in chosen

@@ -56,17 +56,17 @@ class Corpora:
 
 
 def run_job(
-    job: dict[str, Any], corpora: Corpora, tell: Callable[[RunProgress], None]
+    job: dict[str, Any], corpora: Corpora, report: Callable[[RunProgress], None]
 ) -> tuple[str, ...]:
-    """One strategy or reference with one seed, into its folder; the notes on its data."""
+    """One algorithm or reference with one seed, into its folder; the notes on its data."""
     settings = RunSettings.model_validate(job["settings"])
     corpus = corpora.get(settings)
     bench = set_up(settings, corpus)
     out = Path(job["out"])
-    if settings.strategy in REFERENCES:
-        run_reference(bench, settings.strategy, out, resume=job["resume"], on_progress=tell)
+    if settings.algorithm in REFERENCES:
+        run_reference(bench, settings.algorithm, out, resume=job["resume"], on_progress=report)
     else:
-        train(bench, out, resume=job["resume"], on_progress=tell)
+        train(bench, out, resume=job["resume"], on_progress=report)
     return corpus.notes
 
 
@@ -106,11 +106,11 @@ def serve(jobs: TextIO, news: TextIO) -> None:
     for job in _received(jobs, busy):
         number = job["number"]
 
-        def tell(progress: RunProgress, number: int = number) -> None:
+        def report(progress: RunProgress, number: int = number) -> None:
             say(number=number, event="progress", **asdict(progress))
 
         try:
-            notes = run_job(job, corpora, tell)
+            notes = run_job(job, corpora, report)
         except GradsenseError as error:
             busy.clear()
             say(number=number, event="error", text=str(error), exit_code=error.exit_code)

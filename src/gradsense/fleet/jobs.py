@@ -1,6 +1,6 @@
 """What a run is: the same small file on the coordinator's side and on every device's.
 
-It says which strategy and which start, so that both sides drive the same state machines. It is no
+It names the algorithm and the start, so that both sides drive the same state machines. It is no
 secret and is not sent: a device gets it with its bundle.
 
     FLEET/runs/NAME/start/      job.json, edge/ (a bundle of ``detection``), model/ if weights train
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradsense.errors import InputError
-from gradsense.federation.strategies import Strategy, get_strategy
+from gradsense.federation.algorithm import Algorithm, get_algorithm
 
 JOB_FILE = "job.json"
 #: Folders: of all runs in a fleet, of the start in a run, of the start in a device's bundle.
@@ -28,23 +28,23 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 class Job(BaseModel):
-    """``job.json``. Fields that a strategy does not use are ignored by it."""
+    """``job.json``. Fields that an algorithm does not use are ignored by it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     run: str = Field(description="Name of the run, in every topic.")
-    strategy: str = Field("gsfs", description="A row of the strategy table, values changed or not.")
+    algorithm: str = Field("gsfs", description="Its name, settings changed or not.")
     labels: tuple[str, ...] = Field(min_length=2, max_length=1000, description="Classes, in order.")
     seed: int = Field(0, ge=0, lt=1 << 31, description="Draws the invited and orders batches.")
-    epochs: float = Field(1.0, gt=0, description="Passes over a site's flows between decisions.")
+    epochs: float = Field(1.0, gt=0, description="Local epochs of a local round.")
     batch_size: int = Field(32, ge=1, description="Flows a step, where weights are trained.")
     lr: float = Field(1e-3, gt=0, description="Learning rate, where weights are trained.")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     participation: float = Field(1.0, gt=0, le=1, description="Share invited to each round.")
     max_staleness: int = Field(20, ge=0, description="Versions back that an update may start from.")
     max_norm: float = Field(
-        1e3, gt=0, description="Largest L2 norm of an update; of moments: of one flow's."
+        1e3, gt=0, description="Largest L2 norm of an update; of statistics: of one record's."
     )
     min_devices: int = Field(1, ge=1, description="The first model waits for so many devices.")
     rounds: int | None = Field(None, ge=1, description="Aggregations until the run is over.")
@@ -60,19 +60,19 @@ class Job(BaseModel):
             )
         return value
 
-    @field_validator("strategy")
+    @field_validator("algorithm")
     @classmethod
     def _is_strategy(cls, value: str) -> str:
         try:
-            get_strategy(value)
+            get_algorithm(value)
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
 
     @property
-    def rules(self) -> Strategy:
-        """The strategy that ``strategy`` names."""
-        return get_strategy(self.strategy)
+    def rules(self) -> Algorithm[Any]:
+        """The algorithm that ``algorithm`` names."""
+        return get_algorithm(self.algorithm)
 
     def text(self) -> str:
         """The file's content."""

@@ -1,1 +1,16 @@
-"""The device process: follow logs, judge flows, group alerts, tell sinks, adapt."""
+"""Detection on a gateway: follow logs, judge flows, raise alerts, deliver them to sinks, adapt."""
+
+from typing import TYPE_CHECKING
+
+from gradsense.exports import export
+
+if TYPE_CHECKING:
+    from gradsense.gateway.alerting.alert import Alert
+    from gradsense.gateway.settings import Settings
+    from gradsense.gateway.store import GatewayStore
+    from gradsense.gateway.watch import Watch
+    from gradsense.gateway.wiring import WatchPlan, open_watch
+else:
+    export(__name__)
+
+__all__ = ["Alert", "GatewayStore", "Settings", "Watch", "WatchPlan", "open_watch"]

@@ -1,4 +1,4 @@
-"""Hands messages from the journal to the sinks, a thread each: a dead one holds up nobody."""
+"""Delivers messages from the journal to the sinks, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Callable, Mapping
 
 from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.alert import SEVERITIES, Severity
-from gradsense.gateway.alerting.sinks.sink import Refused, Sink
+from gradsense.gateway.alerting.sink import Refused, Sink
 from gradsense.gateway.store import GatewayStore, StoreFull
 
-#: Messages handed over at once.
+#: Messages of one batch.
 BATCH = 100
-#: Seconds until the next try after a failure: doubled each time, up to the last.
+#: Seconds until the retry after a failure: doubled each time, up to the second figure.
 FIRST_WAIT, LAST_WAIT = 1.0, 60.0
 
 _log = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Delivers what the journal holds for each sink, in order, at least once.
+    """Delivers the journal's messages to each sink, in order, at least once.
+
+    A sink that is down delays no other sink.
 
     Args:
         journal: the queue.
         sinks: receivers by their unique names.
-        most_bytes: of each sink, how much may wait on disk; the oldest goes first.
-        least: of each sink, the severity from which on it is told.
+        most_bytes: of each sink's queue on disk; beyond it the oldest messages are dropped.
+        least: of each sink, the lowest severity that it is sent.
         wait: sleeps for seconds or until the event is set; for tests.
     """
 
@@ -51,24 +53,24 @@ class Outbox:
         ]
 
     def start(self) -> None:
-        """Begin to deliver."""
+        """Start the threads."""
         for thread in self._threads:
             thread.start()
 
     def wake(self) -> None:
-        """There are new messages."""
+        """Deliver new messages now."""
         for event in self._news.values():
             event.set()
 
     def trim(self) -> int:
-        """Keep every queue within its bound; returns how many messages were dropped."""
+        """Cut every queue to its bound; returns how many messages were dropped."""
         try:
             return sum(self._journal.trim(name, self._most_bytes[name]) for name in self._sinks)
         except StoreFull:
             return 0  # the disk is full anyway; the next round trims
 
     def flush(self, seconds: float) -> bool:
-        """Wait until everything is delivered, at most so long; returns whether it is."""
+        """Wait until everything is delivered, at most ``seconds``; returns whether it is."""
         step = 0.05
         for _ in range(max(1, round(seconds / step))):
             self.wake()
@@ -97,17 +99,17 @@ class Outbox:
                         break
                 self.errors.pop(name, None)
                 self._wait(news, LAST_WAIT)
-            # A thread that dies of a surprise would be silent for ever: any error is one more try.
+            # An unexpected error must not end the thread, or this sink would get nothing more.
             except Exception as error:
                 if name not in self.errors:  # once for each time that it goes down
-                    _log.warning("sink %s: %s; it is tried again", name, _text(error))
+                    _log.warning("sink %s: %s; it is retried", name, _text(error))
                 self.errors[name] = _text(error)
                 self._wait(self._stop, pause)
                 pause = min(2 * pause, LAST_WAIT)
         sink.close()
 
     def _send_some(self, name: str, sink: Sink) -> bool:
-        """Hand over one batch; False if none was waiting."""
+        """Deliver one batch; False if none was waiting."""
         waiting = self._journal.waiting(name, BATCH)
         if not waiting:
             return False
@@ -119,7 +121,7 @@ class Outbox:
                 sink.send(wanted)
         except Refused as error:
             refused = error.count
-            _log.warning("sink %s: %s; given up", name, error)
+            _log.warning("sink %s: %s; dropped", name, error)
         taken = len(wanted) - refused
         self._journal.delivered(name, waiting[-1][0], count=taken, refused=refused)
         return True

@@ -1,15 +1,22 @@
-"""What a gateway counts, for Prometheus."""
+"""The gateway's Prometheus metrics: what they are, and how a watch updates them."""
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from gradsense.errors import InputError
 
-#: Seconds; a batch is one flow or some thousand.
+if TYPE_CHECKING:
+    from gradsense.gateway.alerting.grouping import Grouper
+    from gradsense.gateway.judge import Judge
+    from gradsense.gateway.store import GatewayStore, StoreBatch
+
+#: Seconds; a batch is one flow up to some thousands.
 _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -29,9 +36,9 @@ class Metrics:
 
         self.registry = registry
         self.flows = counter("flows", "Flows read.")
-        self.dropped_lines = counter("dropped_lines", "Log lines not understood.", "reason")
+        self.dropped_lines = counter("dropped_lines", "Log lines without a flow.", "reason")
         self.verdicts = counter("verdicts", "Verdicts of the model.", "label")
-        self.alarms = counter("alarms", "Flows that rang an alarm.")
+        self.alarms = counter("alarms", "Flows that raised an alert, or joined an open one.")
         self.alerts = counter("alerts", "Alerts opened.", "label", "severity")
         self.alerts_open = gauge("alerts_open", "Alerts open now.")
         self.cache_hits = counter("cache_hits", "Flows judged from the cache.")
@@ -41,17 +48,79 @@ class Metrics:
             buckets=_BATCH_BUCKETS,
             registry=registry,
         )
-        self.sink_queue = gauge("sink_queue_messages", "Messages that wait for a sink.", "sink")
-        self.sink_dropped = counter("sink_dropped", "Messages given up.", "sink")
+        self.sink_queue = gauge("sink_queue_messages", "Messages waiting for a sink.", "sink")
+        self.sink_dropped = counter("sink_dropped", "Messages dropped.", "sink")
         self.sink_delivered = counter("sink_delivered", "Messages delivered.", "sink")
         self.drift_psi = gauge("drift_psi", "Population stability index against training.")
-        self.training_wishes = counter("training_wishes", "Wishes to train, sent to the cloud.")
+        self.retraining_recommendations = counter(
+            "retraining_recommendations", "Recommendations to retrain the model."
+        )
         self.model_swaps = counter("model_swaps", "New models taken over while running.")
-        self.escalated = counter("escalated", "Alerts given to a larger model.", "outcome")
+        self.escalated = counter("escalated", "Prompts for a larger model, by outcome.", "outcome")
+
+
+class Observer:
+    """Updates ``Metrics`` from one watch.
+
+    Args:
+        metrics: to be updated.
+        judge, grouper, journal: those of the watch.
+    """
+
+    def __init__(
+        self, metrics: Metrics, judge: Judge, grouper: Grouper, journal: GatewayStore
+    ) -> None:
+        self.metrics, self._judge, self._grouper = metrics, judge, grouper
+        self._journal = journal
+        self._reported: Counts[tuple[str, str]] = Counts()
+
+    def committed(self, batch: StoreBatch, seconds: float) -> None:
+        """Count a committed batch, which took ``seconds`` to judge."""
+        metrics = self.metrics
+        by_label = {
+            "dropped": metrics.dropped_lines,
+            "verdict": metrics.verdicts,
+            "escalated": metrics.escalated,
+        }
+        plain = {
+            "flows": metrics.flows,
+            "alarms": metrics.alarms,
+            "retraining_recommendations": metrics.retraining_recommendations,
+            "models_adopted": metrics.model_swaps,
+        }
+        for name, number in batch.counts.items():
+            kind, _, label = name.partition(":")
+            if kind in by_label:
+                by_label[kind].labels(label).inc(number)
+            elif kind in plain:
+                plain[kind].inc(number)
+        if batch.counts.get("flows"):
+            metrics.batch_seconds.observe(seconds)
+        metrics.alerts_open.set(len(self._grouper))
+
+    def round(self) -> None:
+        """Update what is not counted batch by batch: cache, queues, drift."""
+        metrics = self.metrics
+        detector = self._judge.detector
+        hits = detector.judged - detector.inferred
+        metrics.cache_hits.inc(self._since("cache", "hits", hits))
+        for name, queue in self._journal.backlogs().items():
+            metrics.sink_queue.labels(name).set(queue.waiting)
+            metrics.sink_dropped.labels(name).inc(self._since("dropped", name, queue.dropped))
+            metrics.sink_delivered.labels(name).inc(self._since("delivered", name, queue.delivered))
+        report = None if self._judge.drift is None else self._judge.drift.report()
+        if report is not None:
+            metrics.drift_psi.set(report.largest)
+
+    def _since(self, kind: str, name: str, total: int) -> int:
+        """What was added to a total since the last call: a counter takes increments only."""
+        more = total - self._reported[kind, name]
+        self._reported[kind, name] = total
+        return max(0, more)
 
 
 def serve(registry: CollectorRegistry, address: str) -> Callable[[], None]:
-    """Answer HTTP on ``host:port`` from a thread of its own; call the result to stop.
+    """Serve a registry on ``host:port`` from a thread of its own; call the result to stop.
 
     Raises:
         InputError: the address is taken or not of this machine.

@@ -1,4 +1,4 @@
-"""From flows to verdicts and alarms: the model, the device's own habits, and a second opinion."""
+"""From flows to verdicts and alarms: by the model, the device's baseline, and a larger model."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gradsense.gateway.alerting.advice import NOVEL
 from gradsense.gateway.alerting.alert import Example
 from gradsense.gateway.alerting.grouping import Alarm, Explain, LogClock
 
-if TYPE_CHECKING:  # it brings an HTTP library, which few gateways need
+if TYPE_CHECKING:  # it imports an HTTP library, which few gateways need
     from gradsense.gateway.escalation.escalate import Escalator
 
-#: No flow may claim to end later than so many seconds from now: the log clock never falls, and
-#: one broken line must not stop it.
+#: A flow that seems to end later than so many seconds from now counts as ending then: the log clock
+#: only advances, and one broken line must not stop it.
 _AHEAD_S = 86_400.0
-#: Flows to look at, and the share of them with a local end, before anything is said of it.
+#: So many flows, of which less than this share has a local end, give a warning about networks.
 _ENOUGH, _FEW_LOCAL = 1000, 0.1
 _ENDS = ("orig_h", "resp_h", "ts", "resp_p")
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Verdicts of a run of flows, in their order, and the alarms among them.
+    """Verdicts of a sequence of flows, in their order, and the alarms among them.
 
     ``counts``: ``verdict:LABEL``, ``alarms``, ``novel``, ``silenced``, ``escalated:OUTCOME``.
     """
@@ -44,19 +44,19 @@ class Judged:
 
 
 class Judge:
-    """Everything that has a say in whether a flow rings.
+    """Decides which flows raise an alert.
 
-    A flow rings for its class if the model is suspicious enough. It rings as ``Novel`` if the
-    model is not, but the flow is unlike anything of its own device so far and unlike anything in
-    training: two witnesses, since every network is new to a model in some way.
+    A flow raises an alert for its class if the model's suspicion is above the threshold. It raises
+    a ``Novel`` one if the suspicion is not, but the flow is unlike its own device so far and
+    unlike the training flows: both are needed, since every network is new to a model in some way.
 
     Args:
         detector: the model.
         clock: log time.
         networks: the operator's own.
-        baseline: habits of devices; without it nothing rings as novel.
-        drift: told of every verdict.
-        escalator: asked where the model is unsure.
+        baseline: of the devices; without it there are no ``Novel`` alerts.
+        drift: counts every verdict.
+        escalator: asks a larger model about unsure verdicts.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Judge:
         self.networks = networks or Networks()
         self.baseline, self.drift, self.escalator = baseline, drift, escalator
         self._flows = self._local = 0
-        #: (device, prompt) pairs that an operator called benign; they do not ring.
+        #: (device, prompt) pairs that feedback calls benign; they raise no alert.
         self.silenced: frozenset[tuple[str, bytes]] = frozenset()
 
     def judge(self, log: str, flows: Flows, *, now: float) -> Judged:
@@ -84,22 +84,22 @@ class Judge:
             flows: at least one.
             now: seconds since the epoch.
         """
-        phrase_ids = self.detector.phrase_ids(self.networks.disguise(flows))
+        phrase_ids = self.detector.phrase_ids(self.networks.mask(flows))
         verdicts = self.detector.judge(phrase_ids)
         counts: Counter[str] = Counter()
         if self.escalator is not None:
             self._escalate(self.escalator, verdicts, phrase_ids, counts)
-        rings = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
+        alarming = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
         if self.drift is not None:
             sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
             self.drift.add(phrase_ids, sure)
-        novel = self._novel(flows, phrase_ids, verdicts, ~rings)
+        novel = self._novel(flows, phrase_ids, verdicts, ~alarming)
         clocks = self._clocks(flows, now)
         alarms = []
-        loud = np.flatnonzero(rings | novel).tolist()
-        # Most blocks of a quiet network need none of this.
-        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if loud else []
-        for row in loud:
+        raising = np.flatnonzero(alarming | novel).tolist()
+        # A quiet network's blocks need none of this.
+        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if raising else []
+        for row in raising:
             find = partial(_example, log, flows, row)
             prompt = phrase_ids[row].tobytes()
             alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
@@ -116,8 +116,8 @@ class Judge:
     def adopt(self, detector: Detector) -> None:
         """Judge with another model of the same template from the next flow on.
 
-        Drift begins anew, against the new model's reference. Habits and feedback stay: they are
-        about prompts, not about what a model says of them.
+        Drift is measured anew, against the new model's reference. Baselines and feedback stay:
+        they depend on prompts, not on a model.
 
         Raises:
             InputError: the model's reference is of another template; nothing has changed.
@@ -128,9 +128,20 @@ class Judge:
         detector.inferred += self.detector.inferred
         self.detector, self.drift = detector, drift
 
+    def silence(self, pairs: frozenset[tuple[str, bytes]]) -> None:
+        """Raise no alert for exactly these (device, prompt) pairs; replaces the earlier ones.
+
+        A pair that is new here becomes normal in its device's baseline, so that similar flows
+        raise no ``Novel`` alert either.
+        """
+        if self.baseline is not None:
+            for device, prompt in pairs - self.silenced:
+                self.baseline.accept(device, np.frombuffer(prompt, np.uint16))
+        self.silenced = pairs
+
     @property
-    def among_strangers(self) -> bool:
-        """Whether hardly any flow has a local end: then the operator's networks are not known."""
+    def hardly_local(self) -> bool:
+        """Whether hardly any flow has a local end: the operator's networks are not configured."""
         return self._flows >= _ENOUGH and self._local < _FEW_LOCAL * self._flows
 
     def _escalate(
@@ -140,7 +151,7 @@ class Judge:
         phrase_ids: NDArray[np.uint16],
         counts: Counter[str],
     ) -> None:
-        """Replace the verdicts that another model gives, the least sure asked first."""
+        """Replace unsure verdicts by the larger model's, asking about the least sure first."""
         unsure = [row for row, verdict in enumerate(verdicts) if escalator.unsure(verdict)]
         if not unsure:
             return
@@ -160,7 +171,7 @@ class Judge:
         verdicts: list[Verdict],
         quiet: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
-        """Which of the quiet flows are new to their device and to the model."""
+        """Which of the ``quiet`` flows are new to their device and to the model, [n]."""
         if self.baseline is None:
             return np.zeros(len(verdicts), bool)
         ends = column(flows, "orig_h"), column(flows, "resp_h")
@@ -170,17 +181,17 @@ class Judge:
         self._flows += len(devices)
         self._local += int(local.sum())
         rows = np.flatnonzero(local)
-        _, off = self.baseline.observe(
+        _, unusual = self.baseline.observe(
             [devices[row] for row in rows.tolist()], phrase_ids[rows], ts[rows], quiet[rows]
         )
         novel = np.zeros(len(verdicts), bool)
-        novel[rows] = off
+        novel[rows] = unusual
         unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
         result: NDArray[np.bool_] = novel & unlike & quiet
         return result
 
     def _clocks(self, flows: Flows, now: float) -> list[float]:
-        """The log clock as each flow was read."""
+        """The log clock at each flow, seconds since the epoch."""
         ts = np.array(column(flows, "ts"), dtype=np.float64)
         duration = np.array(column(flows, "duration"), dtype=np.float64)  # None becomes NaN
         ends = np.minimum(ts + np.nan_to_num(duration), now + _AHEAD_S)
@@ -218,17 +229,17 @@ def _example(log: str, flows: Flows, place: int) -> Example:
 
 
 def _begun_anew(drift: Drift, detector: Detector) -> Drift:
-    """An empty window for this model; the day of the last wish is remembered."""
+    """An empty window for this model; the time of the last recommendation is kept."""
     fresh = Drift(detector.template, detector.manifest.reference, drift.settings)
-    empty = fresh.state().model_copy(update={"wished_at": drift.state().wished_at})
+    empty = fresh.state().model_copy(update={"recommended_at": drift.state().recommended_at})
     fresh.restore(empty.model_dump_json())
     return fresh
 
 
 def explainer(judge: Judge) -> Explain:
-    """Reasons for the verdict on a prompt, given as its phrases' bytes, in words.
+    """A function from a prompt (the bytes of its phrase ids) to reasons for its verdict, in words.
 
-    By the judge's detector at the time of asking.
+    It uses the detector that the judge has when it is called.
     """
 
     def explain(prompt: bytes) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Notices that the bundle on disk was replaced, and opens the new one while the old one works."""
+"""Detects that the bundle on disk was replaced, and loads the new one in the background."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from gradsense.detection.bundle import GRAPH_FILE, HEAD_FILE, MANIFEST_FILE, TOK
 from gradsense.detection.detector import Detector
 from gradsense.errors import GradsenseError
 
-#: Seconds between two looks at the folder; one look is four calls of ``stat``.
+#: Seconds between two checks of the folder; a check is four calls of ``stat``.
 LOOK_S = 1.0
 
-#: Inode, size and time of change of every file of a bundle. A folder that takes another's place
-#: has other inodes, whatever its clock says.
+#: Inode, size and modification time of every file of a bundle. A folder that replaces another has
+#: other inodes, even if its times are the same.
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Successor:
-    """The next detector, if there is one.
+    """Finds the detector that succeeds the current one.
 
     Args:
-        path: the bundle's folder, which others may replace at any moment.
+        path: the bundle's folder, which other processes may replace at any moment.
         load: opens the bundle there.
     """
 
@@ -31,7 +31,7 @@ class Successor:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="bundle")
         self._coming: tuple[_Stamp, Future[Detector]] | None = None
         self._next_look = 0.0
-        self._seen = self._stamp()  # before the load: what comes meanwhile is then noticed
+        self._seen = self._stamp()  # before the load, so that a change during it is detected
         self._current = load()
 
     @property
@@ -40,15 +40,15 @@ class Successor:
         return self._current
 
     def look(self, now: float) -> Detector | None:
-        """The bundle's next detector once it is ready, else None at once.
+        """The detector of a new bundle once it is loaded, else None at once.
 
         Args:
-            now: seconds of any origin that never fall.
+            now: monotonic seconds.
 
         Raises:
-            GradsenseError: there is a new bundle and it cannot take over: it is damaged, or of
-                another template, whose phrases habits and feedback would not fit. It is said
-                once; the folder is looked at again when a file of it changes.
+            GradsenseError: a new bundle cannot be used: it is damaged, or of another template,
+                which baselines and feedback would not fit. Raised once; the bundle is tried again
+                when one of its files changes.
         """
         if self._coming is not None:
             return self._arrived(*self._coming) if self._coming[1].done() else None
@@ -61,19 +61,19 @@ class Successor:
         return None
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Load nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _arrived(self, stamp: _Stamp, loaded: Future[Detector]) -> Detector | None:
         self._coming = None
         if self._stamp() != stamp:
-            return None  # replaced while it was read; what was read may be of both
+            return None  # replaced while it was read; the parts may be of two bundles
         self._seen = stamp
         try:
             fresh = loaded.result()
         except GradsenseError:
             raise
-        except Exception as error:  # memory, say: the old one goes on whatever it was
+        except Exception as error:  # memory, say: the old one stays in use whatever it was
             raise GradsenseError(
                 f"{self.path}: the new bundle cannot be opened: {error}"
             ) from error
@@ -89,7 +89,7 @@ class Successor:
         return fresh
 
     def _stamp(self) -> _Stamp:
-        """Of the bundle as it lies there now; empty while there is none."""
+        """The stamp of the bundle as it is now; empty while there is none."""
         found = []
         for name in (MANIFEST_FILE, GRAPH_FILE, TOKENIZER_FILE, HEAD_FILE):
             try:

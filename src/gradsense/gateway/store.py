@@ -1,12 +1,12 @@
-"""What a gateway remembers, in one SQLite file: places in logs, alerts, messages, feedback.
+"""A gateway's state in one SQLite file: places in logs, alerts, messages, feedback.
 
-One transaction takes in a batch: how far the log was read, and everything that follows from what
-was read. A process killed at any instant therefore goes on exactly where it stopped. SQLite runs
-in WAL mode with ``synchronous=NORMAL``: a kill of the process loses nothing; a loss of power may
-take the last transactions, whole ones, whose flows are then judged again under the same alert ids.
+One transaction commits a batch: how far the log was read, and everything that follows from it. A
+process that is killed at any instant therefore continues exactly where it stopped. SQLite runs in
+WAL mode with ``synchronous=NORMAL``: a kill of the process loses nothing; a loss of power may
+lose the last transactions, whole ones, whose flows are then judged again under the same alert ids.
 
-Messages to sinks are a queue on disk. Every sink has its own place in it, so a dead sink holds up
-nobody, and its backlog has a bound beyond which the oldest messages are dropped and counted.
+Messages to sinks are a queue on disk. Every sink has its own place in it, so a dead sink delays no
+other, and its backlog has a bound beyond which the oldest messages are dropped and counted.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import fcntl
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradsense.data.datasets.labels import BENIGN
 from gradsense.errors import GradsenseError, InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import GROUP, Group
@@ -28,7 +29,7 @@ from gradsense.storage.folders import transaction
 
 FILE = "watch.sqlite3"
 _VERSION = 1
-#: Closed alerts that feedback can still be given on; older ones go.
+#: Closed alerts that are kept for feedback; older ones are deleted.
 KEPT_ALERTS = 10_000
 
 _SCHEMA = """
@@ -52,19 +53,19 @@ CREATE TABLE IF NOT EXISTS blobs (
 
 
 class StoreFull(GradsenseError):
-    """The disk is full or failed for now; nothing of the transaction was taken in."""
+    """The disk is full or failed for now; nothing of the transaction was written."""
 
 
 @dataclass
 class StoreBatch:
-    """What one step of watching changes, all of it or nothing.
+    """The changes of one step of the watch, committed all together or not at all.
 
     Args:
-        places: log to where it is read up to, JSON values.
-        counts: counter to what is added to it.
-        messages: alerts as they are now, to every sink.
-        groups: memories of the alerts that changed or ended.
-        blobs: (kind, name) to bytes that replace what was kept under it, or None to forget it.
+        places: log to the place that it is read up to, JSON values.
+        counts: counter to its increment.
+        messages: alerts as they are now, for every sink.
+        groups: the state of alerts that changed or ended.
+        blobs: (kind, name) to bytes that replace the earlier ones, or None to delete them.
     """
 
     places: dict[str, Any] = field(default_factory=dict)
@@ -76,7 +77,7 @@ class StoreBatch:
 
 @dataclass(frozen=True)
 class Backlog:
-    """How a sink stands: messages waiting, delivered, and dropped because too many waited."""
+    """A sink's messages: waiting, delivered, and dropped because too many waited."""
 
     waiting: int
     delivered: int
@@ -85,7 +86,7 @@ class Backlog:
 
 @dataclass(frozen=True)
 class Feedback:
-    """An operator's word on an alert: its ``label`` is Benign, Malicious or a class."""
+    """An operator's feedback on an alert: its ``label`` is Benign, Malicious or a class."""
 
     alert: str
     label: str
@@ -94,7 +95,7 @@ class Feedback:
 
 
 class GatewayStore:
-    """One gateway's memory. Threads may share it; a lock serialises them.
+    """One gateway's state. Threads may share it; a lock serialises them.
 
     Args:
         folder: made if it is not there.
@@ -174,10 +175,10 @@ class GatewayStore:
     # Watching -------------------------------------------------------------------------------
 
     def commit(self, batch: StoreBatch) -> None:
-        """Take in one step.
+        """Commit one step.
 
         Raises:
-            StoreFull: it could not be written, no part of it; try again.
+            StoreFull: it could not be written, and no part of it was; try again.
         """
         with self._transaction() as db:
             db.executemany(
@@ -214,7 +215,7 @@ class GatewayStore:
                 _forget_old_alerts(db)
 
     def places(self) -> dict[str, Any]:
-        """Log to where it was read up to."""
+        """Each log's place, up to which it was read."""
         return {log: json.loads(body) for log, body in self._all("SELECT * FROM places")}
 
     def counters(self) -> dict[str, int]:
@@ -227,18 +228,18 @@ class GatewayStore:
         return [GROUP.validate_json(memory) for (memory,) in rows]
 
     def open_alerts(self) -> list[Alert]:
-        """The alerts that were open, as they were last told."""
+        """The alerts that were open, as they were last published."""
         rows = self._all("SELECT body FROM alerts WHERE open ORDER BY rowid")
         return [Alert.model_validate_json(body) for (body,) in rows]
 
     def blobs(self, kind: str) -> dict[str, bytes]:
-        """Everything kept under ``kind``, by name."""
+        """Everything stored under ``kind``, by name."""
         return dict(self._all("SELECT name, body FROM blobs WHERE kind = ?", (kind,)))
 
     # Sinks ----------------------------------------------------------------------------------
 
     def register(self, sinks: Iterable[str]) -> None:
-        """Exactly these sinks get messages from now on; a new one only those still to come."""
+        """Queue messages for exactly these sinks; a new one gets only those still to come."""
         names = list(sinks)
         with self._transaction() as db:
             newest = _newest(db)
@@ -251,7 +252,7 @@ class GatewayStore:
             _forget_delivered(db)
 
     def waiting(self, sink: str, most: int) -> list[tuple[int, Alert]]:
-        """The oldest messages that a sink has not got, with their numbers."""
+        """The oldest messages that a sink has not received, with their numbers."""
         rows = self._all(
             "SELECT m.seq, m.body FROM messages m, sinks s "
             "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq LIMIT ?",
@@ -260,10 +261,10 @@ class GatewayStore:
         return [(seq, Alert.model_validate_json(body)) for seq, body in rows]
 
     def delivered(self, sink: str, seq: int, *, count: int, refused: int = 0) -> None:
-        """A sink is done with everything up to ``seq``: it took ``count`` and refused others.
+        """Move a sink's place to ``seq``: it took ``count`` messages and refused the others.
 
         Raises:
-            StoreFull: it could not be noted; the sink will get these messages again.
+            StoreFull: it could not be written; the sink will get these messages again.
         """
         with self._transaction() as db:
             db.execute(
@@ -277,7 +278,7 @@ class GatewayStore:
         """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many.
 
         Raises:
-            StoreFull: it could not be noted.
+            StoreFull: it could not be written.
         """
         with self._transaction() as db:
             (size,) = db.execute(
@@ -313,7 +314,7 @@ class GatewayStore:
     # Operators ------------------------------------------------------------------------------
 
     def alert(self, start: str) -> Alert:
-        """The alert whose id starts so.
+        """The alert whose id starts with ``start``.
 
         Raises:
             InputError: there is none, or more than one.
@@ -322,7 +323,7 @@ class GatewayStore:
             "SELECT body FROM alerts WHERE substr(id, 1, ?) = ? LIMIT 2", (len(start), start)
         )
         if len(rows) != 1:
-            what = "more than one alert starts so" if rows else "no such alert is remembered here"
+            what = "more than one alert starts so" if rows else "no such alert is kept here"
             raise InputError(
                 what, hint="give the alert's id, as its message has it", field=start or "ALERT"
             )
@@ -333,8 +334,8 @@ class GatewayStore:
         rows = self._all("SELECT body FROM alerts ORDER BY rowid DESC LIMIT ?", (most,))
         return [Alert.model_validate_json(body) for (body,) in rows]
 
-    def judge(self, alert: Alert, label: str, at: float) -> int:
-        """Note an operator's word; a later one on the same alert replaces it.
+    def record_feedback(self, alert: Alert, label: str, at: float) -> int:
+        """Store feedback on an alert; it replaces earlier feedback on the same alert.
 
         Returns:
             how many distinct prompts it labels.
@@ -350,17 +351,26 @@ class GatewayStore:
             return int(prompts)
 
     def feedback(self) -> list[Feedback]:
-        """Every word of operators, oldest first."""
+        """All feedback, oldest first."""
         rows = self._all("SELECT alert, label, device, at FROM feedback ORDER BY at, alert")
         return [Feedback(*row) for row in rows]
 
     def examples(self) -> list[tuple[Feedback, bytes, int]]:
-        """Prompts that operators labelled, as phrase indices, with their flows."""
+        """Prompts that feedback labels, as bytes of phrase ids, with their flows."""
         rows = self._all(
             "SELECT f.alert, f.label, f.device, f.at, e.prompt, e.flows FROM feedback f "
             "JOIN examples e ON e.alert = f.alert ORDER BY f.at, f.alert, e.prompt"
         )
         return [(Feedback(*row[:4]), row[4], row[5]) for row in rows]
+
+    def silenced(self) -> frozenset[tuple[str, bytes]]:
+        """(device, prompt) pairs of alerts that feedback calls benign."""
+        rows = self._all(
+            "SELECT f.device, e.prompt FROM feedback f JOIN examples e ON e.alert = f.alert "
+            "WHERE f.label = ?",
+            (BENIGN,),
+        )
+        return frozenset((device, prompt) for device, prompt in rows)
 
 
 def _newest(db: sqlite3.Connection) -> int:
@@ -376,7 +386,7 @@ def _forget_delivered(db: sqlite3.Connection) -> None:
 
 
 def _forget_old_alerts(db: sqlite3.Connection) -> None:
-    """All but the newest closed alerts, and the prompts of those that nobody spoke about."""
+    """Delete all but the newest closed alerts, and the prompts of those without feedback."""
     db.execute(
         "DELETE FROM alerts WHERE NOT open AND rowid <= (SELECT max(rowid) FROM alerts) - ?",
         (KEPT_ALERTS,),
@@ -385,8 +395,3 @@ def _forget_old_alerts(db: sqlite3.Connection) -> None:
         "DELETE FROM examples WHERE alert NOT IN (SELECT id FROM alerts) "
         "AND alert NOT IN (SELECT alert FROM feedback)"
     )
-
-
-def counts(prefix: str, numbers: Mapping[str, int]) -> dict[str, int]:
-    """Counters ``prefix:name`` of what is not zero."""
-    return {f"{prefix}:{name}": number for name, number in numbers.items() if number}

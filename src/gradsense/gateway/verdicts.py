@@ -1,4 +1,4 @@
-"""A file of verdicts, one JSON line a flow, that a kill neither shortens nor doubles."""
+"""A file of verdicts, one JSON line for each flow, exactly once even after a crash."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
 
 
 class VerdictLog:
-    """Appends verdicts; its length is part of the journal's transaction.
+    """Appends verdicts; the file's length is part of the journal's transaction.
 
-    The lines of a batch are written first and the transaction that takes them in comes after. Who
-    is killed in between leaves lines that the journal knows nothing of; ``cut`` takes them off at
-    the next start, where their flows are judged again.
+    The lines of a batch are written before its transaction. A process that is killed in between
+    leaves lines that are not in the journal; ``cut`` removes them at the next start, and their
+    flows are judged again.
 
     Args:
-        path: appended to, made if it is not there.
+        path: appended to, created if it is not there.
 
     Raises:
         InputError: it cannot be written.
@@ -41,16 +41,16 @@ class VerdictLog:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def cut(self, size: int) -> None:
-        """Forget what was written after ``size`` bytes."""
+        """Remove everything after ``size`` bytes."""
         if size < self.size:
             self._file.truncate(size)
             self.size = size
 
     def add(self, log: str, flows: Flows, verdicts: list[Verdict]) -> None:
-        """Append one line a flow, all or none.
+        """Append one line for each flow, all or none.
 
         Raises:
-            OSError: the disk is full, say; nothing was written.
+            OSError: the disk is full, say; the file is unchanged.
         """
         table = pl.DataFrame(
             {

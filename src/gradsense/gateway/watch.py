@@ -1,4 +1,4 @@
-"""The watch: read what is new, judge it, commit, tell; and begin again."""
+"""The watch: a loop that reads new log lines, judges their flows, commits and delivers."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gradsense.data.sources.live import Source
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Verdict
 from gradsense.errors import GradsenseError
-from gradsense.gateway.adapt.operator_feedback import silenced
 from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
-from gradsense.gateway.observer import Observer
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
 from gradsense.gateway.verdicts import VerdictLog
 
+if TYPE_CHECKING:  # it needs a library that not every gateway has
+    from gradsense.gateway.instruments import Observer
+
 #: Bytes of one log judged at once, about a thousand flows: more are a little faster and take
 #: memory that a gateway may not have. A log that grows line by line is judged line by line.
 CHUNK_BYTES = 1 << 17
-#: Seconds between looks at logs that do not grow, between tries on a full disk, and between
-#: rounds of everything that need not be done with every batch.
+#: Seconds between polls of logs that do not grow, between retries on a full disk, and between
+#: rounds of the work that is not done with every batch.
 POLL_S, RETRY_S, ROUND_S = 0.1, 1.0, 10.0
 
 _log = logging.getLogger(__name__)
 
 
 class Watch:
-    """Follows logs and judges every flow of them once.
+    """Follows logs and judges each of their flows once.
 
-    Each step reads a chunk of each log, judges it, and commits place, counts, alerts and messages
-    in one transaction, so nothing is in memory alone for longer than a chunk. Where the disk is
-    full it stops reading and tries again: the log is the buffer.
+    Each step reads a chunk of each log, judges it, and commits the place in the log, counts,
+    alerts and messages in one transaction, so a crash loses nothing that is older than a chunk.
+    While the disk is full, reading stops and the transaction is retried: the log is the buffer.
 
     Args:
         sources: the logs.
-        judge, grouper, journal: see there. Open alerts and habits are taken from the journal.
-        outbox: delivers messages; None where nobody is to be told.
-        verdicts: takes every verdict.
+        judge, grouper, journal: see there. Open alerts and device baselines are restored from
+            the journal.
+        outbox: delivers messages; None if there are no sinks.
+        verdicts: the file of all verdicts, or None.
         clock: seconds since the epoch.
-        timer: seconds of any origin that never fall, for how long things take.
+        timer: monotonic seconds, to measure durations.
         wait: sleeps for seconds or until the event is set.
-        observer: told of each batch that was committed, and once a round.
-        successor: of the judge's detector; None to stay with that one.
+        observer: updates metrics with each batch that was committed, and once a round.
+        successor: finds a new bundle; None to keep the judge's detector.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Watch:
         self.stop = threading.Event()
         self._next_round, self._warned = 0.0, False
         if verdicts is not None and (size := journal.places().get(_verdicts_key(verdicts))):
-            verdicts.cut(size)  # what was written and never committed
+            verdicts.cut(size)  # lines that were written and never committed
         grouper.restore(journal.open_groups())
         if judge.baseline is not None:
             judge.baseline.restore(journal.blobs("baseline"))
@@ -87,7 +89,7 @@ class Watch:
         """Watch until ``stop`` is set; with ``once`` until the logs are read to their ends.
 
         Raises:
-            GradsenseError: stopped while the disk was full. The logs will be read on from the
+            GradsenseError: stopped while the disk was full. The next run continues after the
                 last commit.
         """
         if self.outbox is not None:
@@ -136,24 +138,24 @@ class Watch:
         return True
 
     def round(self, *, once: bool = False) -> None:
-        """What is due now and then: a new model, quiet alerts, feedback, habits, drift, queues."""
-        real = self._timer()  # the clock on the wall may jump
-        self._take_over(real)
-        if real < self._next_round:
+        """Periodic work: a new model, quiet alerts, feedback, baselines, drift, queues."""
+        now = self._timer()  # not the clock, which may jump
+        self._take_over(now)
+        if now < self._next_round:
             return
-        self._next_round = real + ROUND_S
+        self._next_round = now + ROUND_S
         batch = StoreBatch()
         if not once:
-            batch.messages = self.grouper.tick(self.judge.clock.run_on(real))
+            batch.messages = self.grouper.tick(self.judge.clock.run_on(now))
             batch.groups = self.grouper.changed()
-        self.judge.silenced = silenced(self.journal)
-        self._remember_habits(batch)
-        self._look_for_drift(batch, self._clock())
+        self.judge.silence(self.journal.silenced())
+        self._save_learnt(batch)
+        self._check_drift(batch, self._clock())
         self._commit(batch)
-        if self.judge.among_strangers and not self._warned:
+        if self.judge.hardly_local and not self._warned:
             self._warned = True
             _log.warning(
-                "hardly any flow has a local address at either end; say which networks are yours: "
+                "hardly any flow has a local address at either end; name your own networks: "
                 'networks = ["203.0.113.0/24"] in the settings file'
             )
         if self.outbox is not None:
@@ -161,35 +163,35 @@ class Watch:
         if self._observer is not None:
             self._observer.round()
 
-    def _take_over(self, real: float) -> None:
-        """Go on with the model that took the place of this one, if there is one.
+    def _take_over(self, now: float) -> None:
+        """Use the new bundle from now on, if there is one.
 
-        Between two steps: a flow is judged and an alert is told by one model or the other.
+        This happens between two steps, so each flow is judged by one model only.
         """
         if self._successor is None:
             return
         try:
-            fresh = self._successor.look(real)
+            fresh = self._successor.look(now)
             if fresh is None:
                 return
             self.judge.adopt(fresh)
         except GradsenseError as error:
-            _log.warning("%s; the model before goes on", error)
+            _log.warning("%s; the previous model stays in use", error)
             self._commit(StoreBatch(counts={"models_refused": 1}))
             return
         self.grouper.model = fresh.manifest.id
         batch = StoreBatch(counts={"models_adopted": 1})
-        self._remember_habits(batch)
+        self._save_learnt(batch)
         self._commit(batch)
-        _log.info("model %s took over", fresh.manifest.id)
+        _log.info("model %s is in use now", fresh.manifest.id)
 
     def finish(self, *, close_alerts: bool) -> None:
-        """Commit what is left and hand over what can be handed over soon."""
+        """Commit the rest, and deliver what can be delivered within seconds."""
         batch = StoreBatch()
         if close_alerts:
             batch.messages = self.grouper.close_all()
         batch.groups = self.grouper.changed()
-        self._remember_habits(batch)
+        self._save_learnt(batch)
         self._commit(batch)
         if self.outbox is not None:
             self.outbox.flush(5.0)
@@ -200,7 +202,7 @@ class Watch:
             self._successor.close()
 
     def summary(self) -> dict[str, Any]:
-        """What this run did, as JSON values: ``flows, alarms, alerts, verdicts, dropped,
+        """The result of this run as JSON values: ``flows, alarms, alerts, verdicts, dropped,
         dropped_lines, inferred, stalls, counts, sinks, logs``."""
         prefix = "verdict:"
         return {
@@ -221,32 +223,33 @@ class Watch:
             "logs": {str(source.log): source.follower.counts.to_json() for source in self.sources},
         }
 
-    def _remember_habits(self, batch: StoreBatch) -> None:
+    def _save_learnt(self, batch: StoreBatch) -> None:
+        """Put the baselines that changed and the state of drift into the batch."""
         if self.judge.baseline is not None:
             for device, body in self.judge.baseline.dirty().items():
                 batch.blobs["baseline", device] = body
         if self.judge.drift is not None:
             batch.blobs["drift", "state"] = self.judge.drift.state().model_dump_json().encode()
 
-    def _look_for_drift(self, batch: StoreBatch, now: float) -> None:
+    def _check_drift(self, batch: StoreBatch, now: float) -> None:
         if self.judge.drift is None:
             return
-        wish = self.judge.drift.wish(now)
-        if wish is not None:
-            batch.blobs["wish", f"{wish.at:.3f}"] = wish.model_dump_json().encode()
-            batch.counts["training_wishes"] = 1
+        found = self.judge.drift.recommend(now)
+        if found is not None:
+            batch.blobs["retraining", f"{found.at:.3f}"] = found.model_dump_json().encode()
+            batch.counts["retraining_recommendations"] = 1
             _log.warning(
                 "this network no longer looks like the model's training data (PSI %.2f, worst: "
-                "%s); a training wish was noted",
-                wish.report.largest,
-                ", ".join(wish.report.worst),
+                "%s); retraining is recommended",
+                found.report.largest,
+                ", ".join(found.report.worst),
             )
 
     def _commit(
         self, batch: StoreBatch, seconds: float = 0.0, write: Callable[[], None] | None = None
     ) -> None:
-        """Write all of it, however long the disk is full; what is counted here is committed."""
-        told = False
+        """Commit the batch, retrying while the disk is full; then count it."""
+        warned = False
         while True:
             size = 0 if self.verdicts is None else self.verdicts.size
             try:
@@ -258,14 +261,14 @@ class Watch:
             except (StoreFull, OSError) as error:
                 if self.verdicts is not None:
                     self.verdicts.cut(size)
-                if not told:
-                    told = True
+                if not warned:
+                    warned = True
                     self.counts["stalls"] += 1
                     _log.warning("%s; reading stops until it can be written", error)
                 if self.stop.is_set():
                     raise GradsenseError(
                         f"stopped while the state could not be written ({error}); "
-                        "nothing is lost, the logs are read on from the last commit"
+                        "nothing is lost, the next run continues after the last commit"
                     ) from error
                 self._wait(self.stop, RETRY_S)
         self.counts.update(batch.counts)

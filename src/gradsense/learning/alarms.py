@@ -1,6 +1,6 @@
 """From probabilities to alarms: a threshold on suspicion, chosen for an operator's patience.
 
-Suspicion is 1 − p(benign). Which attack it is does not matter for whether to ring.
+Suspicion is 1 − p(benign). Which attack it is does not matter for whether to raise an alarm.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-#: Share of benign validation flows that may ring. Half of the 0.5 % that the product promises,
-#: because what holds on validation flows holds on others only roughly.
+#: Share of benign validation flows that may raise an alarm. Half of the 0.5 % that the product
+#: promises, because what holds on validation flows holds on others only roughly.
 FALSE_ALARM_SHARE = 0.0025
-#: Never ring for what is likelier benign than not: where validation flows are so easy that they
-#: leave room below, other flows of the same site need not be.
+#: Never raise one for what is likelier benign than not: where validation flows are so easy that
+#: they leave room below, other flows of the same site need not be.
 LEAST_THRESHOLD = 0.5
 
 
@@ -23,7 +23,7 @@ def threshold_for(suspicion: npt.NDArray[np.floating], share: float = FALSE_ALAR
         suspicion: of benign flows, [n], 0..1.
 
     Returns:
-        A flow rings where its suspicion is greater.
+        A flow raises an alarm where its suspicion is greater.
     """
     if not len(suspicion):
         return LEAST_THRESHOLD
@@ -37,16 +37,16 @@ def flagged(
     classes: tuple[str, ...],
     threshold: float,
 ) -> dict[str, float]:
-    """Share of each class's flows that ring; classes without flows are left out.
+    """Share of each class's flows that raise an alarm; classes without flows are left out.
 
     Args:
         suspicion, truth: of each flow, [n].
         classes: names by number.
         threshold: from ``threshold_for``.
     """
-    rings = suspicion > threshold
+    above = suspicion > threshold
     return {
-        name: float(rings[truth == number].mean())
+        name: float(above[truth == number].mean())
         for number, name in enumerate(classes)
         if (truth == number).any()
     }

@@ -47,7 +47,7 @@ def answers(
 
 
 def measure(
-    said: Answers,
+    answered: Answers,
     phrase_ids: NDArray[np.uint16],
     truth: NDArray[np.int64],
     classifier: TextClassifier,
@@ -55,15 +55,15 @@ def measure(
     """Calibration, thresholds and the reference of drift, from flows of known class.
 
     Args:
-        said: the answers to n ≥ 1 flows, by the classifier or by a graph made of it.
+        answered: the answers to n ≥ 1 flows, by the classifier or by a graph made of it.
         phrase_ids: the phrases of these flows, [n, fields], from ``Template.indices``.
         truth: their class numbers, [n].
         classifier: whose labels and template they are.
     """
-    calibration = calibrate(said.logits, truth, classifier.labels)
-    confidence = softmax(said.logits, calibration.temperature).max(axis=1)
+    calibration = calibrate(answered.logits, truth, classifier.labels)
+    confidence = softmax(answered.logits, calibration.temperature).max(axis=1)
     return Measured(
         calibration=calibration,
-        novelty=None if said.novelty is None else novelty_threshold(said.novelty),
+        novelty=None if answered.novelty is None else novelty_threshold(answered.novelty),
         reference=reference(phrase_ids, classifier.template, confidence),
     )

@@ -21,7 +21,7 @@ from gradsense.prompts.templates import Template
 
 Floats = NDArray[np.floating[Any]]
 
-#: Where the temperature is looked for. Flows that are all told apart would have it go to 0.
+#: Where the temperature is looked for. Flows that are all separated would have it go to 0.
 COLDEST, HOTTEST = 0.05, 20.0
 #: Share of calibration flows of known classes that may count as novel.
 NOVEL_SHARE = 0.005

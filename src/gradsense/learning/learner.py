@@ -5,6 +5,7 @@ No torch here, so that the rules above and a coordinator without any model stay 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,34 @@ def layers_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer_of(name) for name in names))
 
 
+def norm_of(tensors: Tensors) -> float:
+    """The L2 norm over all tensors, summed in float64."""
+    return math.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in tensors.values()))
+
+
+@dataclass(frozen=True)
+class FlowCost:
+    """Arithmetic of one record in FLOP.
+
+    Attributes:
+        training, inference: 6 N and 2 N a token (Kaplan et al. 2020, §2.1).
+        width: of a record's row [x; y], where sites send sufficient statistics.
+    """
+
+    training: float
+    inference: float
+    width: int = 0
+
+    def reading(self, rows: float) -> float:
+        """Sufficient statistics of so many distinct records: a forward pass each, and a thin SVD.
+
+        The SVD of a matrix m × n, m ≥ n, takes 6 m n² + 20 n³ FLOP with both factors of the
+        thin form (R-SVD: Golub and Van Loan 2013, §8.6.3).
+        """
+        long, short = max(rows, self.width), min(rows, self.width)
+        return rows * self.inference + 6 * long * short**2 + 20 * short**3
+
+
 @dataclass(frozen=True)
 class Trained:
     """What local training gives back.
@@ -56,10 +85,10 @@ class Trained:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a site learnt from flows that it has only read; see ``learning.moments``.
+    """What a site learnt from flows that it has only read; see ``learning.statistics``.
 
     Attributes:
-        factor: R, float32 [rows, d + 1 + classes]; RᵀR is the flows' moments S.
+        factor: R, float32 [rows, d + 1 + classes]; RᵀR is the flows' second moments S.
         gradient_norms: class to ‖g_c‖ / ‖g_c(0)‖: the gradient of the head's cross-entropy over
             that class's flows at the current global head, against that of an untrained head.
             1 is a class that the head knows nothing of, 0 one that it cannot do better on.
@@ -115,7 +144,7 @@ class Learner(Protocol):
     ) -> Observed:
         """Read the flows of these steps of the first epoch, and train nothing.
 
-        ``tolerance`` is that of ``moments.factorise``.
+        ``tolerance`` is that of ``statistics.factorise``.
         """
         ...
 

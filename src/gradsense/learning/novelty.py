@@ -1,9 +1,9 @@
 """How unlike everything seen so far a flow is, without a label and without a second model.
 
 Two sources. The pretrained base gives each prompt a likelihood; what it finds improbable is new to
-the base. The summed moments that the cloud holds anyway (``learning.moments``) say which directions
-of feature space the fleet's flows span; what lies outside is new to the fleet. The second costs a
-site no further byte and no further pass over its flows.
+the base. The summed statistics that the cloud holds anyway (``learning.statistics``) say which
+directions of feature space the fleet's flows span; what lies outside is new to the fleet. The
+second costs a site no further byte and no further pass over its flows.
 
 Every score is larger for what is more novel. None has a natural threshold: compare with the scores
 of held-out flows of known classes, and take a quantile of those.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 from transformers.models.opt.modeling_opt import OPTDecoder
 
-from gradsense.learning.statistics import penalised_gram, solve
+from gradsense.learning.statistics import FleetStatistics, penalised_gram, solve
 from gradsense.models.classifier import Encoded, TextClassifier
 from gradsense.models.heads.influence import LEAST_RESIDUAL, SketchedInfluence
 from gradsense.models.heads.readout import Readout
@@ -66,11 +66,11 @@ def perplexity(classifier: TextClassifier, encoded: Encoded) -> NDArray[np.float
 
 
 def leverage(
-    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float = 1e-4
+    features: NDArray[np.float64], statistics: NDArray[np.float64], regularisation: float = 1e-4
 ) -> NDArray[np.float64]:
-    """h = xᵀ (G + Λ)⁻¹ x: how little the flows behind the moments span this one, [n].
+    """h = xᵀ (G + Λ)⁻¹ x: how little the flows behind the statistics span this one, [n].
 
-    G is the part of S that no label enters, Λ the penalty of ``moments.solve``, which leaves the
+    G is the part of S that no label enters, Λ the penalty of ``statistics.solve``, which leaves the
     constant alone. Three readings of the same number:
 
     - With Λ = 0 the diagonal of the hat matrix; a flow seen k times before has h ≤ 1/k.
@@ -81,19 +81,19 @@ def leverage(
 
     Args:
         features: what the head reads, [n, d], without the constant.
-        moments: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
-        regularisation: λ > 0, as in ``moments.solve``.
+        statistics: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
+        regularisation: λ > 0, as in ``statistics.solve``.
 
     Raises:
-        ValueError: the moments are of other features.
+        ValueError: the statistics are of other features.
     """
-    known, penalised = _system(features, moments, regularisation)
+    known, penalised = _system(features, statistics, regularisation)
     scores: NDArray[np.float64] = (known.T * np.linalg.solve(penalised, known.T)).sum(axis=0)
     return scores
 
 
 def influence(
-    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float = 1e-4
+    features: NDArray[np.float64], statistics: NDArray[np.float64], regularisation: float = 1e-4
 ) -> NDArray[np.float64]:
     """(‖y − Wx − b‖² + ε) h: how a flow pulls at the head, its own verdict y taken as true, [n].
 
@@ -106,14 +106,14 @@ def influence(
     that has seen one class answers the same to everything, and the order is then leverage's.
 
     Args:
-        features, moments, regularisation: as for ``leverage``; every flow behind S has a label.
+        features, statistics, regularisation: as for ``leverage``; every flow behind S has a label.
 
     Raises:
-        ValueError: the moments are of other features.
+        ValueError: the statistics are of other features.
     """
-    classes = len(moments) - features.shape[1] - 1
-    pull = leverage(features, moments, regularisation)
-    weight, bias = solve(moments, classes, regularisation)
+    classes = len(statistics) - features.shape[1] - 1
+    pull = leverage(features, statistics, regularisation)
+    weight, bias = solve(statistics, classes, regularisation)
     outputs = features @ weight.T + bias
     missed: NDArray[np.float64] = np.eye(classes)[outputs.argmax(axis=1)] - outputs
     scores: NDArray[np.float64] = ((missed**2).sum(axis=1) + LEAST_RESIDUAL) * pull
@@ -121,7 +121,7 @@ def influence(
 
 
 def sketch(
-    moments: NDArray[np.float64],
+    statistics: NDArray[np.float64],
     classes: int,
     *,
     sharpness: float,
@@ -138,27 +138,44 @@ def sketch(
     and Woodruff 2012, JMLR 13). One P for all flows, so flows alike keep their order.
 
     Args:
-        moments, regularisation: as for ``influence``; those that the head was solved from.
+        statistics, regularisation: as for ``influence``; those that the head was solved from.
         classes: how many of the last rows and columns of S are labels.
-        sharpness: of the head, see ``federation.least_squares``.
+        sharpness: of the head, see ``federation.algorithms.gsfs``.
         rows: r.
         seed: draws R.
     """
-    width = len(moments) - classes
-    root = np.linalg.cholesky(penalised_gram(moments[:width, :width], regularisation))
+    width = len(statistics) - classes
+    root = np.linalg.cholesky(penalised_gram(statistics[:width, :width], regularisation))
     signs = np.random.default_rng([seed, 31]).choice([-1.0, 1.0], size=(rows, width))
     projection = np.linalg.solve(root.T, signs.T / np.sqrt(rows)).T
     return SketchedInfluence.of(projection, sharpness)
 
 
+def fleet_score(
+    statistics: FleetStatistics | None, classes: int, *, seed: int
+) -> SketchedInfluence | None:
+    """The score of what a fleet has not seen; None where it has no statistics."""
+    if statistics is None:
+        return None
+    return sketch(
+        statistics.matrix,
+        classes,
+        sharpness=statistics.sharpness,
+        regularisation=statistics.regularisation,
+        seed=seed,
+    )
+
+
 def _system(
-    features: NDArray[np.float64], moments: NDArray[np.float64], regularisation: float
+    features: NDArray[np.float64], statistics: NDArray[np.float64], regularisation: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """[x; 1] of each flow, [n, d + 1], and G + Λ."""
     width = features.shape[1] + 1
-    if len(moments) < width:
-        raise ValueError(f"moments of {len(moments)} rows for {width - 1} features and a constant")
-    gram = moments[:width, :width]
+    if len(statistics) < width:
+        raise ValueError(
+            f"statistics of {len(statistics)} rows for {width - 1} features and a constant"
+        )
+    gram = statistics[:width, :width]
     known = np.hstack([features, np.ones((len(features), 1))])
     return known, penalised_gram(gram, regularisation)
 

@@ -31,7 +31,7 @@ def pretrain(
         texts: distinct prompts of its template, all of one length.
         epochs: passes over them.
         seed: of the order.
-        on_step: told (step, steps, loss in nats a word) after each step.
+        on_step: called with (step, steps, loss in nats a word) after each step.
 
     Returns:
         The mean loss of the last epoch, in nats a word.

@@ -1,9 +1,9 @@
-"""Second moments of features and labels: all that least squares asks of a site's flows.
+"""Sufficient statistics of least squares: second moments of a site's features and labels.
 
 With features x (d values and a constant 1) and a one-hot label y, the matrix S = Σ [x; y][x; y]ᵀ
 over flows fixes the ridge classifier, and S of two sites together is the sum of theirs. A fleet
 that adds up its sites' S therefore gets the head of pooled training, whatever each site has seen
-and in whatever order they speak (Fed3R: Fanì et al. 2024, arXiv 2406.01116; AFL: He et al. 2025).
+and in whatever order they send (Fed3R: Fanì et al. 2024, arXiv 2406.01116; AFL: He et al. 2025).
 
 What travels is a factor R of few rows with RᵀR ≈ S. Rounding R keeps features and labels
 consistent with each other, and RᵀR is never indefinite; rounding S itself by as much ruins the
@@ -13,6 +13,7 @@ solution, whose small eigenvalues matter. numpy only, so that a coordinator need
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,24 @@ from gradsense.learning.learner import Array, Observed
 #: Far below any real penalty, far above zero.
 _LEAST_PENALTY = 1e-12
 
-#: The one tensor of an update that carries moments.
-MOMENTS = "moments"
+#: The one tensor of an update that carries sufficient statistics.
+STATISTICS = "statistics"
 #: The head's own names, [classes, d] and [classes].
 HEAD_WEIGHT, HEAD_BIAS = "score.weight", "score.bias"
+
+
+@dataclass(frozen=True)
+class FleetStatistics:
+    """The sufficient statistics that a fleet has added up, and how its head follows from them.
+
+    Attributes:
+        matrix: S, float64 [d + 1 + classes, d + 1 + classes].
+        regularisation, sharpness: of ``federation.algorithms.gsfs.RidgeSum``.
+    """
+
+    matrix: NDArray[np.float64]
+    regularisation: float
+    sharpness: float
 
 
 def factorise(rows: NDArray[np.float64], tolerance: float) -> Array:
@@ -122,21 +137,21 @@ def penalised_gram(gram: NDArray[np.float64], regularisation: float) -> NDArray[
 
 
 def solve(
-    moments: NDArray[np.float64], classes: int, regularisation: float
+    matrix: NDArray[np.float64], classes: int, regularisation: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ridge classifier: argmin Σ ‖W x + b − y‖² + λ m ‖W‖², m the features' mean square sum.
 
     Args:
-        moments: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
+        matrix: S, [d + 1 + classes, d + 1 + classes], of at least one flow.
         classes: how many of its last rows and columns are labels.
         regularisation: λ > 0. Relative to m, so that it means the same for any number of flows.
 
     Returns:
         W [classes, d] and b [classes].
     """
-    width = len(moments) - classes
-    cross = moments[:width, width:]
-    head = np.linalg.solve(penalised_gram(moments[:width, :width], regularisation), cross).astype(
+    width = len(matrix) - classes
+    cross = matrix[:width, width:]
+    head = np.linalg.solve(penalised_gram(matrix[:width, :width], regularisation), cross).astype(
         np.float64
     )
     return head[:-1].T, head[-1]

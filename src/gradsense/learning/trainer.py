@@ -1,6 +1,6 @@
 """Local training (eq 1): one model in memory, lent to one client after another.
 
-A client's own state is only its trained tensors. The optimiser starts afresh with each visit,
+A client's own state is only its trained tensors. The optimiser starts afresh with each local round,
 so nothing else has to be kept for a thousand clients, and a resumed run needs nothing more.
 """
 
@@ -185,13 +185,13 @@ class Trainer:
     def observe(
         self, examples: Examples, tensors: Tensors, rows: torch.Tensor, tolerance: float
     ) -> Observed:
-        """The moments of these flows, and how well the head ``tensors`` explains them.
+        """The sufficient statistics of flows, and how well the head ``tensors`` explains them.
 
         Each distinct (prompt, label) is computed once and counts as often as it occurs.
 
         Args:
             rows: which flows of ``examples``, int64.
-            tolerance: see ``moments.factorise``.
+            tolerance: see ``statistics.factorise``.
         """
         self.load(tensors)
         self.classifier.model.eval()

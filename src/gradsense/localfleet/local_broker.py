@@ -1,4 +1,4 @@
-"""A Mosquitto on this machine: where its program is, a port for it, and when it listens."""
+"""Mosquitto on this machine: its program, a free port for it, and waiting until it listens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _START_S = 15.0
 
 
 def program() -> str:
-    """The path of Mosquitto, also where only root's shell would look.
+    """The path of Mosquitto; the folders of root's PATH are searched too.
 
     Raises:
         InputError: it is not installed.
@@ -27,7 +27,7 @@ def program() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
+    """A TCP port of this machine that is not in use now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -35,13 +35,13 @@ def free_port() -> int:
 
 
 def await_listener(port: int, ended: Callable[[], bool] = lambda: False) -> None:
-    """Wait until somebody listens on a port of this machine.
+    """Wait until a process listens on a port of this machine.
 
     Args:
-        ended: whether there is nothing left to wait for.
+        ended: whether the process has ended.
 
     Raises:
-        GradsenseError: nobody did for 15 seconds.
+        GradsenseError: the process ended, or none listened for 15 seconds.
     """
     end = time.monotonic() + _START_S
     while True:
@@ -50,5 +50,5 @@ def await_listener(port: int, ended: Callable[[], bool] = lambda: False) -> None
             return
         except OSError:
             if time.monotonic() > end or ended():
-                raise GradsenseError(f"nobody listens on port {port}") from None
+                raise GradsenseError(f"no process listens on port {port}") from None
             time.sleep(0.05)

@@ -1,11 +1,10 @@
-"""A whole fleet on this machine: broker, coordinator and devices as real processes over real TLS.
+"""Runs a whole fleet on this machine: broker, coordinator and devices as processes over TLS.
 
     OUT/fleet/              the fleet's folder, with one run
     OUT/devices/ID/         bundle/, logs/ that grow while it is played, state/
-    OUT/*.log               what each process said
+    OUT/*.log               output of each process
 
-The devices' logs are played: their lines are appended over some seconds, as a gateway would see
-them come.
+The devices' logs are played: their lines are appended over some seconds, as on a live gateway.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1", "MALLOC_ARENA
 
 @dataclass
 class LocalDevice:
-    """One device: its id, what it plays, and how far."""
+    """One device: its id, the log that it plays, and how many lines of it are played."""
 
     name: str
     source: Path
@@ -55,19 +54,19 @@ class LocalDevice:
 
 
 class LocalFleet:
-    """Makes, starts, watches and stops it. Use it in a ``with`` block: nothing stays behind.
+    """Creates, starts, observes and stops a fleet. A ``with`` block ends all of its processes.
 
     Args:
         out: a new folder.
         devices: how many.
         captures: labelled logs, one capture a device; None makes synthetic ones.
-        flows: lines of each log that are played, at most.
+        flows: most lines of each log that are played.
         play_s: seconds that playing takes; 0 plays all at once.
         job: how to run; its labels are replaced by those of the captures.
         seed: of synthetic captures.
 
     Raises:
-        InputError: no broker is installed, ``out`` is there, or there are too few captures.
+        InputError: no broker is installed, ``out`` is not empty, or there are too few captures.
     """
 
     def __init__(
@@ -198,7 +197,7 @@ class LocalFleet:
             stdout=output,
             stderr=output,
             env=os.environ | _ENVIRONMENT,
-            start_new_session=True,  # Ctrl-C is ours to pass on, in order
+            start_new_session=True,  # Ctrl-C reaches this process, which stops them in order
         )
 
     def process(self, name: str) -> subprocess.Popen[bytes]:
@@ -206,12 +205,12 @@ class LocalFleet:
         return self._processes[name]
 
     def ended(self) -> dict[str, int]:
-        """Exit codes of processes that ended by themselves."""
+        """Exit codes of the processes that ended by themselves."""
         codes = {name: process.poll() for name, process in self._processes.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
-    def last_words(self, name: str) -> str:
-        """The last line that a process wrote."""
+    def last_line(self, name: str) -> str:
+        """The last line of a process's output."""
         lines = (self.out / f"{name}.log").read_text(errors="replace").splitlines()
         return lines[-1] if lines else "none"
 
@@ -237,7 +236,7 @@ class LocalFleet:
     # While it runs --------------------------------------------------------------------------
 
     def play(self) -> bool:
-        """Append what is due to the logs; False when all is played. Call it now and then."""
+        """Append the lines that are due; False when all are played. Call it periodically."""
         passed = time.monotonic() - self._began
         share = 1.0 if self._play_s <= 0 else min(1.0, passed / self._play_s)
         for site in self.sites:
@@ -249,9 +248,9 @@ class LocalFleet:
         return share < 1.0
 
     def status(self) -> Mapping[str, Any]:
-        """What the coordinator tells of the run; nothing before it has."""
-        told = read_status(self.fleet)
-        run: Mapping[str, Any] = {} if told is None else told["runs"].get(self.run, {})
+        """The coordinator's status of the run; empty before the first one."""
+        status = read_status(self.fleet)
+        run: Mapping[str, Any] = {} if status is None else status["runs"].get(self.run, {})
         return run
 
     def detected(self, site: LocalDevice) -> dict[str, int]:

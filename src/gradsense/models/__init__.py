@@ -1,1 +1,13 @@
 """Text in, decision out: build, tokenize, adapt, save and load small language models."""
+
+from typing import TYPE_CHECKING
+
+from gradsense.exports import export
+
+if TYPE_CHECKING:
+    from gradsense.models.card import Card
+    from gradsense.models.classifier import TextClassifier
+else:
+    export(__name__)
+
+__all__ = ["Card", "TextClassifier"]

@@ -94,7 +94,7 @@ def build(
     if lora_rank and (frozen or readout != "last"):
         raise InputError(
             "there are no LoRA adapters under a head of our own or on a frozen base",
-            hint="leave --lora-rank out, or use a strategy with neither: gsfs-tune",
+            hint="leave --lora-rank out, or use an algorithm with neither: gsfs-tune",
         )
     with _seeded(seed):
         if model in SIZES:
@@ -111,7 +111,7 @@ def build(
             if network.config.is_encoder_decoder:
                 raise InputError(
                     f"'{model}' is an encoder-decoder, of which our head cannot read the states",
-                    hint="use a strategy that trains such a model: gsfs-tune or fedavg",
+                    hint="use an algorithm that trains such a model: gsfs-tune or fedavg",
                 )
             kind = feasible(readout, base_of(network), length)
             trained = Readout(

@@ -1,9 +1,9 @@
-"""The larger model behind HTTP: prompts in, verdicts out.
+"""The HTTP service of a larger model: it answers prompts with verdicts.
 
 ``POST /v1/verdicts`` takes ``{"template": name, "version": number, "prompts": [text, ...]}`` and
 answers ``{"model": id, "labels": [...], "verdicts": [...]}``, a verdict for each prompt in order.
-``GET /v1/health`` and ``GET /metrics`` are for those who run it. Bodies are bounded before they
-are parsed and appear in no log and no error.
+``GET /v1/health`` and ``GET /metrics`` are for its operator. Bodies are bounded before they are
+parsed, and appear in no log and no error.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Prompt = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 
 
 class LargerModel(Protocol):
-    """What the service needs of ``detection.detector.Detector``."""
+    """The part of ``detection.detector.Detector`` that the service uses."""
 
     manifest: Manifest
 
     def judge_texts(self, texts: Sequence[str]) -> list[Verdict]: ...
 
 
-class Question(BaseModel):
+class VerdictRequest(BaseModel):
     """The body of ``POST /v1/verdicts``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,12 +64,12 @@ def create_app(
     """The service around one detector.
 
     Args:
-        token: what ``Authorization: Bearer`` must carry; None lets everybody in.
+        token: required as ``Authorization: Bearer``; None requires none.
         max_prompts, max_bytes: of one request; more is refused with 413.
-        batch, wait_s, waiting: of ``batching.Batcher``; beyond ``waiting`` prompts 503.
+        batch, wait_s, waiting: of ``batching.RequestBatcher``; beyond ``waiting`` prompts 503.
 
     Statuses: 401 no or wrong token, 408 the body did not arrive in 10 s, 409 another template,
-    413 too large, 422 no question in the body, 503 overloaded, with Retry-After.
+    413 too large, 422 an invalid body, 503 overloaded, with Retry-After.
     """
     batcher = RequestBatcher(detector.judge_texts, most=batch, wait_s=wait_s, waiting=waiting)
     manifest, figures = detector.manifest, _Figures(batcher)
@@ -85,18 +85,18 @@ def create_app(
         if token is not None and not hmac.compare_digest(given, f"Bearer {token}".encode()):
             raise HTTPException(401, "no or wrong token", headers={"WWW-Authenticate": "Bearer"})
 
-    # Without its own pages: they would tell anybody what runs here.
+    # Without FastAPI's own pages, which would show anybody what runs here.
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.middleware("http")(figures.watch)
 
     @app.post("/v1/verdicts", dependencies=[Depends(allowed)])
     async def verdicts(request: Request) -> dict[str, Any]:
-        question = _parsed(await _body(request, max_bytes))
-        if len(question.prompts) > max_prompts:
+        wanted = _parsed(await _body(request, max_bytes))
+        if len(wanted.prompts) > max_prompts:
             raise HTTPException(413, f"more than {max_prompts} prompts")
-        _check_template(question, manifest)
+        _check_template(wanted, manifest)
         try:
-            answers = await batcher.ask(question.prompts)
+            answers = await batcher.ask(wanted.prompts)
         except Full:
             raise HTTPException(503, "overloaded", headers={"Retry-After": str(_RETRY_S)}) from None
         except ValueError:
@@ -120,7 +120,7 @@ def create_app(
 
 
 class _Figures:
-    """What is counted, for Prometheus."""
+    """The service's Prometheus metrics."""
 
     def __init__(self, batcher: RequestBatcher) -> None:
         self.registry = CollectorRegistry()
@@ -144,16 +144,16 @@ class _Figures:
 
 
 async def _body(request: Request, limit: int) -> bytes:
-    """The whole body, given up as soon as it is known to be too large."""
-    said = request.headers.get("content-length", "")
-    if said.isdecimal() and int(said) > limit:
+    """The whole body; reading stops as soon as it is known to be too large."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
         _too_large(limit)
     pieces = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
             async for piece in request.stream():
                 pieces += piece
-                if len(pieces) > limit:  # a stream need not say its length, or may lie
+                if len(pieces) > limit:  # a stream may have no length, or a wrong one
                     _too_large(limit)
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive in {_BODY_S:g} s") from None
@@ -165,21 +165,21 @@ def _too_large(limit: int) -> NoReturn:
     raise HTTPException(413, f"more than {limit} bytes", headers={"Connection": "close"})
 
 
-def _parsed(body: bytes) -> Question:
+def _parsed(body: bytes) -> VerdictRequest:
     try:
-        return Question.model_validate_json(body)
+        return VerdictRequest.model_validate_json(body)
     except ValidationError as error:
-        # Place and kind of the fault only: the value would be somebody's prompt.
+        # Place and kind of the fault only: the value would be a gateway's prompt.
         fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in fault["loc"][:2]) or "body"
         raise HTTPException(422, f"{place}: {fault['type']}") from None
 
 
-def _check_template(question: Question, manifest: Manifest) -> None:
+def _check_template(wanted: VerdictRequest, manifest: Manifest) -> None:
     own = manifest.template
-    if (question.template, question.version) != (own.name, own.version):
+    if (wanted.template, wanted.version) != (own.name, own.version):
         raise HTTPException(
             409,
             f"this model reads template '{own.name}' version {own.version}, "
-            f"not '{question.template}' version {question.version}",
+            f"not '{wanted.template}' version {wanted.version}",
         )

@@ -1,4 +1,4 @@
-"""The engine on one machine: real training, virtual time.
+"""A fleet in virtual time: real training, simulated devices and network.
 
 An event queue stands in for the network and the devices. What a client does happens in this
 process when its event's turn comes; how long it takes follows from its device profile. The state
@@ -15,17 +15,25 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gradsense.errors import UpdateRefused
 from gradsense.federation.client import Client
-from gradsense.federation.codec import CODECS
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.message import decode, encode
-from gradsense.federation.update import GlobalModel
-from gradsense.learning.learner import Tensors
-from gradsense.simulation.cost import Cost, Meter, Upload
+from gradsense.federation.events import (
+    Arrived,
+    Broadcast,
+    Event,
+    Joined,
+    Left,
+    Send,
+    Ticked,
+    WakeAt,
+)
+from gradsense.federation.transforms.plain import Plain
+from gradsense.federation.update import GlobalModel, decode, encode
+from gradsense.learning.learner import FlowCost, Tensors
+from gradsense.simulation.cost import Meter, Upload
 from gradsense.simulation.devices import DeviceProfile
 
-Kind = Literal["deliver", "visited", "arrive", "tick", "join", "drop"]
+Kind = Literal["deliver", "worked", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
 
 
@@ -34,7 +42,7 @@ class Faults:
     """What goes wrong in the fleet.
 
     Attributes:
-        dropout: probability that a device vanishes during a visit; the visit's work is lost.
+        dropout: probability that a device vanishes during a local round, whose work is lost.
         offline_s: mean seconds until it is back (exponential).
         late: share of clients that are not there at the start.
         late_s: they join evenly over this many seconds.
@@ -59,12 +67,12 @@ class Simulator:
     """Drives clients and coordinator through virtual time.
 
     Args:
-        coordinator: fresh.
+        coordinator: fresh; the run ends with its last round. ``min_clients`` is set to the
+            clients that are there at the start.
         clients: fresh; their order fixes their random streams.
         devices: a profile for each client.
-        cost: arithmetic of one flow.
+        cost: arithmetic of one record.
         budgets: optimiser steps that each client may spend in the whole run.
-        max_aggregations: the run ends with this many.
         faults: dropouts and late joiners.
         seed: draws the faults.
         on_model: called with each new global model, after the meter was brought up to date.
@@ -77,9 +85,8 @@ class Simulator:
         clients: Sequence[Client],
         *,
         devices: Mapping[str, DeviceProfile],
-        cost: Cost,
+        cost: FlowCost,
         budgets: Mapping[str, int],
-        max_aggregations: int,
         seed: int,
         faults: Faults | None = None,
         on_model: Callable[[GlobalModel], None] = lambda model: None,
@@ -91,7 +98,6 @@ class Simulator:
         self.devices = devices
         self.cost = cost
         self.budgets = budgets
-        self.max_aggregations = max_aggregations
         self.seed = seed
         self.faults = faults or Faults()
         self.on_model = on_model
@@ -108,14 +114,14 @@ class Simulator:
         self._busy: set[str] = set()
         self._pending: dict[str, GlobalModel] = {}  # arrived while its client was busy
         self._started: dict[str, float] = {}  # when each client's current cycle began
-        self._attempts: Counter[str] = Counter()  # visits begun, lost ones too
+        self._attempts: Counter[str] = Counter()  # local rounds begun, lost ones too
         self._uplink_free: dict[str, float] = {}  # when each device's last upload is through
-        self._model_bytes = len(CODECS["none"].pack(coordinator.model.tensors))
+        self._model_bytes = len(Plain().pack(coordinator.model.tensors))
 
     # The loop -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Enrol the fleet and send out version 0."""
+        """Let the fleet join, which sends out version 0."""
         rng = np.random.default_rng([self.seed, _JOIN_STREAM])
         names = list(self.clients)
         late = set(rng.permutation(len(names))[: round(self.faults.late * len(names))].tolist())
@@ -123,14 +129,14 @@ class Simulator:
             if number in late:
                 self._push(rng.uniform(0, self.faults.late_s), "join", name)
         first = [name for number, name in enumerate(names) if number not in late]
-        model = self.coordinator.enrol(first)
+        self.coordinator.min_clients = len(first)
         for name in first:
-            self._send(name, model)
+            self._handle(Joined(name))
 
     def step(self) -> bool:
         """Handle the next event; False when nothing is left to do."""
         if self.finished or not self._events:
-            self.meter.unheard = len(self.coordinator.entries)
+            self.meter.left_pooled = len(self.coordinator.pooled)
             self.finished = True
             return False
         event = heapq.heappop(self._events)
@@ -138,14 +144,14 @@ class Simulator:
         match event.kind, event.payload:
             case "deliver", GlobalModel() as model:
                 self._deliver(event.client, model)
-            case "visited", _:
-                self._visited(event.client)
+            case "worked", _:
+                self._worked(event.client)
             case "arrive", bytes() as message:
-                self._arrive(event.client, message)
+                self._arrive(message)
             case "tick", _:
-                self._publish(self.coordinator.tick(self.now))
+                self._handle(Ticked(self.now))
             case "join", _:
-                self._send(event.client, self.coordinator.join(event.client))
+                self._handle(Joined(event.client))
             case "drop", _:
                 self._drop(event.client)
         return True
@@ -174,12 +180,11 @@ class Simulator:
         client = self.clients[name]
         client.adopt(model)
         # A device that came back may get the same model twice; a round has one answer.
-        answered = client.strategy.wait and client.spoke_on >= model.version
-        if model.invites(name) and not answered:
+        if model.invites(name) and not client.rests:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
-        """Start a visit, if there is budget left for one."""
+        """Start a local round, if there is budget left for one."""
         client, device = self.clients[name], self.devices[name]
         budget = self.budgets[name] - client.steps
         if budget < 1:
@@ -187,11 +192,11 @@ class Simulator:
         if name in self._started:
             total, count = self.cycles[name]
             self.cycles[name] = [total + self.now - self._started.pop(name), count + 1]
-        steps, passes = client.plan(budget)
-        if steps < 1:
+        plan = client.plan(budget)
+        if plan.steps < 1:
             return  # nothing to do until another model or other flows come
         self._started[name] = self.now
-        seconds = device.compute_s(self._flop(client, steps, passes))
+        seconds = device.compute_s(client.algorithm.flop(self.cost, client.learner, plan))
         self._busy.add(name)
         self._attempts[name] += 1
         rng = np.random.default_rng(
@@ -201,26 +206,17 @@ class Simulator:
             self._push(self.now + rng.random() * seconds, "drop", name)
             return
         self.meter.energy_j += device.compute_w * seconds
-        self._push(self.now + seconds, "visited", name)
+        self._push(self.now + seconds, "worked", name)
 
-    def _flop(self, client: Client, steps: int, passes: int) -> float:
-        """Arithmetic of a visit."""
-        learner = client.learner
-        share = steps / learner.steps_per_epoch
-        if client.strategy.payload == "moments":
-            return self.cost.observing(learner.distinct * share)
-        training = self.cost.training * learner.samples * share
-        return training + self.cost.inference * passes * learner.validation_samples
-
-    def _visited(self, name: str) -> None:
+    def _worked(self, name: str) -> None:
         client, device = self.clients[name], self.devices[name]
-        if client.strategy.payload == "moments" and name in self._pending:
+        if not client.algorithm.trains and name in self._pending:
             # What was read does not depend on the model; whether it is news does.
             client.adopt(self._pending.pop(name))
         before = client.steps
         update = client.work(self.budgets[name] - client.steps)
         self._busy.discard(name)
-        self.meter.visits += 1
+        self.meter.local_rounds += 1
         learner = client.learner
         steps = client.steps - before
         self.meter.samples_trained += round(learner.samples * steps / learner.steps_per_epoch)
@@ -250,7 +246,7 @@ class Simulator:
         model = self._pending.pop(name, None)
         if model is not None:
             self._deliver(name, model)
-        elif update is None or not client.strategy.wait:
+        elif update is None or not client.algorithm.wait:
             self._begin(name)
 
     def _drop(self, name: str) -> None:
@@ -262,35 +258,38 @@ class Simulator:
             [self.seed, _FAULT_STREAM, self.numbers[name], self._attempts[name], 1]
         )
         self._push(self.now + rng.exponential(self.faults.offline_s), "join", name)
-        self._publish(self.coordinator.leave(name))
+        self._handle(Left(name))
 
     # The cloud ------------------------------------------------------------------------------
 
-    def _arrive(self, name: str, message: bytes) -> None:
-        try:
-            self._publish(self.coordinator.receive(decode(message), self.now))
-        except UpdateRefused:  # the coordinator has counted it by name
-            self._publish(self.coordinator.excuse(name))
-            return
-        deadline = self.coordinator.deadline()
-        if deadline is not None and len(self.coordinator.entries) == 1:
-            self._push(deadline, "tick")
+    def _arrive(self, message: bytes) -> None:
+        self._handle(Arrived(decode(message), self.now))
 
-    def _publish(self, model: GlobalModel | None) -> None:
-        """Broadcast a new global model to every connected client (eq 15)."""
-        if model is None:
-            return
-        self.meter.aggregations += 1
-        self.on_model(model)
-        if self.meter.aggregations >= self.max_aggregations:
-            self.finished = True
-            return
+    def _handle(self, event: Event) -> None:
+        """Let the coordinator handle an event, and carry out its effects."""
+        for effect in self.coordinator.handle(event):
+            match effect:
+                case Broadcast():
+                    self._broadcast(effect.model)
+                case Send():
+                    self._send(effect.client, effect.model)
+                case WakeAt():
+                    self._push(effect.at, "tick")
+
+    def _broadcast(self, model: GlobalModel) -> None:
+        """Give a new global model to every connected client (eq 15)."""
+        if model.version:
+            self.meter.aggregations += 1
+            self.on_model(model)
+            if self.coordinator.finished:
+                self.finished = True
+                return
         for name in self.coordinator.connected:
             self._send(name, model)
 
     # Rest -----------------------------------------------------------------------------------
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
         """Everything, for a checkpoint: JSON-able values and named groups of tensors."""
         values: dict[str, Any] = {
             "now": self.now,
@@ -306,12 +305,12 @@ class Simulator:
             "uplink_free": dict(self._uplink_free),
         }
         groups: dict[str, Mapping[str, np.ndarray]] = {}
-        values["coordinator"], own = self.coordinator.state()
+        values["coordinator"], own = self.coordinator.snapshot()
         groups |= {f"coordinator/{key}": group for key, group in own.items()}
         values["clients"] = {}
         for name, client in self.clients.items():
             number = self.numbers[name]
-            values["clients"][name], tensors = client.state()
+            values["clients"][name], tensors = client.snapshot()
             groups |= {f"client{number}/{key}": group for key, group in tensors.items()}
 
         def rest(model: GlobalModel, group: str) -> dict[str, Any]:
@@ -346,7 +345,7 @@ class Simulator:
     def restore(
         self, values: Mapping[str, Any], groups: Mapping[str, Mapping[str, np.ndarray]]
     ) -> None:
-        """Continue where ``state`` was taken, in a simulator made with the same arguments."""
+        """Continue where ``snapshot`` was taken, in a simulator made with the same arguments."""
 
         def part(prefix: str) -> dict[str, Tensors]:
             return {k.removeprefix(prefix): g for k, g in groups.items() if k.startswith(prefix)}
@@ -395,6 +394,6 @@ class Simulator:
         return self.now / self.meter.aggregations if self.meter.aggregations else None
 
     def client_latency_s(self) -> float | None:
-        """Mean over clients of the virtual seconds from the start of a visit to the next one's."""
+        """Mean over clients of the virtual seconds from one local round's start to the next's."""
         means = [total / count for total, count in self.cycles.values() if count]
         return float(np.mean(means)) if means else None

@@ -46,8 +46,8 @@ class BadResume(UpdateRefused):
 
 def message_id(properties: Properties) -> bytes:
     """16 bytes that name a message: the same for all its chunks, and after a restart."""
-    origin = properties.origin
-    said = (origin.run, origin.device, origin.kind, origin.sequence, properties.body_sha256)
+    header = properties.header
+    said = (header.run, header.device, header.kind, header.sequence, properties.body_sha256)
     text = "\n".join(("gradsense-message-v1", *map(str, said), str(properties.chunk_count)))
     return hashlib.sha256(text.encode()).digest()[:16]
 

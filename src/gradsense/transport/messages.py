@@ -66,8 +66,8 @@ class SignedMessage:
     body: bytes = field(repr=False)
 
 
-def written(
-    origin: MessageHeader,
+def sign_message(
+    header: MessageHeader,
     body: bytes,
     key: Ed25519PrivateKey,
     *,
@@ -75,30 +75,30 @@ def written(
 ) -> SignedMessage:
     """Sign a body, and seal it first where a recipient's key is given."""
     if seal_for is not None:
-        origin = replace(origin, sealed=True)
-        body = seal(body, seal_for, associated_data(origin))
-    count = chunk_count(len(body)) if origin.kind in _CHUNKED else 1
-    return SignedMessage(sign(describe(origin, body, chunks=count), key), body)
+        header = replace(header, sealed=True)
+        body = seal(body, seal_for, associated_data(header))
+    count = chunk_count(len(body)) if header.kind in _CHUNKED else 1
+    return SignedMessage(sign(describe(header, body, chunks=count), key), body)
 
 
 def messages(
-    letter: SignedMessage, indices: Iterable[int] | None = None, *, retain: bool = False
+    signed: SignedMessage, indices: Iterable[int] | None = None, *, retain: bool = False
 ) -> list[Message]:
-    """The publishes that carry a letter: all of its chunks, or only ``indices``."""
-    properties, origin = letter.properties, letter.properties.origin
-    if origin.kind not in _CHUNKED:
-        topic = str(Topic(origin.run, origin.kind, origin.device))
-        return [Message(topic, tuple(properties.pairs()), letter.body, retain)]
+    """The publishes that carry a signed: all of its chunks, or only ``indices``."""
+    properties, header = signed.properties, signed.properties.header
+    if header.kind not in _CHUNKED:
+        topic = str(Topic(header.run, header.kind, header.device))
+        return [Message(topic, tuple(properties.pairs()), signed.body, retain)]
     found = []
-    for chunk in split(letter.body, properties, indices):
-        place = chunk.index if origin.kind == "model" else 0
-        topic = str(Topic(origin.run, origin.kind, origin.device, place))
+    for chunk in split(signed.body, properties, indices):
+        place = chunk.index if header.kind == "model" else 0
+        topic = str(Topic(header.run, header.kind, header.device, place))
         pairs = tuple(properties.at(chunk.index).pairs())
         found.append(Message(topic, pairs, chunk.pack(), retain))
     return found
 
 
-def sign_of_life(
+def presence(
     run: str, device: str, body: bytes, held: tuple[int, str], key: Ed25519PrivateKey
 ) -> Message:
     """A device's status, to be retained.
@@ -107,8 +107,8 @@ def sign_of_life(
         body: ``body.ONLINE`` or ``body.OFFLINE``.
         held: version and hash of the model that it holds, or ``NO_MODEL``.
     """
-    origin = MessageHeader("status", run, device, 0, *held)
-    return messages(written(origin, body, key), retain=True)[0]
+    header = MessageHeader("status", run, device, 0, *held)
+    return messages(sign_message(header, body, key), retain=True)[0]
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def unsealed(body: bytes, properties: Properties, key: X25519PrivateKey | None) 
     Raises:
         CannotOpen: it is sealed, and not for ``key``.
     """
-    if not properties.origin.sealed:
+    if not properties.header.sealed:
         return body
     # Without a key of our own any will do: none but the recipient's opens it.
     key = key or X25519PrivateKey.generate()
-    return open_sealed(body, key, associated_data(properties.origin))
+    return open_sealed(body, key, associated_data(properties.header))

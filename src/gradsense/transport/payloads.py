@@ -1,4 +1,4 @@
-"""What a body holds: an update, a global model, an acknowledgement, a sign of life.
+"""What a body holds: an update, a global model, an acknowledgement, a presence.
 
 Everything here comes from outside and was verified before (``wire.check_body``), but a device that
 was taken over signs well. So sizes are bounded before anything is allocated, and each refusal has
@@ -21,8 +21,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
-from gradsense.federation.message import decode, encode
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.update import GlobalModel, Update, decode, encode
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import Properties, SizeLimits, TooLarge, WrongHash
 
@@ -83,7 +82,7 @@ class Ack:
             raise BadBody("no acknowledgement")
         if not all(byte in b"abcdefghijklmnopqrstuvwxyz0123456789-" for byte in name):
             raise BadBody("the refusal has no name")
-        if sequence != properties.origin.sequence:
+        if sequence != properties.header.sequence:
             raise Mismatch("the acknowledgement is of another sequence than its properties")
         return cls(sequence, name.decode("ascii"))
 
@@ -123,9 +122,9 @@ def open_update(body: bytes, properties: Properties, limits: SizeLimits | None =
     # Last line before hostile bytes meet a codec: whatever it stumbles over is a refusal.
     except (InputError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise BadBody(f"no update: {error}") from None
-    origin = properties.origin
+    header = properties.header
     said = (update.client, update.sequence, update.base_version)
-    if said != (origin.device, origin.sequence, origin.base_version):
+    if said != (header.device, header.sequence, header.base_version):
         raise Mismatch("the update's client, sequence or base version is not the properties'")
     if abs(update.samples) >= 1 << 53 or len(update.reason) > _MAX_REASON:
         raise BadBody("the sample count or the reason is out of bounds")
@@ -165,10 +164,10 @@ def open_model(
     tensors = _load(blob)
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise BadBody("a model's tensors are float32")
-    origin = properties.origin
-    if said["version"] != origin.base_version or origin.sequence != origin.base_version:
+    header = properties.header
+    if said["version"] != header.base_version or header.sequence != header.base_version:
         raise Mismatch("the model's version is not the properties'")
-    if not said["hash"] == origin.base_hash == model_hash(tensors):
+    if not said["hash"] == header.base_hash == model_hash(tensors):
         raise WrongHash("the model's tensors are not those that its hash names")
     names = said["participants"]
     return GlobalModel(said["version"], tensors, None if names is None else frozenset(names))

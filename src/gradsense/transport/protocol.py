@@ -207,7 +207,7 @@ class Properties:
     """Everything that a message says beside its payload.
 
     Attributes:
-        origin: where it stands.
+        header: where it stands.
         body_sha256: of the whole body as it travels (compressed, and sealed if so), as hex.
         body_size: its bytes.
         chunk_count: pieces that it travels in; 1 unless it is an update or a model.
@@ -216,7 +216,7 @@ class Properties:
         signature: Ed25519 by the sender (``signing.sign``) as hex; empty until signed.
     """
 
-    origin: MessageHeader
+    header: MessageHeader
     body_sha256: str
     body_size: int
     chunk_count: int = 1
@@ -226,7 +226,7 @@ class Properties:
     def signed_pairs(self) -> list[tuple[str, str]]:
         """What the signature covers, in its order."""
         return [
-            *self.origin.pairs(),
+            *self.header.pairs(),
             ("body-sha256", self.body_sha256),
             ("body-size", str(self.body_size)),
             ("chunk-count", str(self.chunk_count)),
@@ -262,7 +262,7 @@ class Properties:
         for name, pattern in _PATTERNS.items():
             if not pattern.fullmatch(values[name]):
                 raise BadProperties(f"'{name}' is {values[name][:80]!r}")
-        origin = MessageHeader(
+        header = MessageHeader(
             kind=next(kind for kind in KINDS if kind == values["kind"]),
             run=values["run"],
             device=values["device"],
@@ -273,12 +273,12 @@ class Properties:
         )
         count, index = int(values["chunk-count"]), int(values["chunk-index"])
         size = int(values["body-size"])
-        most = min(_INDEX_MAX + 1, size) if origin.kind in ("update", "model") else 1
+        most = min(_INDEX_MAX + 1, size) if header.kind in ("update", "model") else 1
         if not 0 <= index < count <= most:
             raise BadProperties(f"chunk {index} of {count} of a body of {size} bytes")
-        if values["content-type"] != origin.content_type:
-            raise BadProperties(f"'content-type' is not that of a {origin.kind}")
-        return cls(origin, values["body-sha256"], size, count, index, values["signature"])
+        if values["content-type"] != header.content_type:
+            raise BadProperties(f"'content-type' is not that of a {header.kind}")
+        return cls(header, values["body-sha256"], size, count, index, values["signature"])
 
 
 _PATTERNS = {
@@ -320,16 +320,16 @@ def check_topic(topic: Topic, properties: Properties) -> None:
     Raises:
         WrongDevice: the properties name another run, device or kind, or another chunk's topic.
     """
-    origin = properties.origin
-    if (topic.run, topic.kind, topic.device) != (origin.run, origin.kind, origin.device):
-        raise WrongDevice(f"'{origin.device}' ({origin.kind}, {origin.run}) on topic {topic}")
+    header = properties.header
+    if (topic.run, topic.kind, topic.device) != (header.run, header.kind, header.device):
+        raise WrongDevice(f"'{header.device}' ({header.kind}, {header.run}) on topic {topic}")
     if topic.kind == "model" and topic.index != properties.chunk_index:
         raise WrongDevice(f"chunk {properties.chunk_index} on topic {topic}")
 
 
-def describe(origin: MessageHeader, body: bytes, *, chunks: int = 1) -> Properties:
+def describe(header: MessageHeader, body: bytes, *, chunks: int = 1) -> Properties:
     """The properties of a body that is ready to travel, not yet signed."""
-    return Properties(origin, hashlib.sha256(body).hexdigest(), len(body), chunks)
+    return Properties(header, hashlib.sha256(body).hexdigest(), len(body), chunks)
 
 
 def check_body(body: bytes, properties: Properties, limits: SizeLimits | None = None) -> None:

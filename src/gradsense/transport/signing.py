@@ -53,7 +53,7 @@ def _joined(values: Sequence[bytes]) -> bytes:
 def signature_input(properties: Properties) -> bytes:
     """The bytes that are signed: the kind's domain, then every signed value in the fixed order."""
     values = [value.encode() for _, value in properties.signed_pairs()]
-    return _joined([f"gradsense-{properties.origin.kind}-v1".encode(), *values])
+    return _joined([f"gradsense-{properties.header.kind}-v1".encode(), *values])
 
 
 def sign(properties: Properties, key: Ed25519PrivateKey) -> Properties:
@@ -74,15 +74,15 @@ def verify(properties: Properties, key: Ed25519PublicKey) -> None:
     try:
         key.verify(bytes.fromhex(properties.signature), signature_input(properties))
     except (InvalidSignature, ValueError):
-        origin = properties.origin
+        header = properties.header
         raise BadSignature(
-            f"{origin.kind} {origin.sequence} of '{origin.device}': not signed by the expected key"
+            f"{header.kind} {header.sequence} of '{header.device}': not signed by the expected key"
         ) from None
 
 
-def associated_data(origin: MessageHeader) -> bytes:
+def associated_data(header: MessageHeader) -> bytes:
     """What a sealed body is bound to: its message's place, known before its hash is."""
-    return _joined([_SEAL_DOMAIN, *(value.encode() for _, value in origin.pairs())])
+    return _joined([_SEAL_DOMAIN, *(value.encode() for _, value in header.pairs())])
 
 
 def seal(

@@ -47,9 +47,9 @@ def see(
     )
 
 
-def learnt(habits: BaselineSettings = QUICK) -> DeviceBaseline:
+def learnt(settings_: BaselineSettings = QUICK) -> DeviceBaseline:
     """A device that has only ever done the usual, one flow each quarter of a day."""
-    baseline = DeviceBaseline(TOY, habits)
+    baseline = DeviceBaseline(TOY, settings_)
     for step in range(13):
         see(baseline, USUAL, day=step / 4)
     assert baseline.settled == 1
@@ -128,11 +128,14 @@ def test_a_person_makes_one_flow_normal_and_no_other() -> None:
     baseline = learnt()
     baseline.accept("10.0.0.1", np.array(ODD, np.uint16))
     assert see(baseline, ODD, (1, 2), day=4)[1].tolist() == [False, True]
-    baseline.accept("unknown", np.array(ODD, np.uint16))
+    baseline.dirty()
+    for device, prompt in (("unknown", ODD), ("10.0.0.1", (1, 3, 0)), ("10.0.0.1", (1, 4))):
+        baseline.accept(device, np.array(prompt, np.uint16))
     assert len(baseline) == 1
+    assert baseline.dirty() == {}, "another template's prompts change nothing"
 
 
-def test_old_habits_fade() -> None:
+def test_behaviour_that_ended_fades() -> None:
     baseline = learnt(changed(memory=64))
     rare = (0, 1)
     baseline.accept("10.0.0.1", np.array(rare, np.uint16))
@@ -284,6 +287,6 @@ def test_more_states_than_room_keep_the_latest() -> None:
         {"min_flows": 1},
     ],
 )
-def test_habits_that_could_not_work(values: dict[str, float]) -> None:
+def test_settings_that_could_not_work(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         changed(**values)

@@ -130,24 +130,24 @@ def test_without_a_reference_the_first_flows_are_it() -> None:
     assert report.level == "major"
 
 
-def test_a_wish_takes_two_half_windows_of_major_drift_and_comes_once() -> None:
+def test_a_recommendation_takes_two_half_windows_of_major_drift_and_comes_once() -> None:
     drift = Drift(TOY, REFERENCE, SMALL)
     drift.add(*flows(100, 1.0))
-    assert drift.wish(now=0.0) is None, "one half-window only"
+    assert drift.recommend(now=0.0) is None, "one half-window only"
     drift.add(*flows(100, 1.0))
-    wish = drift.wish(now=10.0)
-    assert wish is not None
-    assert (wish.at, wish.report.level) == (10.0, "major")
+    found = drift.recommend(now=10.0)
+    assert found is not None
+    assert (found.at, found.report.level) == (10.0, "major")
     drift.add(*flows(500, 1.0))
-    assert drift.wish(now=3609.0) is None, "within the hour"
-    assert drift.wish(now=3610.0) is not None
+    assert drift.recommend(now=3609.0) is None, "within the hour"
+    assert drift.recommend(now=3610.0) is not None
 
 
 def test_calm_between_starts_the_count_anew() -> None:
     drift = Drift(TOY, REFERENCE, SMALL)
     for share in (1.0, 0.5, 0.5, 1.0):
         drift.add(*flows(100, share))
-    assert drift.wish(now=0.0) is None
+    assert drift.recommend(now=0.0) is None
 
 
 def test_a_reference_of_another_template_is_refused() -> None:
@@ -208,3 +208,12 @@ def test_a_state_of_a_larger_window_is_counted_and_left() -> None:
     report = small.report()
     assert report is not None
     assert report.flows == 100
+
+
+def test_the_state_of_an_earlier_version_is_read() -> None:
+    drift = Drift(TOY, REFERENCE, SMALL)
+    drift._recommended_at = 5.0
+    old = drift.state().model_dump_json().replace("recommended_at", "wished_at")
+    fresh = Drift(TOY, REFERENCE, SMALL)
+    fresh.restore(old)
+    assert (fresh.dropped, fresh.state().recommended_at) == (0, 5.0)

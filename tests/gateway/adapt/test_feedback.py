@@ -1,4 +1,4 @@
-"""An operator's word becomes training data that a client can learn from."""
+"""Feedback becomes training data that a client can learn from."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from gradsense.detection.export import export
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.experiments.run import FederatedRun, write_model
-from gradsense.gateway.adapt.operator_feedback import training_data
-from gradsense.gateway.assembly import WatchPlan, open_watch
-from gradsense.learning.statistics import MOMENTS, solve
+from gradsense.gateway.wiring import WatchPlan, open_watch
+from gradsense.learning.statistics import STATISTICS, solve
 
 
 @pytest.mark.slow
@@ -39,10 +38,13 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
 
     journal = watch.journal
     alert = max(journal.alerts(100), key=lambda one: one.flows)
-    journal.judge(alert, BENIGN, 1.0)
-    told = training_data(journal, watch.judge.detector.template)
-    assert 0 < told["flows"].sum() <= alert.flows
-    flows = told.select(pl.col("text", "class").repeat_by("flows").explode())
+    journal.record_feedback(alert, BENIGN, 1.0)
+    template, texts = watch.judge.detector.template, list[str]()
+    for word, prompt, count in journal.examples():
+        assert word.label == BENIGN
+        texts += template.texts(np.frombuffer(prompt, np.uint16)[None]) * count
+    assert 0 < len(texts) <= alert.flows
+    flows = pl.DataFrame({"text": texts, "class": BENIGN})
 
     # The client's own way: the moments of these flows, added to what the cloud holds.
     trainer, classes = bench.trainer, bench.corpus.classes
@@ -50,7 +52,7 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
     factor = trainer.observe(
         seen, federated.final(), torch.arange(len(seen)), tolerance=0.005
     ).factor.astype(np.float64)
-    moments = federated.simulator.coordinator.server_state[MOMENTS].astype(np.float64)
+    moments = federated.simulator.coordinator.server_state[STATISTICS].astype(np.float64)
     features = trainer.classifier.features(seen.encoded, torch.arange(len(seen.encoded)))
     x = features.detach().double().numpy()
 

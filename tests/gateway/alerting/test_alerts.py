@@ -127,3 +127,12 @@ def test_the_clock_never_falls_and_runs_on_in_silence() -> None:
     assert clock.run_on(51.0) == 1001.0
     assert clock.run_on(50.5) == 1001.0
     assert clock.run_on(60.5) == 1011.0
+
+
+def test_a_group_of_an_earlier_version_is_read() -> None:
+    one = grouper()
+    one.add([alarm(0)])
+    (group,) = one.changed()
+    old = GROUP.dump_json(group).replace(b'"reported"', b'"told"')
+    assert b'"told"' in old
+    assert GROUP.validate_json(old) == group

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert
-from gradsense.gateway.alerting.formats import FORMATS, as_json
-from gradsense.gateway.alerting.formats.times import iso, milliseconds
+from gradsense.gateway.alerting import formats
+from gradsense.gateway.alerting.alert import SEVERITIES, Alert, iso, milliseconds
+from gradsense.gateway.alerting.formats import as_json
 from tests.support.sample_alerts import sample
 
 BARE = sample().example.model_copy(
@@ -84,13 +84,13 @@ def test_times() -> None:
     assert iso(1e30) == "9999-12-31T23:59:59.000Z"
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", formats.names())
 @pytest.mark.parametrize("alert", ALERTS)
 def test_every_format_is_one_line_of_json_without_nulls(name: Any, alert: Alert) -> None:
     line = as_json(alert, name)
     assert "\n" not in line
     document = json.loads(line)
-    assert document == json.loads(json.dumps(FORMATS[name](alert)))
+    assert document == json.loads(json.dumps(formats.document(alert, name)))
     if name != "gradsense":
         assert [path for path, value in leaves(document) if value is None] == []
 
@@ -104,7 +104,7 @@ def test_our_own_format_reads_back() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_ocsf_has_what_the_schema_requires(alert: Alert) -> None:
-    document = FORMATS["ocsf"](alert)
+    document = formats.document(alert, "ocsf")
     for path, names in OCSF_REQUIRED.items():
         assert set(names) <= set(at(document, path)), path
     for path, names in OCSF_ONE_OF.items():
@@ -122,7 +122,7 @@ def test_ocsf_against_the_published_schema(alert: Alert) -> None:
     pytest.importorskip("ocsf", reason="pip install pydantic-ocsf")
     from ocsf.v1_5_0.events import DetectionFinding  # noqa: PLC0415
 
-    document = FORMATS["ocsf"](alert)
+    document = formats.document(alert, "ocsf")
     assert document["device"]["type_id"] == 7  # IOT, objects/endpoint.json
     # The package does not pass an enumeration on to the objects that extend ``endpoint``.
     document["device"]["type_id"] = 99
@@ -143,7 +143,7 @@ def unknown(model: Any, path: str = "") -> Iterator[str]:
 
 
 def test_ocsf_by_hand() -> None:
-    document = FORMATS["ocsf"](sample(state="closed", revision=4))
+    document = formats.document(sample(state="closed", revision=4), "ocsf")
     assert document["type_uid"] == 200403
     assert document["time"] == 1545403993250
     assert document["duration"] == 176750
@@ -168,7 +168,7 @@ def test_ocsf_by_hand() -> None:
 
 @pytest.mark.parametrize("alert", ALERTS)
 def test_ecs_fields_are_known_and_of_their_type(alert: Alert) -> None:
-    for path, value in leaves(FORMATS["ecs"](alert)):
+    for path, value in leaves(formats.document(alert, "ecs")):
         if path.startswith(("gradsense.", "labels.")):
             continue
         kind = ECS_FIELDS[path]
@@ -176,7 +176,7 @@ def test_ecs_fields_are_known_and_of_their_type(alert: Alert) -> None:
 
 
 def test_ecs_by_hand() -> None:
-    document = FORMATS["ecs"](sample(state="update", revision=2))
+    document = formats.document(sample(state="update", revision=2), "ecs")
     assert document["@timestamp"] == "2018-12-21T14:53:13.250Z"
     # event.type of intrusion_detection is one of allowed, denied, info.
     assert document["event"]["category"] == ["intrusion_detection", "network"]

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.gateway.alerting.sinks import build, homeassistant
-from gradsense.gateway.alerting.sinks.homeassistant import HomeAssistant, slug
-from gradsense.gateway.alerting.sinks.sink import Sink, SinkError
-from gradsense.gateway.settings import MqttSetting
+from gradsense.gateway.alerting import homeassistant
+from gradsense.gateway.alerting.homeassistant import HomeAssistant, slug
+from gradsense.gateway.alerting.sink import Sink, SinkContext, SinkError
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 
@@ -37,8 +37,8 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 def mqtt(port: int, **more: Any) -> Sink:
-    setting = MqttSetting(type="mqtt", name="mqtt", host="127.0.0.1", port=port, **more)
-    return build(setting, sensor="gateway-1")
+    setting = MqttSettings(type="mqtt", name="mqtt", host="127.0.0.1", port=port, **more)
+    return setting.open(SinkContext("gateway-1"))
 
 
 @pytest.mark.broker
@@ -78,7 +78,7 @@ def test_the_format_and_no_discovery(broker: Broker) -> None:
 
 
 @pytest.mark.broker
-def test_a_broker_that_forgot_everything_is_told_again(broker: Broker) -> None:
+def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
     with closing(mqtt(broker.port)) as sink:
         sink.send([sample()])
         broker.stop()
@@ -93,11 +93,10 @@ def test_a_broker_that_forgot_everything_is_told_again(broker: Broker) -> None:
 
 DYING = """
 import sys, time
-from gradsense.gateway.settings import MqttSetting
-from gradsense.gateway.alerting.sinks.mqtt import MqttSink
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings, MqttSink
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
-setting = MqttSetting(type="mqtt", name="mqtt", host="127.0.0.1", port=int(sys.argv[1]))
+setting = MqttSettings(type="mqtt", name="mqtt", host="127.0.0.1", port=int(sys.argv[1]))
 MqttSink(setting, sensor="gateway-1").send([sample()])
 print("sent", flush=True)
 time.sleep(60)
@@ -152,16 +151,16 @@ def test_a_forbidden_topic_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.broker
 def test_a_broker_that_hangs(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No receipt is an error; what waits for one is not published a second time."""
-    monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._RECEIPT_S", 0.3)
+    """No acknowledgement is an error; what waits for one is not published twice."""
+    monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._ACK_S", 0.3)
     with closing(Listener(broker.port)) as ear, closing(mqtt(broker.port)) as sink:
         ear.expect(STATUS, "online")
         broker.process.send_signal(signal.SIGSTOP)
         for _ in range(2):
-            with pytest.raises(SinkError, match="no receipt"):
+            with pytest.raises(SinkError, match="no acknowledgement"):
                 sink.send([sample()])
         broker.process.send_signal(signal.SIGCONT)
-        monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._RECEIPT_S", WAIT_S)
+        monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._ACK_S", WAIT_S)
         sink.send([sample()])
         sink.send([sample(revision=1, state="closed")])
         ear.expect(f"{DEVICE}/state", "OFF")

@@ -23,21 +23,18 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from gradsense.errors import InputError
-from gradsense.gateway.alerting.sinks import build
-from gradsense.gateway.alerting.sinks.sink import Refused, Sink, SinkError
-from gradsense.gateway.alerting.sinks.syslog import message
+from gradsense.gateway.alerting.sink import Refused, Sink, SinkContext, SinkError
+from gradsense.gateway.alerting.sinks.jsonl import JsonlSettings
+from gradsense.gateway.alerting.sinks.prometheus import PrometheusSettings
+from gradsense.gateway.alerting.sinks.syslog import SyslogSettings, message
+from gradsense.gateway.alerting.sinks.webhook import WebhookSettings
 from gradsense.gateway.instruments import Metrics
-from gradsense.gateway.settings import (
-    FileSetting,
-    PrometheusSetting,
-    SyslogSetting,
-    WebhookSetting,
-)
 from tests.support.sample_alerts import sample
 
 
 def made(setting: Any, **more: Any) -> Sink:
-    return build(setting, sensor="gateway-1", **more)
+    sink: Sink = setting.open(SinkContext("gateway-1", **more))
+    return sink
 
 
 # Files.
@@ -46,7 +43,7 @@ def made(setting: Any, **more: Any) -> Sink:
 @pytest.fixture
 def lines(tmp_path: Path) -> Iterator[tuple[Path, Sink]]:
     path = tmp_path / "alerts.jsonl"
-    with closing(made(FileSetting(type="jsonl", path=str(path)))) as sink:
+    with closing(made(JsonlSettings(type="jsonl", path=str(path)))) as sink:
         yield path, sink
 
 
@@ -81,17 +78,16 @@ def test_half_a_line_of_a_power_cut_is_dropped(lines: tuple[Path, Sink]) -> None
 
 @pytest.mark.parametrize("path", ["/dev/null", "/no/such/folder/x"])
 def test_what_is_no_file_is_refused(path: str) -> None:
-    with closing(made(FileSetting(type="jsonl", path=path))) as sink, pytest.raises(SinkError):
+    with closing(made(JsonlSettings(type="jsonl", path=path))) as sink, pytest.raises(SinkError):
         sink.send([sample()])
 
 
 FULL_DISK = """
 import resource, sys
-from gradsense.gateway.settings import FileSetting
-from gradsense.gateway.alerting.sinks.sink import SinkError
-from gradsense.gateway.alerting.sinks.file import FileSink
+from gradsense.gateway.alerting.sink import SinkError
+from gradsense.gateway.alerting.sinks.jsonl import JsonlSettings, JsonlSink
 from tests.support.sample_alerts import sample
-sink = FileSink(FileSetting(type="jsonl", path=sys.argv[1]))
+sink = JsonlSink(JsonlSettings(type="jsonl", path=sys.argv[1]))
 sink.send([sample(revision=0)])
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 try:
@@ -119,7 +115,7 @@ def test_what_does_not_fit_on_the_disk_is_cut_away(tmp_path: Path) -> None:
 
 
 def test_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
-    sink = made(FileSetting(type="jsonl", path="-", format="ecs"))
+    sink = made(JsonlSettings(type="jsonl", path="-", format="ecs"))
     sink.send([sample()])
     sink.close()
     print("still open", flush=True)
@@ -188,7 +184,7 @@ def listener(kind: socket.SocketKind) -> socket.socket:
 
 
 def syslog(address: str, **more: Any) -> Sink:
-    return made(SyslogSetting(type="syslog", address=address, **more))
+    return made(SyslogSettings(type="syslog", address=address, **more))
 
 
 def frames(connection: Any, count: int) -> list[bytes]:
@@ -372,7 +368,7 @@ def receiver() -> Iterator[Callable[..., Receiver]]:
 
 
 def webhook(url: str, **more: Any) -> Sink:
-    return made(WebhookSetting(type="webhook", url=url, **more))
+    return made(WebhookSettings(type="webhook", url=url, **more))
 
 
 def test_a_webhook_gets_one_object_an_alert_with_its_key(receiver: Any) -> None:
@@ -440,7 +436,7 @@ def test_no_webhook_there() -> None:
 def test_prometheus_counts_alerts_once_by_label_and_severity() -> None:
     with listener(socket.SOCK_STREAM) as taken:
         port = taken.getsockname()[1]
-        setting = PrometheusSetting(type="prometheus", address=f"127.0.0.1:{port}")
+        setting = PrometheusSettings(type="prometheus", address=f"127.0.0.1:{port}")
         with pytest.raises(InputError, match="cannot listen"):
             made(setting)
     metrics = Metrics(CollectorRegistry())

@@ -1,1 +1,1 @@
-"""What a gateway learns of its own network: habits, drift, operators' words."""
+"""What a gateway learns from its own network: device baselines and drift."""

@@ -1,7 +1,7 @@
-"""What is normal for this device: phrase counts of its own flows, and how far a new one is off.
+"""The device baseline: phrase counts of a device's own flows, and how unusual a new flow is.
 
-No model and no label is involved. A camera that has only ever spoken to one cloud service at one
-rate is surprising when it opens telnet, whatever the fleet's model thinks of telnet.
+No model and no label is involved. If a camera has only ever contacted one cloud service at one
+rate, a telnet connection is surprising, whatever the model's verdict on it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gradsense.prompts.templates import Template
 
 DAY_S = 86_400.0
 
-#: Flows that are scored against the same counts. Larger is faster, and lets the counts lag more.
+#: Flows that are scored against the same counts. More is faster, and the counts lag more.
 _CHUNK = 256
-#: Of the counts' own type: numpy adds another thirty times slower.
+#: Of the counts' own type: numpy adds another type thirty times slower.
 _ONE = np.uint32(1)
 #: magic, format, phrases; fingerprint; first and last time; flows, held flows, settled; threshold.
 _HEADER = struct.Struct("<4sHH16sddIIIf")
@@ -33,12 +33,12 @@ class BaselineSettings(BaseModel):
 
     Args:
         days: it learns at least so long from a device's first flow.
-        min_flows: and from at least so many flows. Half of them are counted, then half are held
-            against the counts to find the threshold.
-        margin: nats above the highest held score.
-        memory: flows a device remembers; there all its counts are halved, so that what it does
-            no longer is forgotten. More than ``min_flows``.
-        devices: at most so many; the least recently seen leaves.
+        min_flows: it learns from at least so many flows. The first half is only counted; the
+            second half is also scored against the counts, to find the threshold.
+        margin: nats above the highest of these scores.
+        memory: counted flows of a device at which all its counts are halved, so that it forgets
+            behaviour that has ended. More than ``min_flows``.
+        devices: most devices; the least recently seen is dropped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -65,27 +65,27 @@ class DeviceBaseline:
 
     **Threshold.** Every flow is scored before it is counted (prequential, Dawid 1984), so its
     score is that of an unseen flow. The highest score of the second half of learning plus a
-    margin is the threshold. If m flows were held and behaviour stays the same, the next flow
-    exceeds their highest with probability 1/(m + 1), and rarer with the margin.
+    margin is the threshold. If m flows were scored there and behaviour stays the same, the next
+    flow exceeds their highest score with probability 1/(m + 1), or less with the margin.
 
-    **Afterwards** flows below the threshold go on being counted; novel ones are not, or an
-    intruder would only need patience. ``accept`` is how a person makes one normal.
+    **Afterwards** flows below the threshold are still counted. Novel ones are not: repeated
+    often enough, an intruder's flows would become normal. ``accept`` makes one normal.
 
     Flows of one call are scored in chunks of 256 against the counts at the chunk's beginning.
-    Not safe for several threads at once.
+    Not safe for use by several threads at once.
 
     Attributes:
-        evicted: devices that left because there were too many.
+        evicted: devices that were dropped because there were too many.
         dropped: states that ``restore`` could not use.
     """
 
-    def __init__(self, template: Template, habits: BaselineSettings | None = None) -> None:
-        self.habits = habits or BaselineSettings()
+    def __init__(self, template: Template, settings: BaselineSettings | None = None) -> None:
+        self.settings = settings or BaselineSettings()
         self.evicted = 0
         self.dropped = 0
         self._layout = PhraseLayout.of(template)
         self._prior = (1.0 / self._layout.sizes).astype(np.float32)
-        devices = self.habits.devices
+        devices = self.settings.devices
         # Zeros cost no memory before they are written to, so a small network stays small.
         self._counts = np.zeros((devices, self._layout.width), dtype=np.uint32)
         self._flows = np.zeros(devices, dtype=np.uint32)
@@ -106,7 +106,7 @@ class DeviceBaseline:
 
     @property
     def settled(self) -> int:
-        """Devices that have learnt; the others raise nothing yet."""
+        """Devices that have a threshold; none of the others' flows is novel yet."""
         return int(self._settled.sum())
 
     def observe(
@@ -116,13 +116,13 @@ class DeviceBaseline:
         ts: NDArray[np.float64],
         learn: NDArray[np.bool_],
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Score flows, say which are novel for their device, and learn from them.
+        """Score flows, find those that are novel for their device, and learn from them.
 
         Args:
-            devices: whose flow it is, [n]; None for a flow of no internal device.
-            phrase_ids: phrase indices of the template, [n, fields].
+            devices: of each flow, [n]; None for a flow of no internal device.
+            phrase_ids: of the template, uint16 [n, fields].
             ts: start times, seconds since the epoch, [n]; NaN where unknown.
-            learn: False for flows that are alarms and so must not become normal, [n].
+            learn: False for flows that raise an alert and so must not become normal, [n].
 
         Returns:
             Scores in nats and whether each is novel, [n] each; 0 and False for no device.
@@ -130,7 +130,7 @@ class DeviceBaseline:
         scores = np.zeros(len(devices), dtype=np.float32)
         novel = np.zeros(len(devices), dtype=np.bool_)
         # No more flows than devices fit: or a row could change hands within a chunk.
-        size = min(_CHUNK, self.habits.devices)
+        size = min(_CHUNK, self.settings.devices)
         for start in range(0, len(devices), size):
             some = devices[start : start + size]
             places = {name: self._row(name) for name in dict.fromkeys(some) if name is not None}
@@ -143,27 +143,29 @@ class DeviceBaseline:
         return scores, novel
 
     def accept(self, device: str, phrase_ids: NDArray[np.uint16]) -> None:
-        """Make one flow normal: count it as often as it takes to bring it to the threshold.
+        """Make one flow normal: count it until its score is not above the threshold.
 
-        Nothing happens for an unknown device or one that still learns.
+        Nothing changes for an unknown device, one that still learns, or another template's flow.
 
         Args:
-            phrase_ids: phrase indices of the flow, [fields].
+            phrase_ids: of the flow, uint16 [fields].
         """
-        row = self._rows.get(device)
+        row, sizes = self._rows.get(device), self._layout.sizes
         if row is None or not self._settled[row]:
+            return
+        if len(phrase_ids) != len(sizes) or (phrase_ids >= sizes).any():
             return
         rows, weight = np.array([row]), 1
         cells = self._cells(rows, phrase_ids[None])
-        while self._score(rows, cells)[0] > self._bound[row] and weight < self.habits.memory:
+        while self._score(rows, cells)[0] > self._bound[row] and weight < self.settings.memory:
             self._counts.reshape(-1)[cells] += weight
             self._flows[row] += weight
             self._fade(rows)
             weight *= 2
-        self._dirty[device] = None
+            self._dirty[device] = None
 
     def forget(self, device: str) -> None:
-        """Let a device learn from the beginning, say after it was replaced."""
+        """Drop a device; its baseline is learnt from the beginning."""
         row = self._rows.pop(device, None)
         if row is not None:
             self._clear(row)
@@ -180,15 +182,15 @@ class DeviceBaseline:
         return changed
 
     def restore(self, states: Mapping[str, bytes]) -> None:
-        """Take up what ``dirty`` once gave; ``dropped`` counts states that do not fit.
+        """Restore states that ``dirty`` returned; ``dropped`` counts those that do not fit.
 
-        Those are of another template, of another format, damaged, or more than there is room for;
-        their devices learn anew.
+        They are of another template or format, damaged, or too many; the baselines of their
+        devices are learnt anew.
         """
         usable = {device: body for device, body in states.items() if self._fits(body)}
         self.dropped += len(states) - len(usable)
         recent = sorted(usable.items(), key=lambda item: _HEADER.unpack_from(item[1])[5])
-        room = self.habits.devices - len(self._rows)
+        room = self.settings.devices - len(self._rows)
         self.dropped += max(0, len(recent) - room)
         for device, body in recent[max(0, len(recent) - room) :]:
             self._unpack(self._row(device), body)
@@ -229,7 +231,7 @@ class DeviceBaseline:
         return scores, novel
 
     def _cells(self, rows: NDArray[np.int64], phrase_ids: NDArray[np.uint16]) -> NDArray[np.int64]:
-        """Where the counts of these phrases stand in the table read as one vector, [n, fields]."""
+        """Indices of these phrases' counts in the table as one vector, [n, fields]."""
         return rows[:, None] * self._layout.width + (phrase_ids + self._layout.offsets)
 
     def _score(self, rows: NDArray[np.int64], cells: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -242,23 +244,23 @@ class DeviceBaseline:
     def _hold(
         self, rows: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.bool_]
     ) -> None:
-        """Learning's second half: raise the bound to these scores; settle who has seen enough."""
-        half = self.habits.min_flows / 2
+        """Raise the bound to the scores of learning's second half; settle devices that are done."""
+        half = self.settings.min_flows / 2
         age = self._last[rows] - self._first[rows]
-        needed = self.habits.days * DAY_S
+        needed = self.settings.days * DAY_S
         held = kept & (self._flows[rows] >= half) & (age >= needed / 2)
         np.maximum.at(self._bound, rows[held], scores[held])
         np.add.at(self._held, rows[held], _ONE)
         ripe = np.unique(rows[~self._settled[rows] & (age >= needed) & (self._held[rows] >= half)])
         self._settled[ripe] = True
-        self._bound[ripe] += self.habits.margin
+        self._bound[ripe] += self.settings.margin
 
     def _fade(self, rows: NDArray[np.int64]) -> None:
-        """Halve the counts of devices that remember too much."""
-        full = self._flows[rows] >= self.habits.memory
+        """Halve the counts of devices that reached ``memory``."""
+        full = self._flows[rows] >= self.settings.memory
         if full.any():
             for row in np.unique(rows[full]):
-                while self._flows[row] >= self.habits.memory:
+                while self._flows[row] >= self.settings.memory:
                     self._counts[row] >>= 1
                     self._flows[row] >>= 1
 

@@ -1,4 +1,4 @@
-"""Does today's traffic still look like what the model was calibrated on?
+"""Measures whether recent traffic still looks like the traffic the model was calibrated on.
 
 The population stability index of shares a against expected shares e is Σ (a - e) ln(a / e).
 The usual reading, from credit scoring (Siddiqi, Credit Risk Scorecards, 2006): below 0.1 nothing
@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.phrase_counts import PhraseLayout
@@ -22,10 +22,10 @@ from gradsense.prompts.templates import Template
 Level = Literal["stable", "moderate", "major"]
 MODERATE, MAJOR = 0.1, 0.25
 
-#: Share that stands for an empty bin, or one flow of a new kind would be infinitely far off.
+#: Share used for an empty bin; otherwise one flow of a new kind would give an infinite PSI.
 FLOOR = 1e-4
 CONFIDENCE_BINS = 10
-#: Successive half-windows of major drift before a wish: one alone may be a busy night.
+#: Successive half-windows of major drift before a recommendation: one may be a busy night.
 _HALVES = 2
 _WORST = 5
 
@@ -55,8 +55,8 @@ class DriftReport(BaseModel):
         return max(*self.psi.values(), self.confidence)
 
 
-class TrainingWish(BaseModel):
-    """The gateway asks for a model that knows its traffic. ``at`` in seconds since the epoch."""
+class RetrainingRecommendation(BaseModel):
+    """The model should be trained on this network's traffic. ``at``: seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +65,7 @@ class TrainingWish(BaseModel):
 
 
 class DriftState(BaseModel):
-    """All that ``Drift`` remembers, for a journal. Counts are by phrase, then by confidence bin."""
+    """The state of ``Drift``, for the journal. Counts are by phrase, then by confidence bin."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -78,17 +78,20 @@ class DriftState(BaseModel):
     older_flows: int = Field(ge=0)
     newer_flows: int = Field(ge=0)
     streak: int = Field(ge=0)
-    wished_at: float | None
+    #: Named ``wished_at`` in the journals of earlier versions.
+    recommended_at: float | None = Field(
+        validation_alias=AliasChoices("recommended_at", "wished_at")
+    )
 
 
 class DriftSettings(BaseModel):
-    """When drift is measured and told.
+    """When drift is measured and reported.
 
     Args:
-        window: flows looked at, the last half to the whole of it. Without a reference in the
-            bundle, the first ``window`` flows seen here become the reference.
+        window: drift is measured over the last ``window / 2`` to ``window`` flows. Without a
+            reference in the bundle, the first ``window`` flows seen here become the reference.
         least: no report on fewer flows.
-        every_s: at most one wish in so many seconds.
+        every_s: at most one recommendation in so many seconds.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -105,9 +108,9 @@ class Drift:
     a few kB whatever the traffic.
 
     Chance alone gives a PSI of about (k - 1)(1/n + 1/m) for k bins, n flows in the window and m
-    in the reference (Yurdakul and Naranjo 2020, from its chi-squared limit). That is subtracted,
-    with k the bins that either side uses, or fields of a hundred phrases would always seem to
-    drift.
+    in the reference (Yurdakul and Naranjo 2020, from its chi-squared limit). It is subtracted,
+    with k the bins that either side uses; otherwise fields of a hundred phrases would always seem
+    to drift.
 
     Attributes:
         dropped: states that ``restore`` could not use.
@@ -134,7 +137,7 @@ class Drift:
         self._older, self._newer = self._zeros(), self._zeros()
         self._older_flows = self._newer_flows = 0
         self._streak = 0
-        self._wished_at: float | None = None
+        self._recommended_at: float | None = None
 
     def add(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
         """Count flows.
@@ -166,16 +169,17 @@ class Drift:
             level=level_of(max(figures)),
         )
 
-    def wish(self, now: float) -> TrainingWish | None:
-        """A wish, if drift was major at the end of two half-windows running and none was
-        returned in the last ``every_s`` seconds before ``now``."""
+    def recommend(self, now: float) -> RetrainingRecommendation | None:
+        """A recommendation, if drift was major at the end of two successive half-windows and none
+        was returned in the ``every_s`` seconds before ``now``."""
         report = self.report()
         if report is None or self._streak < _HALVES:
             return None
-        if self._wished_at is not None and now - self._wished_at < self.settings.every_s:
+        last = self._recommended_at
+        if last is not None and now - last < self.settings.every_s:
             return None
-        self._wished_at = now
-        return TrainingWish(at=now, report=report)
+        self._recommended_at = now
+        return RetrainingRecommendation(at=now, report=report)
 
     def state(self) -> DriftState:
         """What ``restore`` takes. The bundle's own reference is not part of it."""
@@ -189,11 +193,11 @@ class Drift:
             older_flows=self._older_flows,
             newer_flows=self._newer_flows,
             streak=self._streak,
-            wished_at=self._wished_at,
+            recommended_at=self._recommended_at,
         )
 
     def restore(self, text: str | bytes) -> None:
-        """Take up the JSON of an earlier ``state``; one that does not fit is counted and left."""
+        """Restore the JSON of an earlier ``state``; one that does not fit counts as dropped."""
         try:
             state = DriftState.model_validate_json(text)
         except ValidationError:
@@ -208,13 +212,13 @@ class Drift:
         self._older = np.array(state.older, dtype=np.int64)
         self._newer = np.array(state.newer, dtype=np.int64)
         self._older_flows, self._newer_flows = state.older_flows, state.newer_flows
-        self._streak, self._wished_at = state.streak, state.wished_at
+        self._streak, self._recommended_at = state.streak, state.recommended_at
 
     def _zeros(self) -> NDArray[np.int64]:
         return np.zeros(self._width, dtype=np.int64)
 
     def _usable(self, state: DriftState) -> bool:
-        """Whether a state is of this template and fits into this window."""
+        """Whether a state is of this template and fits this window."""
         vectors = [state.older, state.newer, *([state.reference] if state.reference else [])]
         whole = all(len(values) == self._width and min(values) >= 0 for values in vectors)
         compared = self._given or state.reference is not None
@@ -226,11 +230,11 @@ class Drift:
         )
 
     def _full(self, *, compared: bool) -> int:
-        """Flows of a half-window; of a whole one while they become the reference."""
+        """Flows of a half-window; of a whole window while the reference is collected."""
         return self.settings.window // 2 if compared else self.settings.window
 
     def _room(self) -> int:
-        """Flows until the counts that are being filled are full."""
+        """Flows until the current half-window is full."""
         return self._full(compared=self._expected is not None) - self._newer_flows
 
     def _count(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:

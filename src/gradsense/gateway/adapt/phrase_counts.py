@@ -1,4 +1,4 @@
-"""Where a template's phrases stand in one long vector, for whoever counts them."""
+"""The place of each of a template's phrases in one vector of counts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from gradsense.prompts.templates import Template
 
 @dataclass(frozen=True)
 class PhraseLayout:
-    """The phrases of all fields side by side.
+    """The phrases of all fields, one after the other.
 
     Attributes:
         fields: names in the template's order.
         sizes: int64 [fields], phrases of each field.
         offsets: int64 [fields], where each field begins.
         width: phrases of all fields together.
-        fingerprint: 16 bytes that differ wherever any phrase does. Counts under another
-            fingerprint mean something else.
+        fingerprint: 16 bytes, a hash of all phrases. Counts under another fingerprint cannot be
+            used.
     """
 
     fields: tuple[str, ...]

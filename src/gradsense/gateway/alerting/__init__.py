@@ -1,1 +1,1 @@
-"""From alarms to people: grouping, words, formats, queues and sinks."""
+"""From flows that raise alerts to people: grouping, texts, formats and sinks."""

@@ -1,7 +1,8 @@
-"""The alert: what a gateway tells people about many flows of one kind from one device."""
+"""The alert: what a gateway reports about many flows of one kind from one device."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,10 @@ Severity = Literal["info", "low", "medium", "high", "critical"]
 
 #: In rising order; formats number them by place.
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
+
+#: The last second that ``datetime`` can express. A broken log may hold a later one, and an alert
+#: about it must still be sent.
+_LAST_SECOND = 253_402_300_799.0
 
 
 class Example(BaseModel):
@@ -31,7 +36,7 @@ class Example(BaseModel):
 
 
 class Alert(BaseModel):
-    """What is known of one alert now. A later message about it has the same ``id``.
+    """The state of one alert now. Every message about the same alert has the same ``id``.
 
     Args:
         id: 16 hex digits, the same after a restart.
@@ -40,14 +45,14 @@ class Alert(BaseModel):
         sensor: the gateway's name.
         device: address of the device that it is about.
         label: the model's class, or ``Novel``.
-        title, sentence, advice: for people: a headline, what happened, what to do.
+        title, sentence, advice: text for people: a headline, what happened, what to do.
         first_ts, last_ts: of the flows, seconds since the epoch.
         flows: how many, so far.
-        peers: distinct addresses at the other end; counted up to a bound, then a lower bound.
-        ports: responder ports, most frequent first, at most five, with their flows.
+        peers: distinct addresses at the other end; a lower bound once there are 256.
+        ports: (responder port, flows), most frequent first, at most five.
         probability: of the label, the highest of its flows.
         novelty: the highest novelty score of its flows, if the model has one.
-        why: what spoke most for the verdict on the first flow, in words.
+        why: the reasons for the verdict on the first flow, in words, the weightiest first.
         model: ``Manifest.id`` of the bundle.
         example: the first flow.
     """
@@ -75,3 +80,19 @@ class Alert(BaseModel):
     why: tuple[str, ...]
     model: str
     example: Example
+
+    @property
+    def key(self) -> str:
+        """Identifies this message: the same whenever it is sent again."""
+        return f"{self.id}-{self.revision}"
+
+
+def milliseconds(ts: float) -> int:
+    """Whole milliseconds since the epoch of a log's time in seconds."""
+    return round(min(max(ts, 0.0), _LAST_SECOND) * 1000)
+
+
+def iso(ts: float) -> str:
+    """For example ``2018-12-21T15:50:14.182Z`` (ISO 8601 and RFC 3339)."""
+    seconds, rest = divmod(milliseconds(ts), 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"

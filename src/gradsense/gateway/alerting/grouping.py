@@ -1,36 +1,36 @@
-"""Many flows of one kind from one device become one alert that counts."""
+"""Groups many flows of one kind from one device into one alert that counts them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import TypeAdapter
+from pydantic import AliasChoices, Field, TypeAdapter
 
 from gradsense.gateway.alerting.advice import describe
 from gradsense.gateway.alerting.alert import Alert, Example, State
 
-#: Distinct peers, ports and prompts that an open alert remembers; beyond, it only counts flows.
+#: Distinct peers, ports and prompts that an open alert keeps; beyond, it only counts flows.
 MAX_PEERS, MAX_PORTS, MAX_PROMPTS = 256, 64, 32
-#: Open alerts at most. One more closes the one that has been quiet longest.
+#: Most open alerts. One more closes the one that has been quiet longest.
 MAX_OPEN = 10_000
-#: A growing alert speaks at every tenfold of its flows, and at least so often (log seconds).
+#: A growing alert is updated at every tenfold of its flows, and at least so often (log seconds).
 REPEAT_S = 3600.0
 
 
 class Alarm(NamedTuple):
-    """One flow that rang.
+    """One flow that raises an alert or joins an open one.
 
     Args:
         device, peer: addresses.
-        label: what it rang for.
-        clock: log time when it was read, seconds since the epoch, never falling.
+        label: the class, or ``Novel``.
+        clock: log time when it was read, monotonic seconds since the epoch.
         ts, port: when the flow began, and the responder's port.
         probability, novelty: of the verdict.
-        prompt: the phrases it picked, as bytes; what feedback on the alert will label.
-        example: gives the flow itself. Only the first of an alert is asked.
+        prompt: the bytes of its phrase ids, which feedback on the alert labels.
+        example: returns the flow itself; called for the first flow of an alert only.
     """
 
     device: str
@@ -47,7 +47,7 @@ class Alarm(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """An open alert and what it must remember; ``GROUP`` makes JSON of it, for a restart."""
+    """An open alert with all its state; ``GROUP`` converts it to JSON, for a restart."""
 
     id: str
     device: str
@@ -56,15 +56,16 @@ class Group:
     first_ts: float
     last_ts: float
     seen: float  # log time of its last flow's arrival
-    told: float  # log time of its last message
+    #: Log time of its last message.
+    reported: Annotated[float, Field(validation_alias=AliasChoices("reported", "told"))]
     why: tuple[str, ...]
     example: Example
     revision: int = 0
-    next_flows: int = 10  # speak again at so many
+    next_flows: int = 10  # update at so many
     flows: int = 0
     peers: set[str] = field(default_factory=set)
     ports: dict[int, int] = field(default_factory=dict)
-    prompts: dict[str, int] = field(default_factory=dict)  # phrases as hex, with their flows
+    prompts: dict[str, int] = field(default_factory=dict)  # phrase ids in hex, with their flows
     probability: float = 0.0
     novelty: float | None = None
 
@@ -75,16 +76,16 @@ Explain = Callable[[bytes], tuple[str, ...]]
 
 
 class Grouper:
-    """Groups alarms per device and label; quiet for ``window_s`` of log time closes an alert.
+    """Groups alarms by device and label; ``window_s`` of log time without one closes the alert.
 
-    The clock is passed in, and groups are plain values, so a restart goes on where it stopped.
+    The clock is passed in, and groups are plain values, so a restart continues where it stopped.
 
     Args:
         sensor: name of the gateway.
         model: ``Manifest.id``.
         window_s: log seconds of quiet after which an alert is over.
         max_s: log seconds after which it is over in any case; the next flow opens another.
-        explain: reasons for the verdict on a prompt, in words; asked once an alert.
+        explain: reasons for the verdict on a prompt, in words; called once for each alert.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Grouper:
         self._ended: list[Group] = []
 
     def add(self, alarms: Iterable[Alarm]) -> list[Alert]:
-        """Take in alarms in the order of their clocks; returns the messages due."""
+        """Add alarms in the order of their clocks; returns the messages that are due."""
         messages = []
         for alarm in alarms:
             key = alarm.device, alarm.label
@@ -114,14 +115,14 @@ class Grouper:
             _take(group, alarm)
             if fresh:
                 messages.append(self._message(group, "open", alarm.clock))
-            elif group.flows >= group.next_flows or alarm.clock - group.told > REPEAT_S:
+            elif group.flows >= group.next_flows or alarm.clock - group.reported > REPEAT_S:
                 messages.append(self._message(group, "update", alarm.clock))
         while len(self._groups) > MAX_OPEN:
             messages.append(self._close(next(iter(self._groups)), None))
         return messages
 
     def tick(self, clock: float) -> list[Alert]:
-        """Close what has been quiet; returns the messages."""
+        """Close the alerts that have been quiet; returns their messages."""
         over = [key for key, group in self._groups.items() if self._over(group, clock)]
         return [self._close(key, clock) for key in over]
 
@@ -158,7 +159,7 @@ class Grouper:
             first_ts=example.ts,
             last_ts=example.ts,
             seen=alarm.clock,
-            told=alarm.clock,
+            reported=alarm.clock,
             why=self._explain(alarm.prompt),
             example=example,
         )
@@ -174,7 +175,7 @@ class Grouper:
     def _message(self, group: Group, state: State, clock: float) -> Alert:
         if state != "open":
             group.revision += 1
-        group.told = clock
+        group.reported = clock
         while group.next_flows <= group.flows:
             group.next_flows *= 10
         ports = sorted(group.ports.items(), key=lambda item: (-item[1], item[0]))[:5]
@@ -186,18 +187,18 @@ class Grouper:
             "first_ts": group.first_ts,
             "last_ts": group.last_ts,
         }
-        told = describe(group.label, more_peers=len(group.peers) >= MAX_PEERS, **known)
+        text = describe(group.label, more_peers=len(group.peers) >= MAX_PEERS, **known)
         return Alert(
             id=group.id,
             state=state,
             revision=group.revision,
             sensor=self.sensor,
             label=group.label,
-            severity=told.severity,
-            title=told.title,
-            sentence=told.sentence,
-            advice=told.advice,
-            technique=told.technique,
+            severity=text.severity,
+            title=text.title,
+            sentence=text.sentence,
+            advice=text.advice,
+            technique=text.technique,
             probability=group.probability,
             novelty=group.novelty,
             why=group.why,
@@ -208,7 +209,7 @@ class Grouper:
 
 
 def _take(group: Group, alarm: Alarm) -> None:
-    """Count one more flow in."""
+    """Add one flow to a group."""
     group.flows += 1
     group.seen = alarm.clock
     group.first_ts = min(group.first_ts, alarm.ts)
@@ -227,10 +228,10 @@ def _take(group: Group, alarm: Alarm) -> None:
 
 
 class LogClock:
-    """Log time: the latest end of a flow so far, and in silence it runs on with real time.
+    """Log time: the latest end of a flow so far; while nothing is logged it follows real time.
 
-    A log read after the fact goes by its own times, so that grouping does not depend on when it
-    is read; a live one closes its last alert even if nothing more is ever logged.
+    Grouping follows the log's own times, so it does not depend on when a log is read. On a live
+    log the last alert closes even if nothing more is ever logged.
     """
 
     def __init__(self, value: float = 0.0) -> None:
@@ -243,7 +244,7 @@ class LogClock:
         return self.value
 
     def run_on(self, now: float) -> float:
-        """Real time is ``now`` (any origin, never falling); returns the clock."""
+        """Real time is ``now`` (monotonic seconds); returns the clock."""
         if self._real is not None and self.value:
             self.value += max(0.0, now - self._real)
         self._real = now

@@ -1,4 +1,4 @@
-"""What may be spent on others: bytes by the minute, and the time of one question."""
+"""The limits of escalation: bytes per minute, and the time of one request."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ByteBudget:
-    """A token bucket: ``per_minute`` bytes at once at most, refilled evenly over a minute.
+    """A token bucket of at most ``per_minute`` bytes, refilled evenly over a minute.
 
     In any span of t seconds it grants at most ``per_minute`` · (1 + t / 60) bytes. A clock that
-    goes back refills nothing.
+    is set back refills nothing.
     """
 
     per_minute: int
@@ -38,7 +38,7 @@ class ByteBudget:
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """A point in time that one question must not pass."""
+    """The deadline of one request, in monotonic seconds."""
 
     ends: float
 

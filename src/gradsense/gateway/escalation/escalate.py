@@ -1,7 +1,7 @@
-"""Asking a larger model about the few prompts of which the local one is not sure.
+"""Asks a larger model about the few prompts of which the local model is not sure.
 
-Only prompts leave: closed-vocabulary texts that hold no address, uid or time. Whatever goes wrong,
-the local verdict stands, and the reason is counted.
+Only prompts are sent: closed-vocabulary texts that hold no address, uid or time. If anything
+fails, the local verdict is kept, and the reason is counted.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from gradsense.prompts.templates import Template
 Reason = Literal["budget", "busy", "waiting", "timeout", "http", "refused", "mismatch", "garbled"]
 
 _MAX_ANSWER_BYTES = 4 << 20
-#: Of connecting, of sending, of each read; and of a whole exchange. Longer than any time budget
-#: of one question, so that a slow connection is there for the next.
+#: Timeout of connecting, of sending and of each read; and of a whole exchange. Both are longer than
+#: a request's time budget, so that a slow connection is ready for the next request.
 _PHASE_S, _EXCHANGE_S = 5.0, 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 300.0
-#: Longer than the service keeps a connection would mean to run into its end.
+#: Less than the service keeps an idle connection: otherwise requests would meet its closing.
 _KEEP_ALIVE_S = 30.0
 #: Request line, headers and TLS record of one request.
 _OVERHEAD_BYTES = 400
@@ -57,12 +57,12 @@ _STATUS: dict[int, Reason] = {
 
 
 class _Answer(BaseModel):
-    """A verdict as the service writes it."""
+    """A verdict in the service's JSON."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    # A larger model may name classes that the local one does not have. They are taken as they
-    # are; the pattern keeps what ends up in alerts and file formats harmless.
+    # A larger model may have classes that the local one has not. They are taken as they are; the
+    # pattern keeps them harmless in alerts and file formats.
     label: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9&+._/ ()-]{1,64}$")]
     probability: float = Field(ge=0, le=1)
     suspicion: float = Field(ge=0, le=1)
@@ -76,7 +76,7 @@ class _Answers(BaseModel):
 
 
 class _Failed(Exception):
-    """The question got no answer. ``wait_s``: what the server asked to wait."""
+    """The request failed. ``wait_s``: the server's Retry-After."""
 
     def __init__(self, reason: Reason, wait_s: float = 0.0) -> None:
         self.reason, self.wait_s = reason, wait_s
@@ -86,18 +86,18 @@ _Found = dict[str, Verdict]
 
 
 class _Breaker:
-    """Exponential back-off: after the k-th failure running nobody is asked for 2^(k-1) s."""
+    """Exponential back-off: after k failures in a row no request is sent for 2^(k-1) s."""
 
     def __init__(self) -> None:
         self._failures = 0
         self._until = -math.inf
 
     def closed(self, now: float) -> bool:
-        """Whether the service may be asked."""
+        """Whether a request may be sent."""
         return now >= self._until
 
     def fail(self, now: float, least_s: float = 0.0) -> None:
-        """Open, for ``least_s`` at least."""
+        """Open it, for ``least_s`` at least."""
         wait = min(_FIRST_WAIT_S * 2.0 ** min(self._failures, 60), _LONGEST_WAIT_S)
         self._failures += 1
         self._until = now + min(max(wait, least_s), _LONGEST_WAIT_S)
@@ -108,20 +108,20 @@ class _Breaker:
 
 
 class Escalator:
-    """Asks the service, within its budgets.
+    """Asks the service, within budgets of bytes and time.
 
-    An answer is the larger model's verdict as it is, with its own label, thresholds and scale of
-    novelty; the alarm is therefore its alarm and not its suspicion against the local threshold.
+    An answer is the larger model's verdict unchanged, with its own label, thresholds and scale of
+    novelty: whether it raises an alert is the larger model's decision, not the local threshold's.
 
-    After a failure nobody is asked for 1 s, then 2 s and so on up to 5 minutes (a circuit breaker
-    with exponential back-off), so a dead service soon costs one time budget in five minutes. A
-    request runs in a thread of its own, and ``ask`` waits for it no longer than the time budget.
-    An answer that comes later counts as a failure, but is remembered for the next identical
-    prompt.
+    After a failure no request is sent for 1 s, then 2 s and so on up to 5 minutes (a circuit
+    breaker with exponential back-off), so a dead service soon costs one time budget in five
+    minutes. A request runs in a thread of its own, and ``ask`` waits for it no longer than the
+    time budget. An answer that comes later counts as a failure, but is cached for the next
+    identical prompt.
 
     Attributes:
-        counts: prompts by what became of them: ``asked`` and ``answered``, ``remembered``, or the
-            ``Reason`` why the local verdict stands.
+        counts: prompts by outcome: ``asked`` and ``answered``, ``remembered`` (from the cache), or
+            the ``Reason`` why the local verdict is kept.
         sent_bytes: of requests, with an allowance for headers.
 
     Raises:
@@ -153,10 +153,10 @@ class Escalator:
         return low <= verdict.probability <= high or (self.settings.novel and verdict.novel)
 
     def ask(self, texts: Sequence[str]) -> list[Verdict | None]:
-        """The larger model's verdicts of prompts, in order; None where the local one stands.
+        """The larger model's verdicts on prompts, in order; None where the local one is kept.
 
-        Takes ``time_ms`` at most. Give the least sure prompts first: where the byte budget or
-        ``most`` does not suffice for all, the first are asked.
+        Takes ``time_ms`` at most. Pass the least sure prompts first: where the byte budget or
+        ``most`` does not suffice for all, the first are sent.
         """
         now = self._clock()
         found = self._remembered(texts, now)
@@ -170,7 +170,7 @@ class Escalator:
         return [found.get(text) for text in texts]
 
     def close(self) -> None:
-        """Give up what still runs."""
+        """Cancel a running request."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
@@ -198,7 +198,7 @@ class Escalator:
         return found, failed
 
     def _fitting(self, texts: list[str], now: float) -> tuple[list[str], bytes]:
-        """As many of the first prompts as may be sent, and the request's body."""
+        """The first prompts, as many as the budgets allow, and the request's body."""
         template = self._template
         lead = f'{{"template":{json.dumps(template.name)},"version":{template.version},"prompts":['
         written = [json.dumps(text) for text in texts[: self.settings.most]]
@@ -216,7 +216,7 @@ class Escalator:
         return texts[:fitting], body
 
     def _request(self, texts: list[str], body: bytes, time_left: TimeBudget) -> _Found:
-        """One exchange, in the thread of its own."""
+        """One exchange, in its own thread."""
         try:
             verdicts = self._exchange(body, len(texts))
         except _Failed as failure:
@@ -240,7 +240,7 @@ class Escalator:
         """Send a body and read as many verdicts as it has prompts.
 
         Raises:
-            _Failed: there is no such answer.
+            _Failed: there is no valid answer.
         """
         ends, answer = self._clock() + _EXCHANGE_S, bytearray()
         try:
@@ -273,7 +273,7 @@ class Escalator:
 
 
 def _client(settings: EscalateSettings) -> httpx.Client:
-    # Answers come as they are: unpacking would undo the bound on their size.
+    # No compressed answers: decompression would defeat the bound on their size.
     headers = {
         "User-Agent": "gradsense",
         "Content-Type": "application/json",
@@ -298,7 +298,7 @@ def _client(settings: EscalateSettings) -> httpx.Client:
         verify=context,
         timeout=_PHASE_S,
         limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
-        trust_env=False,  # nothing but what the settings say: no proxy, no .netrc
+        trust_env=False,  # only the settings count: no proxy, no .netrc
     )
 
 
@@ -312,5 +312,5 @@ def _token(settings: EscalateSettings) -> str | None:
 
 def _retry_s(response: httpx.Response) -> float:
     """Seconds of Retry-After (RFC 9110, §10.2.3); 0 where there are none, or a date."""
-    said = response.headers.get("retry-after", "")
-    return float(said) if said.isascii() and said.isdecimal() and len(said) < 6 else 0.0
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdecimal() and len(value) < 6 else 0.0

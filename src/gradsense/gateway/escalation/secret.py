@@ -1,4 +1,4 @@
-"""Secrets come from files that only their owner can read."""
+"""Reads secrets from files that only their owner can read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from gradsense.errors import InputError
 
 _MAX_BYTES = 4096
-#: A token that can be guessed protects nothing.
+#: Shorter tokens could be guessed.
 _LEAST_LENGTH = 16
 
 
@@ -36,7 +36,7 @@ def read_secret(file: Path) -> str:
 
 
 def checked(token: str, source: Path | str) -> str:
-    """``token`` if it can stand in a header and is long enough. ``source`` is for the error.
+    """``token``, if it fits a header and is long enough. ``source`` is named in the error.
 
     Raises:
         InputError: it is not.

@@ -1,35 +1,44 @@
-"""Alerts as JSON objects: our own, OCSF and ECS."""
+"""Alerts as JSON objects. Each format is one file with a function ``document(alert)``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Literal
+from importlib import import_module
+from typing import Annotated, Any
 
-from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats.ecs import ecs
-from gradsense.gateway.alerting.formats.ocsf import ocsf
-from gradsense.gateway.alerting.formats.times import iso
+from pydantic import AfterValidator
 
-Format = Literal["gradsense", "ocsf", "ecs"]
+from gradsense import registry
+from gradsense.gateway.alerting.alert import Alert, iso
 
-
-def gradsense(alert: Alert) -> dict[str, Any]:
-    """The alert as it is, and its times once more in ISO 8601."""
-    return {
-        **alert.model_dump(mode="json"),
-        "first_time": iso(alert.first_ts),
-        "last_time": iso(alert.last_ts),
-    }
+#: The format without a file of its own: the alert as it is.
+PLAIN = "gradsense"
 
 
-FORMATS: dict[Format, Callable[[Alert], dict[str, Any]]] = {
-    "gradsense": gradsense,
-    "ocsf": ocsf,
-    "ecs": ecs,
-}
+def names() -> list[str]:
+    """The formats that there are."""
+    return [PLAIN, *registry.names(__name__)]
 
 
-def as_json(alert: Alert, name: Format) -> str:
+def _known(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"'{name}' is none of {', '.join(names())}")
+    return name
+
+
+#: The name of a format, in settings.
+Format = Annotated[str, AfterValidator(_known)]
+
+
+def document(alert: Alert, name: str) -> dict[str, Any]:
+    """The alert in the format of that name; the plain one adds its times in ISO 8601."""
+    if name == PLAIN:
+        times = {"first_time": iso(alert.first_ts), "last_time": iso(alert.last_ts)}
+        return alert.model_dump(mode="json") | times
+    made: dict[str, Any] = import_module(f"{__name__}.{name}").document(alert)
+    return made
+
+
+def as_json(alert: Alert, name: str) -> str:
     """One line of JSON in the format of that name."""
-    return json.dumps(FORMATS[name](alert), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(document(alert, name), ensure_ascii=False, separators=(",", ":"))

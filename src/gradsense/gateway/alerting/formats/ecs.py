@@ -6,8 +6,7 @@ from typing import Any
 
 import gradsense
 from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats.times import iso, milliseconds
+from gradsense.gateway.alerting.alert import Alert, iso, milliseconds
 
 VERSION = "8.11.0"
 
@@ -15,13 +14,13 @@ VERSION = "8.11.0"
 _SEVERITIES = {"info": 1, "low": 21, "medium": 47, "high": 73, "critical": 99}
 
 
-def ecs(alert: Alert) -> dict[str, Any]:
+def document(alert: Alert) -> dict[str, Any]:
     """One event of kind ``alert``; all messages of one alert share ``labels.alert``.
 
     What ECS has no field for is under ``gradsense``.
     """
     flow = alert.example
-    document: dict[str, Any] = {
+    event: dict[str, Any] = {
         "@timestamp": iso(alert.last_ts),
         "ecs": {"version": VERSION},
         "message": alert.sentence,
@@ -30,7 +29,7 @@ def ecs(alert: Alert) -> dict[str, Any]:
             "category": ["intrusion_detection", "network"],
             "type": ["info"],
             "action": f"alert-{alert.state}",
-            "id": f"{alert.id}-{alert.revision}",
+            "id": alert.key,
             "sequence": alert.revision,
             "module": "gradsense",
             "dataset": "gradsense.alert",
@@ -66,8 +65,8 @@ def ecs(alert: Alert) -> dict[str, Any]:
         technique: dict[str, Any] = {"id": [alert.technique]}
         if alert.technique in TECHNIQUES:
             technique["name"] = [TECHNIQUES[alert.technique]]
-        document["threat"] = {"framework": "MITRE ATT&CK", "technique": technique}
-    return document
+        event["threat"] = {"framework": "MITRE ATT&CK", "technique": technique}
+    return event
 
 
 def _endpoint(address: str, port: int | None) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 
 import gradsense
 from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert
-from gradsense.gateway.alerting.formats.times import milliseconds
+from gradsense.gateway.alerting.alert import SEVERITIES, Alert, milliseconds
 
 VERSION = "1.5.0"
 
@@ -18,7 +17,7 @@ _SEVERITY_NAMES = ("Informational", "Low", "Medium", "High", "Critical")
 _PROTOCOL_NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17}
 
 
-def ocsf(alert: Alert) -> dict[str, Any]:
+def document(alert: Alert) -> dict[str, Any]:
     """One Detection Finding; create, update and close of one alert share ``finding_info.uid``."""
     activity, activity_name = _ACTIVITIES[alert.state]
     first, last = milliseconds(alert.first_ts), milliseconds(alert.last_ts)
@@ -41,7 +40,7 @@ def ocsf(alert: Alert) -> dict[str, Any]:
         "count": alert.flows,
         "severity_id": rank + 1,
         "severity": _SEVERITY_NAMES[rank],
-        # The traffic ended, nobody resolved anything: the schema has no word for that.
+        # The traffic ended and nothing was resolved: the schema has no status for that.
         "status_id": 99 if closed else 1,
         "status": "Ended" if closed else "New",
         "is_alert": not closed,
@@ -51,7 +50,7 @@ def ocsf(alert: Alert) -> dict[str, Any]:
         "message": alert.sentence,
         "metadata": {
             "version": VERSION,
-            "uid": f"{alert.id}-{alert.revision}",
+            "uid": alert.key,
             "correlation_uid": alert.id,
             "log_provider": alert.sensor,
             "product": {

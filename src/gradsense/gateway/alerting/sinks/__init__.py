@@ -1,82 +1,40 @@
-"""Where alerts go: one file a transport, all behind ``Sink``."""
-
-# ruff: noqa: PLC0415  (see ``build``)
+"""The sinks that there are: one file each, found by its name (see ``alerting.sink``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import Any
 
+from pydantic import ValidationInfo
+
+from gradsense import registry
 from gradsense.errors import InputError
-from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.sinks.sink import Sink
-from gradsense.gateway.settings import (
-    FileSetting,
-    MqttSetting,
-    PrometheusSetting,
-    SinkSetting,
-    SyslogSetting,
-    WebhookSetting,
-)
-
-if TYPE_CHECKING:
-    from gradsense.gateway.instruments import Metrics
-
-#: The library that a sink needs beyond those of gradsense, where it needs one.
-_LIBRARIES = {"webhook": "httpx", "mqtt": "paho.mqtt.client", "prometheus": "prometheus_client"}
+from gradsense.gateway.alerting.sink import SinkSettings
 
 
-def build(
-    setting: SinkSetting,
-    *,
-    sensor: str,
-    metrics: Metrics | None = None,
-    open_alerts: Iterable[Alert] = (),
-) -> Sink:
-    """The sink of a setting.
+def types() -> list[str]:
+    """The values that ``type`` of a ``[[sink]]`` may have."""
+    return registry.names(__name__)
 
-    Only the library of that transport is loaded, so that a gateway installs what it uses.
 
-    Args:
-        sensor: the gateway's name.
-        metrics: for ``prometheus``; a fresh one if None.
-        open_alerts: alerts that were open when the process last ended, for ``mqtt``.
+def parse(table: Any, info: ValidationInfo) -> SinkSettings:
+    """The settings of one ``[[sink]]``. Only the library that this sink needs is imported.
 
     Raises:
-        InputError: its library or a certificate is missing, or its address is taken.
+        ValueError: no such type, or a key is unknown, missing or wrong.
+        InputError: the sink's library is not installed.
     """
-    _check_library(setting.type)
-    match setting:
-        case FileSetting():
-            from gradsense.gateway.alerting.sinks.file import FileSink
-
-            return FileSink(setting)
-        case SyslogSetting():
-            from gradsense.gateway.alerting.sinks.syslog import SyslogSink
-
-            return SyslogSink(setting, sensor=sensor)
-        case WebhookSetting():
-            from gradsense.gateway.alerting.sinks.webhook import WebhookSink
-
-            return WebhookSink(setting)
-        case MqttSetting():
-            from gradsense.gateway.alerting.sinks.mqtt import MqttSink
-
-            return MqttSink(setting, sensor=sensor, open_alerts=open_alerts)
-        case PrometheusSetting():
-            from gradsense.gateway.alerting.sinks.prometheus import PrometheusSink
-
-            return PrometheusSink(setting, metrics)
-
-
-def _check_library(kind: str) -> None:
-    if kind not in _LIBRARIES:
-        return
+    if isinstance(table, SinkSettings):
+        return table
+    kind = table.get("type") if isinstance(table, dict) else None
+    if kind not in types():
+        raise ValueError(f"type {kind!r} is none of {', '.join(types())}")
     try:
-        import_module(_LIBRARIES[kind])
+        module = f"{__name__}.{kind}"
+        (settings,) = registry.defined(module, SinkSettings)  # type: ignore[type-abstract]
     except ModuleNotFoundError as error:
         raise InputError(
-            f"sink '{kind}' needs the library {_LIBRARIES[kind].split('.')[0]}",
+            f"sink '{kind}' needs the library {(error.name or '').partition('.')[0]}",
             hint="pip install 'gradsense[edge]'",
         ) from error
+    named = {**table, "name": table.get("name") or kind}
+    return settings.model_validate(named, context=info.context)

@@ -1,4 +1,4 @@
-"""Alerts over MQTT 5, at least once, and Home Assistant's entities with them."""
+"""Alerts over MQTT 5, at least once, with Home Assistant's entities."""
 
 from __future__ import annotations
 
@@ -7,31 +7,68 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
+from pydantic import Field, model_validator
 
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats import as_json
-from gradsense.gateway.alerting.sinks import tls
-from gradsense.gateway.alerting.sinks.homeassistant import DiscoveryMessage, HomeAssistant
-from gradsense.gateway.alerting.sinks.sink import SinkError
-from gradsense.gateway.settings import MqttSetting
+from gradsense.gateway.alerting.formats import PLAIN, Format, as_json
+from gradsense.gateway.alerting.homeassistant import DiscoveryMessage, HomeAssistant
+from gradsense.gateway.alerting.sink import (
+    Secret,
+    SinkContext,
+    SinkError,
+    SinkSettings,
+    tls_context,
+)
 
-#: Seconds to wait for a connection, for the receipts of a batch, and for the farewell.
+#: Seconds to wait for a connection, for the acknowledgements of a batch, and for that of the
+#: status "offline" at the end.
 _CONNECT_S = 5.0
-_RECEIPT_S = 5.0
-_FAREWELL_S = 1.0
+_ACK_S = 5.0
+_OFFLINE_S = 1.0
+
+Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=128)]
+
+
+class MqttSettings(SinkSettings):
+    """An MQTT 5 broker, and Home Assistant behind it; without ``discovery`` only alerts are sent.
+
+    ``port`` 0 is 1883, or 8883 with TLS.
+    """
+
+    host: str = Field(min_length=1)
+    port: int = Field(default=0, ge=0, le=65_535)
+    username: str | None = None
+    password: Secret | None = None
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    topic: Topic = "gradsense"
+    discovery: Topic | Literal[""] = "homeassistant"
+    format: Format = PLAIN
+
+    @model_validator(mode="after")
+    def _tls_for_certificates(self) -> MqttSettings:
+        if not self.tls and (self.ca or self.cert or self.key):
+            raise ValueError("certificates are named, but tls is not true")
+        return self
+
+    def open(self, context: SinkContext) -> MqttSink:
+        return MqttSink(self, sensor=context.sensor, open_alerts=context.open_alerts)
 
 
 class MqttSink:
-    """Publishes alerts and, as retained messages, what Home Assistant shows.
+    """Publishes alerts and, as retained messages, the states that Home Assistant shows.
 
-    A thread of the library's own connects from the start on and keeps the connection alive, so
-    that the availability topic tells the truth while nothing happens. After every connection all
-    retained messages are sent again: the broker may have forgotten them.
+    A thread of the library connects from the start on and keeps the connection alive, so that the
+    availability topic is right while there is no alert. After every connection all retained
+    messages are published again: the broker may have lost them.
 
     Args:
         sensor: the gateway's name.
@@ -42,7 +79,7 @@ class MqttSink:
     """
 
     def __init__(
-        self, setting: MqttSetting, *, sensor: str, open_alerts: Iterable[Alert] = ()
+        self, setting: MqttSettings, *, sensor: str, open_alerts: Iterable[Alert] = ()
     ) -> None:
         self.name = setting.name
         self._setting = setting
@@ -53,7 +90,7 @@ class MqttSink:
             if setting.discovery
             else None
         )
-        # Both threads use what is below.
+        # Used by both threads.
         self._lock = threading.Lock()
         self._connected = threading.Event()
         self._problem = "not connected yet"
@@ -69,30 +106,30 @@ class MqttSink:
         return self._home.left_out if self._home else 0
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Publish all of them and wait for the broker's receipts.
+        """Publish all of them and wait for the broker's acknowledgements (PUBACK).
 
         Raises:
-            SinkError: no connection, no receipt in time, or the broker does not allow it.
+            SinkError: no connection, no acknowledgement in time, or the broker does not allow it.
         """
         if not self._connected.wait(_CONNECT_S):
             raise SinkError(f"{self._address}: {self._problem}")
         with self._lock:
             retained = [self._retain(message) for alert in alerts for message in self._take(alert)]
-            receipts = {_key(alert): self._publish(alert) for alert in alerts}
-        self._in_flight.update(receipts)
-        deadline = time.monotonic() + _RECEIPT_S
-        for key, info in receipts.items():
+            published = {alert.key: self._publish(alert) for alert in alerts}
+        self._in_flight.update(published)
+        deadline = time.monotonic() + _ACK_S
+        for key, info in published.items():
             self._await(info, deadline, key)
         for info in retained:
             self._await(info, deadline)
 
     def close(self) -> None:
-        """Say goodbye, if somebody listens, and stop the thread."""
+        """Publish the status "offline", if there is a connection, and stop the thread."""
         client = self._client
         with suppress(RuntimeError, ValueError):  # then the broker publishes the last will
             if self._connected.is_set():
-                farewell = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True)
-                farewell.wait_for_publish(_FAREWELL_S)
+                offline = client.publish(f"{self._topic}/status", "offline", qos=1, retain=True)
+                offline.wait_for_publish(_OFFLINE_S)
         client.disconnect()
         client.loop_stop()
 
@@ -105,7 +142,7 @@ class MqttSink:
             secret = setting.password.get_secret_value() if setting.password else None
             client.username_pw_set(setting.username, secret)
         if setting.tls:
-            client.tls_set_context(tls.context(ca=setting.ca, cert=setting.cert, key=setting.key))
+            client.tls_set_context(tls_context(ca=setting.ca, cert=setting.cert, key=setting.key))
         client.will_set(f"{self._topic}/status", "offline", qos=1, retain=True)
         client.connect_timeout = _CONNECT_S
         client.reconnect_delay_set(1, 30)
@@ -125,8 +162,8 @@ class MqttSink:
         return self._client.publish(message.topic, message.payload, qos=1, retain=True)
 
     def _publish(self, alert: Alert) -> paho.MQTTMessageInfo:
-        """The library repeats what has no receipt; a batch that comes again must not add to it."""
-        waiting = self._in_flight.get(_key(alert))
+        """Publish an alert, unless the library is still repeating the same message."""
+        waiting = self._in_flight.get(alert.key)
         if waiting is not None:
             return waiting
         body = as_json(alert, self._setting.format)
@@ -136,7 +173,7 @@ class MqttSink:
         try:
             info.wait_for_publish(max(0.001, deadline - time.monotonic()))
             if not info.is_published():
-                raise SinkError(f"{self._address}: no receipt from the broker")
+                raise SinkError(f"{self._address}: no acknowledgement from the broker")
         except (RuntimeError, ValueError) as error:
             self._in_flight.pop(key, None)
             raise SinkError(f"{self._address}: {error}") from error
@@ -145,7 +182,7 @@ class MqttSink:
             self._denied.discard(info.mid)
             raise SinkError(f"{self._address}: the broker does not allow this client to publish")
 
-    # The library's thread calls these.
+    # Called by the library's thread.
 
     def _on_connect(
         self, client: paho.Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any
@@ -174,7 +211,3 @@ class MqttSink:
     ) -> None:
         if code.is_failure:  # without the lock: the library holds one of its own here
             self._denied.add(mid)
-
-
-def _key(alert: Alert) -> str:
-    return f"{alert.id}-{alert.revision}"

@@ -5,30 +5,66 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import get_args
+from pathlib import Path
+from typing import Annotated, Literal, get_args
 from urllib.parse import urlsplit
 
-from gradsense.gateway.alerting.alert import Alert, Severity
-from gradsense.gateway.alerting.formats import as_json
-from gradsense.gateway.alerting.formats.times import iso
-from gradsense.gateway.alerting.sinks import tls
-from gradsense.gateway.alerting.sinks.sink import SinkError
-from gradsense.gateway.settings import Facility, SyslogSetting
+from pydantic import AfterValidator, Field
+
+from gradsense.gateway.alerting.alert import Alert, Severity, iso
+from gradsense.gateway.alerting.formats import Format, as_json
+from gradsense.gateway.alerting.sink import SinkContext, SinkError, SinkSettings, tls_context
 
 #: RFC 5424 table 1 in order, so that the place is the code.
+Facility = Literal[
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news",
+    "uucp", "cron", "authpriv", "ftp", "ntp", "audit", "alert", "clock",
+    "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+]  # fmt: skip
 _FACILITIES: tuple[str, ...] = get_args(Facility)
-#: RFC 5424 table 2. "error" stands for high: "alert" and "emergency" would wake everybody.
+#: RFC 5424 table 2. High is "error": "alert" and "emergency" would page people.
 _LEVELS: dict[Severity, int] = {"info": 6, "low": 5, "medium": 4, "high": 3, "critical": 2}
 #: 32473 is the enterprise number for examples (RFC 5612); gradsense has none of its own.
 _SD_ID = "gradsense@32473"
 _BOM = b"\xef\xbb\xbf"
 _TIMEOUT_S = 5.0
+_PORTS = {"udp": 514, "tcp": 601, "tls": 6514}
+
+
+def _address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return value
+    if parts.scheme not in _PORTS or not parts.hostname:
+        raise ValueError("it is none of udp://host, tcp://host, tls://host, unix:///path")
+    _ = parts.port  # raises ValueError beyond 65535
+    return value
+
+
+class SyslogSettings(SinkSettings):
+    """Where to send, and how; the format ``text`` is the alert's title and sentence."""
+
+    address: Annotated[str, AfterValidator(_address)]
+    facility: Facility = "local0"
+    format: Literal["text"] | Format = "text"
+    max_bytes: int = Field(default=8192, ge=480, le=65_000)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    def host_port(self) -> tuple[str, int]:
+        """The receiver's, for every scheme but ``unix``."""
+        parts = urlsplit(self.address)
+        return parts.hostname or "", parts.port or _PORTS[parts.scheme]
+
+    def open(self, context: SinkContext) -> SyslogSink:
+        return SyslogSink(self, sensor=context.sensor)
 
 
 def message(
     alert: Alert, *, sensor: str, facility: str, text: str, max_bytes: int = 65_000
 ) -> bytes:
-    """One RFC 5424 message; ``text`` is cut so that all of it has ``max_bytes`` at most.
+    """One RFC 5424 message; ``text`` is cut so that the message has at most ``max_bytes``.
 
     Control characters become spaces, so that no value can forge a line at the receiver.
     """
@@ -49,7 +85,7 @@ def message(
         f"{sensor} gradsense - {alert.state} [{_SD_ID} {parameters}] "
     ).encode()
     room = max(0, max_bytes - len(head) - len(_BOM))
-    # A character that the cut went through is dropped.
+    # A character that was cut in two is dropped.
     body = _plain(text).encode()[:room].decode(errors="ignore").encode()
     return head + _BOM + body
 
@@ -68,26 +104,26 @@ def _escaped(value: str) -> str:
 class SyslogSink:
     """Sends each alert as one message.
 
-    Syslog knows no receipts: what is lost on the way, or in a receiver that dies with it, is lost.
+    Syslog has no acknowledgement: a message lost on the way, or by a receiver that fails, is lost.
 
     Raises:
         InputError: a certificate file cannot be used.
     """
 
-    def __init__(self, setting: SyslogSetting, *, sensor: str) -> None:
+    def __init__(self, setting: SyslogSettings, *, sensor: str) -> None:
         self.name = setting.name
         self._setting = setting
         self._sensor = sensor
         self._scheme = urlsplit(setting.address).scheme
         self._tls = (
-            tls.context(ca=setting.ca, cert=setting.cert, key=setting.key)
+            tls_context(ca=setting.ca, cert=setting.cert, key=setting.key)
             if self._scheme == "tls"
             else None
         )
         self._socket: socket.socket | None = None
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Hand all of them to the network.
+        """Send all of them.
 
         Raises:
             SinkError: no connection, or it broke.
@@ -159,7 +195,7 @@ def _datagram(family: int, target: object) -> socket.socket:
 
 
 def _hung_up(connection: socket.socket) -> bool:
-    """True if the receiver closed. A write would still succeed, and the messages be lost."""
+    """True if the receiver closed. A write would still succeed, and its messages would be lost."""
     connection.settimeout(0)
     try:
         return not connection.recv(4096)

@@ -1,40 +1,70 @@
-"""Alerts as HTTP POST."""
+"""Alerts over HTTP, one POST each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import httpx
+from pydantic import AfterValidator, Field, SecretStr
 
 import gradsense
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats import as_json
-from gradsense.gateway.alerting.sinks import tls
-from gradsense.gateway.alerting.sinks.sink import Refused, SinkError
-from gradsense.gateway.settings import WebhookSetting
+from gradsense.gateway.alerting.formats import PLAIN, Format, as_json
+from gradsense.gateway.alerting.sink import (
+    Refused,
+    Secret,
+    SinkContext,
+    SinkError,
+    SinkSettings,
+    tls_context,
+)
 
-#: Of an answer, only so much is read; what it says beyond the status is for the log.
+#: Bytes read of an answer; beyond the status it is only for the log.
 _MAX_ANSWER_BYTES = 4096
+
+
+def _web_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("it is no http:// or https:// address")
+    if parts.username is not None:
+        raise ValueError("it holds a user name; put it into a header instead")
+    return value
+
+
+class WebhookSettings(SinkSettings):
+    """Where to post. The address may itself be a secret, as with chat services."""
+
+    url: Annotated[Secret, AfterValidator(_web_url)]
+    headers: dict[str, Secret] = Field(default_factory=dict)
+    timeout_s: float = Field(default=5, gt=0, le=10)
+    ca: Path | None = None
+    format: Format = PLAIN
+
+    def open(self, context: SinkContext) -> WebhookSink:
+        return WebhookSink(self)
 
 
 class WebhookSink:
     """One POST an alert, the body one JSON object, in order.
 
-    ``Idempotency-Key`` is the same whenever the same message comes again.
+    ``Idempotency-Key`` is the same whenever the same message is sent again.
 
     Raises:
         InputError: the file of authorities cannot be used.
     """
 
-    def __init__(self, setting: WebhookSetting) -> None:
+    def __init__(self, setting: WebhookSettings) -> None:
         self.name = setting.name
         self._url = setting.url.get_secret_value()
         parts = urlsplit(self._url)
-        # Chat services put a secret into the path: messages name the host only.
+        # Chat services put a secret into the path, so messages name the host only.
         self._host = f"{parts.scheme}://{parts.hostname}"
         self._format = setting.format
-        # Of a batch that failed midway and will come again: what the receiver said so far.
+        # The answers so far to a batch that failed midway and will be sent again.
         self._answers: dict[str, str | None] = {}
         self._client = httpx.Client(
             headers={
@@ -43,21 +73,20 @@ class WebhookSink:
                 **{name: value.get_secret_value() for name, value in setting.headers.items()},
             },
             timeout=setting.timeout_s,
-            verify=tls.context(ca=setting.ca),
+            verify=tls_context(ca=setting.ca),
         )
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Post all of them; one that is refused does not keep the others back.
+        """Post all of them; a refused one does not hold back the others.
 
         Raises:
             SinkError: no answer, 3xx, 429 or 5xx: the receiver may take it later.
             Refused: another 4xx for some of them; all others arrived.
         """
         for alert in alerts:
-            key = _key(alert)
-            if key not in self._answers:
-                self._answers[key] = self._post(alert, key)
-        answers = [self._answers[_key(alert)] for alert in alerts]
+            if alert.key not in self._answers:
+                self._answers[alert.key] = self._post(alert)
+        answers = [self._answers[alert.key] for alert in alerts]
         self._answers.clear()
         refused = [answer for answer in answers if answer is not None]
         if refused:
@@ -70,32 +99,28 @@ class WebhookSink:
         """Close connections."""
         self._client.close()
 
-    def _post(self, alert: Alert, key: str) -> str | None:
-        """None if taken, else why the receiver never will."""
+    def _post(self, alert: Alert) -> str | None:
+        """None if the receiver took it, else why it never will."""
         try:
             with self._client.stream(
                 "POST",
                 self._url,
                 content=as_json(alert, self._format).encode(),
-                headers={"Idempotency-Key": key},
+                headers={"Idempotency-Key": alert.key},
             ) as response:
-                said = f"{response.status_code} {_beginning(response)}".strip()
+                answer = f"{response.status_code} {_beginning(response)}".strip()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise SinkError(f"{self._host}: no answer: {reason}") from None
         if response.is_success:
             return None
         if response.is_client_error and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            return said
-        raise SinkError(f"{self._host} answered {said}")
-
-
-def _key(alert: Alert) -> str:
-    return f"{alert.id}-{alert.revision}"
+            return answer
+        raise SinkError(f"{self._host} answered {answer}")
 
 
 def _beginning(response: httpx.Response) -> str:
-    """The answer's first bytes on one line. An answer read to its end lets the connection live."""
+    """The answer's first bytes on one line. The connection stays open if it is read to its end."""
     body = b""
     for piece in response.iter_raw():
         body += piece[: _MAX_ANSWER_BYTES - len(body)]

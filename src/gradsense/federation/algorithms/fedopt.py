@@ -1,0 +1,112 @@
+"""FedOpt (Reddi et al. 2021, arXiv 2003.00295), the paper's eq 3-6: an optimiser at the server.
+
+    rule      g = (1/N) Σ_k Δθ_k, in the sign of a gradient                       (eq 3)
+              m ← β₁ m + (1−β₁) g                                                 (eq 4)
+              v ← β₂ v + (1−β₂) g²                        Adam                    (eq 5)
+              v ← v − (1−β₂) g² sign(v − g²)              Yogi
+              v ← v + g²                                  Adagrad
+              θ ← θ − η m / (√v + ε)                                              (eq 6)
+
+v starts at ε² as in Reddi et al., and there is no bias correction, as in both papers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradsense.federation.algorithms.fedavg import FedAvg
+from gradsense.federation.parts import NonNegative, Positive, Share, part
+from gradsense.federation.pools import Pooled
+from gradsense.federation.rules.rule import Aggregated, DeltaRule, weighted_sum
+from gradsense.learning.learner import Array, ServerState, Tensors
+
+
+@part
+class ServerOptimizer(DeltaRule):
+    """Eq 3-6. Yogi and Adagrad change only v.
+
+    Attributes:
+        kind: adam, yogi or adagrad.
+        lr: η, the server's learning rate.
+        beta1, beta2: memories of m and v.
+        epsilon: ε, the adaptivity: larger is closer to plain averaging.
+    """
+
+    name: ClassVar[str] = "server-optimizer"
+
+    kind: Literal["adam", "yogi", "adagrad"] = "adam"
+    lr: NonNegative = 0.01
+    beta1: Share = 0.9
+    beta2: Share = 0.99
+    epsilon: Positive = 1e-3
+
+    def init(self, tensors: Tensors) -> ServerState:
+        state: dict[str, Array] = {}
+        for name, tensor in tensors.items():
+            state[f"m:{name}"] = np.zeros_like(tensor)
+            state[f"v:{name}"] = np.full_like(tensor, self.epsilon**2)
+        return state
+
+    def _second_moment(self, v: NDArray[Any], g: Array) -> Array:
+        square = np.square(g)
+        new: np.ndarray
+        if self.kind == "adam":
+            new = self.beta2 * v + (1 - self.beta2) * square
+        elif self.kind == "yogi":
+            new = v - (1 - self.beta2) * square * np.sign(v - square)
+        else:
+            new = v + square
+        return new.astype(np.float32)
+
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        mean = weighted_sum(pooled, [1 / len(pooled.updates)] * len(pooled.updates))
+        moved, new = dict(tensors), {}
+        for name, tensor in tensors.items():
+            g = -mean[name] if name in mean else np.zeros_like(tensor)
+            m = (self.beta1 * state[f"m:{name}"] + (1 - self.beta1) * g).astype(np.float32)
+            v = self._second_moment(state[f"v:{name}"], g)
+            step = self.lr * m / (np.sqrt(v) + self.epsilon)
+            moved[name] = (tensor - step).astype(np.float32)
+            new[f"m:{name}"], new[f"v:{name}"] = m, v
+        return moved, new
+
+
+@part
+class FedOpt(FedAvg):
+    """FedAvg with Adam at the server."""
+
+    name: ClassVar[str] = "fedopt"
+    summary: ClassVar[str] = "as FedAvg, with Adam on the server (eq 3-6)"
+
+    rule: DeltaRule = ServerOptimizer("adam")
+
+
+@part
+class FedAdam(FedOpt):
+    """FedOpt, by the name that says which optimiser it is."""
+
+    name: ClassVar[str] = "fedadam"
+    summary: ClassVar[str] = "FedOpt, by the name that says which optimizer it is"
+
+
+@part
+class FedYogi(FedOpt):
+    """FedAvg with Yogi at the server."""
+
+    name: ClassVar[str] = "fedyogi"
+    summary: ClassVar[str] = "as FedAvg, with Yogi on the server (eq 3-6)"
+
+    rule: DeltaRule = ServerOptimizer("yogi")
+
+
+@part
+class FedAdagrad(FedOpt):
+    """FedAvg with Adagrad at the server."""
+
+    name: ClassVar[str] = "fedadagrad"
+    summary: ClassVar[str] = "as FedAvg, with Adagrad on the server (eq 3-6)"
+
+    rule: DeltaRule = ServerOptimizer("adagrad")

@@ -1,0 +1,94 @@
+"""What happens to a coordinator, and what it wants done: plain values, both.
+
+``Coordinator.handle`` takes an event and returns effects. Whoever drives it, the simulator or the
+process behind a broker, turns what it observes into events and carries the effects out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradsense.errors import UpdateRefused
+from gradsense.federation.update import GlobalModel, Update
+
+# Events -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A client came, or came back."""
+
+    client: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A client went. What it sent still counts."""
+
+    client: str
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An update is here; ``at`` in the engine's seconds."""
+
+    update: Update = field(repr=False)
+    at: float
+
+
+@dataclass(frozen=True)
+class TurnedAway:
+    """An update was refused before the coordinator saw it: ``reason`` is the refusal's name."""
+
+    client: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """Time has passed; ``at`` in the engine's seconds."""
+
+    at: float
+
+
+Event = Joined | Left | Arrived | TurnedAway | Ticked
+
+# Effects ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Broadcast:
+    """Give every connected client this model (eq 15).
+
+    Attributes:
+        contributors: whose updates went into it, in order of arrival; none for version 0.
+    """
+
+    model: GlobalModel = field(repr=False)
+    contributors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Send:
+    """Give one client the current model."""
+
+    client: str
+    model: GlobalModel = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The update of an ``Arrived`` was not pooled."""
+
+    update: Update = field(repr=False)
+    refusal: UpdateRefused
+
+
+@dataclass(frozen=True)
+class WakeAt:
+    """Send a ``Ticked`` at this time, in the engine's seconds."""
+
+    at: float
+
+
+Effect = Broadcast | Send | Refuse | WakeAt

@@ -1,0 +1,97 @@
+"""The interface of rules, and what the rules that add deltas share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from gradsense.federation.parts import Share, part
+from gradsense.federation.pools import Pooled
+from gradsense.learning.learner import Array, ServerState, Tensors
+
+#: The next global tensors, and the next server state.
+Aggregated = tuple[dict[str, Array], ServerState]
+
+
+@part
+class Rule(ABC):
+    """How the cloud aggregates: a frozen value over a serialisable state of named tensors."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def init(self, tensors: Tensors) -> ServerState:
+        """The server's state before the first aggregation."""
+
+    @abstractmethod
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        """Aggregate; no argument is changed in place.
+
+        Args:
+            tensors: the current global model.
+            state: what ``init`` or the last ``apply`` returned.
+        """
+
+
+@part
+class DeltaRule(Rule):
+    """A rule for updates that say what to add to the weights. Any such algorithm may take it."""
+
+
+def weighted_sum(pooled: Pooled, weights: Sequence[float]) -> dict[str, Array]:
+    """Σ w_i Δθ_i by tensor, summed in float64 in the order of arrival.
+
+    A tensor that an update leaves out counts as zero movement: its client keeps the remainder and
+    sends it when it has grown.
+    """
+    total: dict[str, np.ndarray] = {}
+    for entry, weight in zip(pooled.updates, weights, strict=True):
+        for name, delta in entry.update.delta.items():
+            if name in total:
+                total[name] += np.multiply(delta, weight, dtype=np.float64)
+            else:
+                total[name] = np.multiply(delta, weight, dtype=np.float64)
+    return {name: value.astype(np.float32) for name, value in total.items()}
+
+
+def moved(tensors: Tensors, step: Tensors) -> dict[str, Array]:
+    """θ + step; a tensor that does not move is passed on, not copied."""
+    return {n: t + step[n] if n in step else t for n, t in tensors.items()}
+
+
+@part
+class WeightedSum(DeltaRule):
+    """A rule that weighs: θ ← θ + v, with v ← β v + Σ w_i Δθ_i.
+
+    Deltas are added, so that eq 2's mean of models becomes the mean of their deltas on the common
+    base.
+
+    Attributes:
+        momentum: β. 0 is the plain sum. Above, the server carries on in the direction of earlier
+            rounds (FedAvgM: Hsu et al. 2019, arXiv 1909.06335), which evens out what the sites
+            of one round have in common by chance.
+    """
+
+    momentum: Share = 0.0
+
+    @abstractmethod
+    def weights(self, pooled: Pooled) -> list[float]:
+        """One weight for each update."""
+
+    def init(self, tensors: Tensors) -> ServerState:
+        if not self.momentum:
+            return {}
+        return {f"v:{name}": np.zeros_like(tensor) for name, tensor in tensors.items()}
+
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        step = weighted_sum(pooled, self.weights(pooled))
+        if not self.momentum:
+            return moved(tensors, step), {}
+        velocity = {
+            name: (self.momentum * state[f"v:{name}"] + step.get(name, 0)).astype(np.float32)
+            for name in tensors
+        }
+        return moved(tensors, velocity), {f"v:{name}": v for name, v in velocity.items()}

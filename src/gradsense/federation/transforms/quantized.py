@@ -1,0 +1,64 @@
+"""Codecs ``int8`` and ``int4``."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from gradsense.federation.parts import part
+from gradsense.federation.transforms.transform import Codec, rebuild, shape_entry, squeeze
+from gradsense.learning.learner import Array, Tensors
+
+
+@part
+class Quantized(Codec):
+    """Whole numbers of 8 bits with one scale a group of values.
+
+    A value is off by at most half a step; the step is the group's largest magnitude divided by
+    2^(bits-1) - 1. Groups keep one large value from coarsening a whole layer.
+    """
+
+    bits: ClassVar[int] = 8
+    name: ClassVar[str] = "int8"
+    group: ClassVar[int] = 64  # values that share a scale; both ends must agree on it
+
+    @property
+    def _top(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    def pack(self, tensors: Tensors) -> bytes:
+        parts: dict[str, np.ndarray] = {}
+        for name, tensor in tensors.items():
+            flat = tensor.ravel()
+            padded = np.zeros(-(-flat.size // self.group) * self.group, dtype=np.float32)
+            padded[: flat.size] = flat
+            groups = padded.reshape(-1, self.group)
+            scales = np.abs(groups).max(axis=1, keepdims=True) / np.float32(self._top)
+            steps = np.divide(groups, scales, out=np.zeros_like(groups), where=scales > 0)
+            # Scales near the smallest float lose bits themselves; never leave the range.
+            whole = np.clip(np.rint(steps), -self._top, self._top).astype(np.int8).ravel()
+            if self.bits == 4:
+                low, high = whole[::2] & 15, whole[1::2] & 15
+                whole = (low | (high << 4)).astype(np.uint8)
+            parts |= {f"whole:{name}": whole, f"scale:{name}": scales.ravel()}
+            parts |= shape_entry(name, tensor)
+        return squeeze(parts)
+
+    def unpack(self, data: bytes) -> dict[str, Array]:
+        return rebuild(data, self._values)
+
+    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
+        whole, scales = parts[f"whole:{name}"], parts[f"scale:{name}"]
+        if self.bits == 4:
+            pairs = np.stack((whole & 15, whole >> 4), axis=1).astype(np.int8).ravel()
+            whole = np.where(pairs > self._top, pairs - 16, pairs)
+        return (whole.reshape(-1, self.group) * scales.astype(np.float32)[:, None]).ravel()
+
+
+@part
+class Quantized4(Quantized):
+    """The same with 4 bits, two values a byte."""
+
+    bits: ClassVar[int] = 4
+    name: ClassVar[str] = "int4"

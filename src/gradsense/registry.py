@@ -1,0 +1,49 @@
+"""Finds what the modules of a package define: a new one is a new file and no other edit."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def names(package: str) -> list[str]:
+    """The public modules directly in a package, sorted; none of them is imported."""
+    spec = find_spec(package)
+    found = iter_modules(spec.submodule_search_locations if spec else None)
+    return sorted(module.name for module in found if not module.name.startswith("_"))
+
+
+def defined(module: str, base: type[T]) -> list[type[T]]:
+    """The public, concrete subclasses of ``base`` that a module defines, in the order of its text.
+
+    Raises:
+        ModuleNotFoundError: the module, or a library that it imports, is not installed.
+    """
+    return [
+        value
+        for name, value in vars(import_module(module)).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+        if value.__module__ == module and not name.startswith("_") and not inspect.isabstract(value)
+    ]
+
+
+def members(package: str, base: type[T], key: str = "name") -> dict[str, type[T]]:
+    """The subclasses of ``base`` in all modules of a package, by their class attribute ``key``.
+
+    A module that needs a library which is not installed is left out.
+    """
+    found: dict[str, type[T]] = {}
+    for name in names(package):
+        try:
+            classes = defined(f"{package}.{name}", base)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == package.partition(".")[0]:
+                raise  # a defect of our own, not a missing extra
+            continue
+        found |= {str(getattr(one, key)): one for one in classes}
+    return found
