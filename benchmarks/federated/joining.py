@@ -92,15 +92,15 @@ def measure(bench: Bench, sites: dict[str, Site]) -> None:
         }
         site = sites[name]
         site.unseen |= {classes[number] for number in unseen}
-        for when, said in (("before", before), ("after", after)):
-            named = [float((said[rows] == number).mean()) for number, rows in unseen.items()]
-            flagged = [float((said[rows] != benign).mean()) for rows in unseen.values()]
+        for when, predicted in (("before", before), ("after", after)):
+            named = [float((predicted[rows] == number).mean()) for number, rows in unseen.items()]
+            flagged = [float((predicted[rows] != benign).mean()) for rows in unseen.values()]
             site.values[f"named {when}"].append(statistics.fmean(named))
             site.values[f"flagged {when}"].append(statistics.fmean(flagged))
             calm = ~here & (labels == benign)
-            site.values[f"alarms {when}"].append(float((said[calm] != benign).mean()))
+            site.values[f"alarms {when}"].append(float((predicted[calm] != benign).mean()))
             if here.any():
-                right = float((said[here] == labels[here]).mean())
+                right = float((predicted[here] == labels[here]).mean())
                 site.values[f"own accuracy {when}"].append(right)
         site.values["unseen"].append(len(unseen))
         site.sent.append(sent[name])

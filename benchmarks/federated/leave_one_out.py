@@ -75,10 +75,10 @@ class Outcome:
 Outcomes = Mapping[str, Mapping[str, list[Outcome]]]  # method, capture, by seed
 
 
-def judge(truth: Verdicts, said: Verdicts) -> Outcome:
+def judge(truth: Verdicts, verdicts: Verdicts) -> Outcome:
     """Counts of verdicts against the truth; True is malicious."""
     return Outcome(
-        len(truth), int(truth.sum()), int((truth & said).sum()), int((~truth & said).sum())
+        len(truth), int(truth.sum()), int((truth & verdicts).sum()), int((~truth & verdicts).sum())
     )
 
 
@@ -122,8 +122,8 @@ def one_seed(bench: Bench, say: Callable[[str], None]) -> dict[str, dict[str, Ou
         if len(classes) > len(BINARY_CLASSES):
             verdicts["gsfs, largest"] = outputs.argmax(axis=1) != benign
         verdicts |= forest_verdicts(bench, capture, flows.filter(pl.Series(here)))
-        for method, said in verdicts.items():
-            found[method][capture] = judge(truth[here], said)
+        for method, own in verdicts.items():
+            found[method][capture] = judge(truth[here], own)
         say(f"seed {bench.settings.seed}: without {capture}")
     return found
 

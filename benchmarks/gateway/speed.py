@@ -5,7 +5,7 @@
 Throughput is from a Zeek log file to verdicts, grouped alerts and a committed journal for
 ``gradsense watch --once``; for the peers from the same file to class names. The log is IoT-23's
 34-1, repeated. Latency is of one flow at a time, from the bytes of its line to its verdict. Each
-row runs in a process of its own, whose highest resident memory is told. ``eager`` is the same
+row runs in a process of its own, whose highest resident memory is printed. ``eager`` is the same
 model in Hugging Face form under torch, with gradsense's own reader; ``forest`` is scikit-learn's
 random forest of 200 trees behind pandas, on the raw fields of a flow. Quality is on the test flows
 of the seed that the model was trained with.
@@ -218,7 +218,7 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
         found = score(
             truth, np.array([corpus.classes.index(labels[i]) for i in argmax]), corpus.classes
         )
-        rings = np.array([verdict.alarm for verdict in detector.judge(phrase_ids)])
+        alerts = np.array([verdict.alarm for verdict in detector.judge(phrase_ids)])
         benign = (test["class"] == "Benign").to_numpy()
         size = sum(file.stat().st_size for file in (folder / name).iterdir())
         scored.append(
@@ -227,8 +227,8 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
                 "size_kb": size / 1000,
                 "accuracy": found.accuracy,
                 "f1_macro": found.f1_macro,
-                "false": rings[benign].mean(),
-                "found": rings[~benign].mean(),
+                "false": alerts[benign].mean(),
+                "found": alerts[~benign].mean(),
             }
         )
     assert isinstance(test, pl.DataFrame)
@@ -362,7 +362,14 @@ def main() -> None:
     print()
     print(
         table(
-            ["bundle", "kB", "accuracy", "macro-F1", "benign that ring, %", "attacks that ring, %"],
+            [
+                "bundle",
+                "kB",
+                "accuracy",
+                "macro-F1",
+                "benign alerts, %",
+                "attacks found, %",
+            ],
             [
                 [
                     one["bundle"],

@@ -79,7 +79,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_yticks([1, 10, 100, 1000], ["1", "10", "100", "1,000"])
     axes.minorticks_off()
     axes.set_title(
-        "From a device's decision to speak until the centre has the update", loc="left", fontsize=10
+        "From a device's decision to send until the centre has the update", loc="left", fontsize=10
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e5e7eb", linewidth=0.8)

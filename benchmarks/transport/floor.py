@@ -108,7 +108,7 @@ def connected(folder: Path, devices: int) -> Iterator[Ends]:
 
 
 def _row(size: int, messages: list[dict[str, int]]) -> dict[str, Any]:
-    """The first message only tells where the centre's CPU time stood."""
+    """The first message only shows where the centre's CPU time stood."""
     centre = [
         after["cpu_centre_so_far"] - before["cpu_centre_so_far"]
         for before, after in pairwise(messages)
