@@ -14,17 +14,16 @@ setting. The shared checks in ``tests/`` find it there too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from fleet_in_one_file import SITES, report, windows
+from pydantic import Field
 
 from gradsense.federation import (
     Decision,
     FedAvg,
-    NonNegative,
-    PooledUpdate,
+    Pooled,
     Sensed,
     Trigger,
     WeightedSum,
@@ -39,7 +38,7 @@ from gradsense.federation import (
 class Restless(Trigger):
     """Upload while a layer still has a gradient above ``least``; at the latest in round three."""
 
-    least: NonNegative = 0.5
+    least: Annotated[float, Field(ge=0)] = 0.5
 
     def sense(self, state: dict[str, float], seen: Sensed) -> tuple[dict[str, float], Decision]:
         if max(seen.gradient_norms.values()) > self.least:
@@ -59,10 +58,8 @@ class Agreement(WeightedSum):
 
     name: ClassVar[str] = "agreement"
 
-    def weights(
-        self, pooled: Sequence[PooledUpdate], submissions: Mapping[str, int]
-    ) -> list[float]:
-        deltas = [one.update.delta for one in pooled]
+    def weights(self, pooled: Pooled) -> list[float]:
+        deltas = [one.update.delta for one in pooled.updates]
         moves = np.stack([np.concatenate([d[n].ravel() for n in sorted(d)]) for d in deltas])
         centre = np.median(moves, axis=0)
         lengths = np.linalg.norm(moves, axis=1) * np.linalg.norm(centre) + 1e-12

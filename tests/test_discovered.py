@@ -28,13 +28,16 @@ from gradsense.federation.triggers import EveryRound, Sensed, Trigger
 from gradsense.federation.update import decode, encode
 from gradsense.learning.learner import FlowCost
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
-from gradsense.prompts.templates import TEMPLATES
+from gradsense.prompts.templates import templates
 from gradsense.simulation.devices import MIXES, PROFILES, assign
 from gradsense.simulation.simulator import Faults, Simulator
 from tests.support.toys import ToyLearner, entry, tensor, update
 
 T = TypeVar("T")
 ALGORITHMS = list(algorithms())
+
+
+TEMPLATES = templates()
 
 
 def everything(base: type[T]) -> list[T]:

@@ -22,7 +22,15 @@ def module_of(path: Path) -> str:
 WITH_EXAMPLES = sorted(module_of(path) for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
 
 #: Where a newcomer looks first.
-MAIN = {"gradsense.errors"}
+MAIN = {
+    "gradsense",
+    "gradsense.config",
+    "gradsense.errors",
+    "gradsense.federation.algorithm",
+    "gradsense.federation.coordinator",
+    "gradsense.federation.pools",
+    "gradsense.simulation.devices",
+}
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)

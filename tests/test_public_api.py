@@ -22,7 +22,7 @@ from gradsense import errors
 
 PUBLIC = {
     "gradsense": """
-        Client Coordinator Detector GradsenseError InputError Learner Simulator Watch
+        Algorithm Client Coordinator Detector GradsenseError InputError Learner Simulator Watch
         __version__
     """,
     "gradsense.agent": "Agent AgentPlan ResourceLimits",
@@ -33,11 +33,20 @@ PUBLIC = {
     """,
     "gradsense.detection": "Detector Manifest Reason Verdict",
     "gradsense.experiments": "Row",
-    "gradsense.federation": "Client Coordinator GlobalModel Update",
+    "gradsense.federation": """
+        Algorithm AllInvited AnyOf Arrived Broadcast Client Codec Coordinator Count Decision
+        DeltaRule EveryRound FedAvg GlobalModel Gradient Joined Left LocalState Outgoing
+        Performance Plan Pool Pooled PooledUpdate Quorum Refuse Rule Send Sensed Silence Ticked
+        Transform Trigger TurnedAway Unexplained Update WakeAt WeightedSum get_algorithm part
+    """,
     "gradsense.fleet": "Enrolment Fleet Job Registry",
-    "gradsense.gateway": "Alert GatewayStore Settings Watch WatchPlan open_watch",
+    "gradsense.gateway": """
+        Alert GatewayStore Settings Sink SinkContext SinkError SinkSettings Watch WatchPlan
+        open_watch
+    """,
     "gradsense.learning": """
-        Examples Learner LocalLearner Observed Scores Trained Trainer
+        Examples FleetStatistics FlowCost Learner LocalLearner Observed Scores Trained Trainer
+        observed
     """,
     "gradsense.localfleet": "LocalFleet",
     "gradsense.models": "Card TextClassifier",
@@ -45,6 +54,7 @@ PUBLIC = {
     "gradsense.serving": "LargerModel create_app",
     "gradsense.simulation": "DeviceProfile Faults Meter Simulator assign",
     "gradsense.storage": "",
+    "gradsense.tasks": "Task Wording get_task",
     "gradsense.transport": "Arrival Identity Link Message MessageHeader Topic",
 }
 
@@ -77,7 +87,7 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize(("package", "name"), NAMES, ids=".".join)
+@pytest.mark.parametrize(("package", "name"), NAMES, ids=map(".".join, NAMES))
 def test_an_exported_name_is_there_and_says_what_it_is(package: str, name: str) -> None:
     value: Any = getattr(import_module(package), name)
     assert value is getattr(sys.modules[value.__module__], name)

@@ -26,7 +26,7 @@ import pandas as pd
 import polars as pl
 from zat.log_to_dataframe import LogToDataFrame
 
-from gradsense.data.sources.zeek import WORKERS, read_conn
+from gradsense.data.sources.stream import WORKERS, read_log
 from gradsense.data.synthetic.traffic import write_sample
 from gradsense.data.tally import Tally
 
@@ -54,11 +54,11 @@ def write_log(path: Path, header: str, rows: list[str], flows: int) -> None:
 
 
 def gradsense_frame(path: Path) -> int:
-    return pl.concat(list(read_conn(path, tally=Tally()))).height
+    return pl.concat(list(read_log(path, tally=Tally()))).height
 
 
 def gradsense_stream(path: Path) -> int:
-    return sum(frame.height for frame in read_conn(path, tally=Tally()))
+    return sum(frame.height for frame in read_log(path, tally=Tally()))
 
 
 def zat_frame(path: Path) -> int:

@@ -35,7 +35,7 @@ from benchmarks.shared import (
     train_sets,
     upload,
 )
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.algorithms.gsfs import RidgeSum

@@ -36,7 +36,7 @@ from benchmarks.shared import (
     train_sets,
     upload,
 )
-from gradsense.data.datasets.labels import BENIGN, BINARY_CLASSES, MALICIOUS
+from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples

@@ -33,11 +33,10 @@ from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
-from gradsense.transport.connection import MAX_PACKET_BYTES
 from gradsense.transport.messages import Message, SignedMessage, messages, presence, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
-from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
+from gradsense.transport.protocol import MAX_PACKET_BYTES, NO_MODEL, MessageHeader, device_filters
 
 #: When a device sends an update: once for each model, again as soon as it is acknowledged, or
 #: after a random pause and once for each model. ``bare`` devices verify nothing and send once a

@@ -150,7 +150,7 @@ class BarePublisher:
         self._client.tls_set_context(who.tls())
         self._client.on_message = self._on_message
         self._client.connect(who.host, who.port, KEEPALIVE_S)
-        self._client.subscribe(f"gradsense/v1/{run}/up/#", 1)
+        self._client.subscribe(f"gradsense/v2/{run}/up/#", 1)
 
     def __enter__(self) -> BarePublisher:
         self._client.loop_start()

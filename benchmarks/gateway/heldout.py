@@ -51,7 +51,7 @@ from benchmarks.gateway.heldout_methods import (
     with_thresholds,
 )
 from benchmarks.shared import Progress, bench_of, parser, spread, table
-from gradsense.data.datasets.labels import BENIGN, MALICIOUS
+from gradsense.data.datasets.iot23 import BENIGN, MALICIOUS
 from gradsense.detection.detector import Detector
 from gradsense.gateway.alerting.alert import Example
 from gradsense.gateway.alerting.grouping import Alarm, Grouper, LogClock

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 
 from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.labels import BENIGN, binary, class_numbers
-from gradsense.data.flows import CONTEXT_SCHEMA
+from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, classed
+from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
 from gradsense.data.networks import Networks
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.stream import read_log
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold
@@ -89,7 +89,8 @@ class Outcome:
 def network(name: str, log: Path, *, labelled: bool) -> Network:
     """Read a log. Without labels the first half of it is held to be benign."""
     context = ContextWindow()
-    flows = binary(pl.concat([context.add(block) for block in read_conn(log, tally=Tally())]))
+    blocks = [context.add(block) for block in read_log(log, tally=Tally())]
+    flows = classed(pl.concat(blocks), BINARY_CLASSES)
     known = flows["class"] == BENIGN if labelled else pl.Series([True] * len(flows))
     benign = np.flatnonzero(known.fill_null(value=False).to_numpy())
     benign = benign[: len(benign) // 2]

@@ -91,7 +91,7 @@ def eager(log: Path, model: Path) -> Row:
     """The Hugging Face model itself, every flow through it in batches of 256."""
     import torch  # noqa: PLC0415
 
-    from gradsense.data.sources.zeek import read_conn  # noqa: PLC0415
+    from gradsense.data.sources.stream import read_log  # noqa: PLC0415
     from gradsense.models import folder  # noqa: PLC0415
 
     torch.set_num_threads(THREADS)
@@ -105,7 +105,7 @@ def eager(log: Path, model: Path) -> Row:
         return [classifier.labels[place] for place in logits.argmax(dim=1).tolist()]
 
     began = time.perf_counter()
-    for block in read_conn(log, tally=Tally()):
+    for block in read_log(log, tally=Tally()):
         texts = template.render(context.add(block)).to_list()
         for start in range(0, len(texts), 256):
             flows += len(judge(texts[start : start + 256]))
@@ -189,8 +189,8 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
     import polars as pl  # noqa: PLC0415
 
     from benchmarks.shared import Progress, bench_of  # noqa: PLC0415
-    from gradsense.data.datasets.labels import class_numbers  # noqa: PLC0415
-    from gradsense.data.sources.header import zeek_name  # noqa: PLC0415
+    from gradsense.data.flows import class_numbers  # noqa: PLC0415
+    from gradsense.data.sources.zeek_tsv import zeek_name  # noqa: PLC0415
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.experiments.run import train  # noqa: PLC0415
     from gradsense.learning.metrics import score  # noqa: PLC0415

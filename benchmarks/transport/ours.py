@@ -191,7 +191,7 @@ def _silent(bundle: Path) -> Iterator[None]:
     me, greeted = identity.of_device(bundle), threading.Event()
     link = Link(
         me,
-        subscriptions=["gradsense/v1/bench/device/silent/#"],
+        subscriptions=["gradsense/v2/bench/device/silent/#"],
         on_message=lambda arrival: None,
         on_connect=lambda _: greeted.set(),
         rng=random.Random(0),

@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from gradsense.detection.detector import Detector
     from gradsense.errors import GradsenseError, InputError
+    from gradsense.federation.algorithm import Algorithm
     from gradsense.federation.client import Client
     from gradsense.federation.coordinator import Coordinator
     from gradsense.gateway.watch import Watch
@@ -34,6 +35,7 @@ else:
     export(__name__)
 
 __all__ = [
+    "Algorithm",
     "Client",
     "Coordinator",
     "Detector",

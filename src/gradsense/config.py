@@ -1,15 +1,14 @@
-"""Everything that fixes the result of a run: one value, checked once, stored beside the result.
+"""The settings that fix the result of a run: one value, checked once, stored beside the result.
 
-The command line makes its options from these fields, so a setting is described here and nowhere
-else.
+The command line makes its options from these fields.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradsense.errors import InputError
 
@@ -27,8 +26,11 @@ class RunSettings(BaseModel):
     view: Literal["classes", "binary"] = Field(
         "classes", description="IoT-23's classes, or benign against malicious."
     )
+    labels: tuple[str, ...] = Field(
+        (), description="Classes in order, Benign first. Without: those of the view that are found."
+    )
     unknown_labels: Literal["error", "drop"] = Field(
-        "error", description="What to do about a label that is not IoT-23's."
+        "error", description="What to do about a label that is none of the classes."
     )
     strict: bool = Field(False, description="Stop at the first malformed line.")
     contradictions: Literal["keep", "majority", "drop"] = Field(
@@ -62,24 +64,22 @@ class RunSettings(BaseModel):
     algorithm: str = Field(
         "gsfs", description="An algorithm, or one with changed values: gsfs:floor=0.3."
     )
-    rounds: int = Field(
-        10, ge=1, description="Aggregations at most, and visits of local training per client."
-    )
-    epochs: float = Field(1.0, gt=0, description="E, local epochs of one visit.")
+    rounds: int = Field(10, ge=1, description="Aggregations at most, and local rounds per client.")
+    epochs: float = Field(1.0, gt=0, description="E, local epochs of one local round.")
     batch_size: int = Field(32, ge=1, description="Flows a training step.")
     lr: float = Field(1e-3, gt=0, description="Local learning rate.")
     optimizer: Literal["adamw", "sgd"] = Field(
         "adamw", description="Local optimiser; sgd is eq 1 to the letter."
     )
     participation: float = Field(
-        1.0, gt=0, le=1, description="Share of clients asked in each synchronous round."
+        1.0, gt=0, le=1, description="Share of clients invited to each synchronous round."
     )
 
     devices: str = Field(
         "mixed", description="Device profiles: mixed, pi4, jetson-nano, gateway, lte-node."
     )
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="Probability that a device vanishes during a visit."
+        0.0, ge=0, lt=1, description="Probability that a device vanishes during a local round."
     )
     offline_s: float = Field(60.0, ge=0, description="Mean virtual seconds until it is back.")
     late: float = Field(0.0, ge=0, lt=1, description="Share of clients that join late.")
@@ -91,12 +91,30 @@ class RunSettings(BaseModel):
         0, ge=0, lt=1 << 31, description="Draws, splits, weights, faults: all follow from it."
     )
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Also as one text with commas, as the command line has it."""
+        if not isinstance(value, str):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
+
+    @field_validator("labels")
+    @classmethod
+    def _several(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value and len(set(value)) < max(2, len(value)):
+            raise ValueError("give two classes or more, each once")
+        return value
+
 
 def settings(**values: object) -> RunSettings:
     """``RunSettings`` from unchecked values.
 
     Raises:
         InputError: names the first value that does not fit, and what would.
+
+    >>> settings(algorithm="fedavg", rounds=3).rounds
+    3
     """
     try:
         return RunSettings.model_validate(values)

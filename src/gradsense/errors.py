@@ -9,6 +9,7 @@
         ├── WrongDtype
         ├── NotFinite
         ├── NormTooLarge
+        ├── RunFinished
         ├── Replay
         ├── NotInvited
         └── BadSampleCount
@@ -104,7 +105,7 @@ class NormTooLarge(UpdateRefused):
 
 
 class RunFinished(UpdateRefused):
-    """The run has made all the models that it was to make."""
+    """The run has made its last model."""
 
     reason = "run-finished"
 

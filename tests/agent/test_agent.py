@@ -24,7 +24,7 @@ from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival
 from gradsense.transport.messages import Message, messages, read, sign_message, unsealed
-from gradsense.transport.payloads import Ack, model_hash, open_status, open_update, pack_model
+from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
 
 FREE = ResourceLimits(
@@ -103,7 +103,7 @@ class Site:
         weight = rng.normal(size=(self.classes, 1520)).astype(np.float32)
         tensors = {HEAD_WEIGHT: weight, HEAD_BIAS: np.zeros(self.classes, np.float32)}
         digest = model_hash(tensors)
-        header = MessageHeader("model", "porch", COORDINATOR, version, version, digest)
+        header = MessageHeader("model", "porch", COORDINATOR, 0, version, digest)
         body = pack_model(GlobalModel(version, tensors))
         seal_for = self.cloud.peer_seal_key if self.job.sealed else None
         return messages(sign_message(header, body, self.cloud.signing_key, seal_for=seal_for))
@@ -123,19 +123,19 @@ class Site:
         found = []
         for message in self.link.said:
             one = read(message, lambda _: self.device.signing_key.public_key())
-            if one.topic.kind == "update":
+            if one.properties.header.kind == "update":
                 assert one.chunk is not None
                 body = unsealed(one.chunk.piece, one.properties, self.cloud.own_seal_key)
-                found.append(open_update(body, one.properties))
+                found.append(open_update(body, one.properties.header, 1 << 24))
         return found
 
     def held(self) -> list[tuple[bool, int]]:
-        """Signs of life: online, and the version held."""
+        """Presence: online, and the version held."""
         found = []
         for message in self.link.said:
             one = read(message, lambda _: self.device.signing_key.public_key())
-            if one.topic.kind == "status":
-                found.append((open_status(one.body), one.properties.header.base_version))
+            if one.properties.header.kind == "presence":
+                found.append((open_presence(one.body), one.properties.header.base_version))
         return found
 
 
@@ -261,7 +261,7 @@ def test_a_device_that_lost_its_state_does_not_tell_twice(site: Site) -> None:
     site.hear(site.ack(1, "replay"), *site.model(1))
     site.work()
     assert len(site.updates()) == 1
-    assert site.agent.memory.outbox_count == 0
+    assert site.agent.memory.head() is None
 
 
 def test_a_full_outbox_stops_the_work_and_loses_nothing(

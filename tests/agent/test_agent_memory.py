@@ -19,11 +19,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.labelling import Gathered
-from gradsense.agent.store import FILE, NO_MODEL, AgentStore, MemoryFull
+from gradsense.agent.store import FILE, MIGRATIONS, NO_MODEL, AgentStore
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import SignedMessage, sign_message
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import MessageHeader
@@ -61,7 +62,7 @@ def test_a_fresh_memory_holds_nothing(memory: AgentStore) -> None:
     assert memory.model() is None
     assert memory.head() is None
     assert memory.held() == NO_MODEL
-    assert (memory.outbox_bytes, memory.outbox_count, memory.full) == (0, 0, False)
+    assert (memory.outbox_bytes, outbox_count(memory), memory.full) == (0, 0, False)
     assert (memory.places(), memory.taken(), memory.counters(), list(memory)) == ({}, b"", {}, [])
 
 
@@ -71,7 +72,7 @@ def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     model = GlobalModel(2, TENSORS, frozenset({"gate", "barn"}))
     client.adopt(model)
     client.sequence = 1
-    first.save(client.snapshot(), update=signed(1), model=model, counts={"visits": 3})
+    first.save(client.snapshot(), update=signed(1), model=model)
     assert first.held() == (2, model_hash(TENSORS))
     first.close()
     again = AgentStore(tmp_path)
@@ -83,13 +84,13 @@ def test_everything_is_there_for_the_next_process(tmp_path: Path) -> None:
     assert (kept.version, kept.participants) == (2, {"gate", "barn"})
     assert again.held() == (2, model_hash(kept.tensors)) == (2, model_hash(TENSORS))
     assert again.head() == signed(1)
-    assert again.counters() == {"visits": 3}
+    assert again.counters() == {}
 
 
 def test_outbox_goes_in_order_and_an_acknowledgement_counts_once(memory: AgentStore) -> None:
     for sequence in (1, 2, 3):
         memory.save(state(sequence), update=signed(sequence, bytes(10)))
-    assert (memory.outbox_count, memory.outbox_bytes) == (3, 30)
+    assert (outbox_count(memory), memory.outbox_bytes) == (3, 30)
     assert memory.acknowledged(1)
     assert not memory.acknowledged(1), "a repeated one changes nothing"
     assert memory.head() == signed(2, bytes(10))
@@ -108,7 +109,7 @@ def test_outbox_is_full_at_its_bound(tmp_path: Path) -> None:
     memory.save(state(2), update=signed(2, bytes(1)))
     assert memory.full
     memory.save(state(3), update=signed(3))
-    assert memory.outbox_count == 3, "what was made is never dropped"
+    assert outbox_count(memory) == 3, "what was made is never dropped"
     memory.acknowledged(1)
     assert not memory.full
 
@@ -135,10 +136,14 @@ def test_batches_come_with_the_places_that_they_were_read_up_to(memory: AgentSto
     assert [len(batch[1]) for batch in memory] == [2, 1]
 
 
+def outbox_count(memory: AgentStore) -> int:
+    return int(memory._all("SELECT count(*) FROM outbox")[0][0])
+
+
 def limit(memory: AgentStore, pages: int) -> None:
     """SQLite's own way to a full disk."""
-    (used,) = memory._db.execute("PRAGMA page_count").fetchone()
-    memory._db.execute(f"PRAGMA max_page_count={used + pages}")
+    (used,) = memory._db.connection.execute("PRAGMA page_count").fetchone()
+    memory._db.connection.execute(f"PRAGMA max_page_count={used + pages}")
 
 
 def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
@@ -147,20 +152,20 @@ def test_a_full_disk_takes_in_nothing_and_later_all(memory: AgentStore) -> None:
     # More than a page, and nothing that packs: the signed follows state and model.
     body = random.Random(0).randbytes(20_000)
     model = GlobalModel(1, TENSORS)
-    with pytest.raises(MemoryFull, match="full"):
-        memory.save(state(2), update=signed(2, body), model=model, counts={"visits": 1})
+    with pytest.raises(StorageFull, match="full"):
+        memory.save(state(2), update=signed(2, body), model=model)
     assert memory.client()[0] == {"sequence": 1}
-    assert (memory.outbox_count, memory.counters(), memory.model()) == (1, {}, None)
+    assert (outbox_count(memory), memory.counters(), memory.model()) == (1, {}, None)
     assert memory.held() == NO_MODEL
     phrase_ids = np.frombuffer(random.Random(0).randbytes(20_000), np.uint16)
     big = gathered(phrase_ids[:, None], {"a": 1})
-    with pytest.raises(MemoryFull):
+    with pytest.raises(StorageFull):
         memory.append(big)
     assert (memory.places(), len(memory)) == ({}, 0)
     limit(memory, 100)
-    memory.save(state(2), update=signed(2, body), model=model, counts={"visits": 1})
+    memory.save(state(2), update=signed(2, body), model=model)
     memory.append(big)
-    assert (memory.outbox_count, memory.counters(), len(memory)) == (2, {"visits": 1}, 1)
+    assert (outbox_count(memory), memory.counters(), len(memory)) == (2, {}, 1)
     assert memory.held() == (1, model_hash(TENSORS))
 
 
@@ -192,9 +197,20 @@ def test_what_is_no_memory_of_ours_is_refused(tmp_path: Path) -> None:
         AgentStore(tmp_path)
 
 
+@pytest.mark.parametrize("waiting", [0, 2])
+def test_updates_of_protocol_1_are_dropped_and_counted(tmp_path: Path, waiting: int) -> None:
+    with sqlite3.connect(tmp_path / FILE) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+        rows = [(number, '[["gs-schema", "1"]]', b"body") for number in range(1, waiting + 1)]
+        db.executemany("INSERT INTO outbox VALUES (?, ?, ?)", rows)
+    memory = AgentStore(tmp_path)
+    assert memory.head() is None
+    assert memory.counters() == ({"refused:unsupported-schema": waiting} if waiting else {})
+
+
 def test_a_damaged_state_says_so(memory: AgentStore) -> None:
     memory.save(state(1))
-    memory._db.execute("UPDATE states SET body = substr(body, 1, 20)")
+    memory._db.connection.execute("UPDATE states SET body = substr(body, 1, 20)")
     with pytest.raises(GradsenseError, match="damaged"):
         memory.client()
 
@@ -214,7 +230,7 @@ def work_for_ever(folder: Path) -> None:
         body = rng.randbytes(rng.choice([100, 300_000]))
         memory.save(({"sequence": sequence}, tensors), update=signed(sequence, body))
         os.write(1, f"{sequence}\n".encode())
-        while memory.outbox_count > rng.randrange(4):
+        while outbox_count(memory) > rng.randrange(4):
             memory.acknowledged(memory.head().properties.header.sequence)
 
 

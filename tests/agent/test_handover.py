@@ -16,7 +16,7 @@ from gradsense.agent.handover import (
     handed_over,
 )
 from gradsense.agent.reader import Rows
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
 from gradsense.detection.detector import Detector
 from gradsense.errors import GradsenseError

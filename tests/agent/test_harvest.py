@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from ipaddress import ip_network
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.agent import labelling as module
-from gradsense.agent.label_rules import Rule, Rules
+from gradsense.agent.label_rules import LabelRule, LabelRules
 from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
 from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.data.networks import Networks
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.stream import read_log
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
@@ -87,7 +88,7 @@ def in_data_set(dataset: Dataset) -> Rows:
 
 
 def flows_of(log: Path) -> pl.DataFrame:
-    return ContextWindow().add(pl.concat(list(read_conn(log, tally=Tally()))))
+    return ContextWindow().add(pl.concat(list(read_log(log, tally=Tally()))))
 
 
 # Logs -----------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def test_every_flow_is_read_once_whatever_is_killed(
             gathered = harvest.step(final=True)
             if gathered is not None:
                 batcher.add(gathered, 0.0)
-            batch = batcher.take(0.0, final=gathered is None)
+            batch = batcher.take(inf if gathered is None else 0.0)
             if batch is not None:
                 places.update(batch.places)
                 stored += rows(batch)
@@ -158,6 +159,28 @@ def test_classes_that_the_model_does_not_know_are_counted(fleet: Path, dataset: 
     assert whole.counts["labelled:log"] == whole.weights.sum() == benign + ddos
 
 
+def test_a_class_of_the_runs_own_is_learnt_from_a_log_and_from_a_rule(tmp_path: Path) -> None:
+    head = "#fields\tts\tid.orig_h\tid.resp_h\tid.resp_p\tproto\tconn_state\tlabel\n"
+    flows = [("23", "PortScan"), ("23", "-"), ("80", "Flood"), ("80", "Benign")]
+    lines = [f"1.5\t10.0.0.1\t10.0.0.2\t{port}\ttcp\tS0\t{label}\n" for port, label in flows]
+    log = tmp_path / "conn.log.labeled"
+    log.write_text(head + "".join(lines))
+    rules = LabelRules((LabelRule(label="PortScan", resp_p=23),))
+    labels = ("Benign", "DDoS", "PortScan")
+    whole = together(drain(Harvest(TEMPLATE, labels, logs=[log], rules=rules)))
+    assert sorted(zip(whole.labels.tolist(), whole.weights.tolist(), strict=True)) == [
+        (0, 1),
+        (2, 1),
+        (2, 1),
+    ]
+    assert whole.counts == {
+        "flows": 4,
+        "labelled:log": 2,
+        "labelled:rules": 1,
+        "unknown-class:Flood": 1,
+    }
+
+
 def test_a_binary_model_takes_every_attack_as_one_class(fleet: Path, dataset: Dataset) -> None:
     whole = together(drain(Harvest(TEMPLATE, ("Benign", "Malicious"), logs=[fleet])))
     benign = dataset.flows.filter(pl.col("class") == "Benign").height
@@ -191,7 +214,7 @@ def test_logs_are_found(fleet: Path, dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_rules_label_what_the_log_does_not(plain: Path) -> None:
-    rules = Rules((Rule(label="Benign", proto="udp"), Rule(label="Gone", resp_p=80)))
+    rules = LabelRules((LabelRule(label="Benign", proto="udp"), LabelRule(label="Gone", resp_p=80)))
     whole = together(drain(Harvest(TEMPLATE, ("DDoS", "Benign"), logs=[plain], rules=rules)))
     flows = flows_of(plain)
     udp = flows.filter(pl.col("proto") == "udp")
@@ -207,7 +230,7 @@ def test_rules_label_what_the_log_does_not(plain: Path) -> None:
 
 
 def test_the_label_of_the_log_goes_before_a_rule(fleet: Path, dataset: Dataset) -> None:
-    rules = Rules((Rule(label="Benign"),))
+    rules = LabelRules((LabelRule(label="Benign"),))
     whole = together(drain(Harvest(TEMPLATE, dataset.classes, logs=[fleet], rules=rules)))
     assert rows(whole) == in_data_set(dataset)
 
@@ -223,7 +246,7 @@ def test_prompts_are_those_that_the_watch_sees_and_rules_see_the_addresses(plain
     flows = flows_of(plain)
     far = next(end for end in flows["resp_h"] if end.startswith("198.51.100."))
     networks = Networks([ip_network("198.51.100.0/24")])
-    rules = Rules((Rule(label="Benign", resp_h=far),))
+    rules = LabelRules((LabelRule(label="Benign", resp_h=far),))
     harvest = Harvest(TEMPLATE, ("Benign",), logs=[plain], rules=rules, networks=networks)
     chosen = flows.filter(pl.col("resp_h") == far)
     masked = networks.mask(chosen)
@@ -245,7 +268,7 @@ def ring(journal: GatewayStore, name: str, prompts: dict[bytes, int]) -> Alert:
     alert = sample(id=name, state="closed")
     group = Group(
         id=name, device=alert.device, label=alert.label, opened=0.0, first_ts=0.0, last_ts=0.0,
-        seen=0.0, told=0.0, why=(), example=alert.example,
+        seen=0.0, reported=0.0, why=(), example=alert.example,
         prompts={body.hex(): flows for body, flows in prompts.items()},
     )  # fmt: skip
     journal.commit(StoreBatch(messages=[alert], groups=[group]))
@@ -269,7 +292,7 @@ def test_a_word_is_taken_once(tmp_path: Path) -> None:
     taken = harvest.step()
     assert taken is not None
     assert rows(taken) == {(prompt(0), 1): 3, (prompt(1), 1): 2}
-    assert taken.counts == {"words": 1, "labelled:feedback": 5}
+    assert taken.counts == {"feedback": 1, "labelled:feedback": 5}
     assert taken.places == {}
     assert harvest.step() is None
     assert by_feedback(tmp_path / "watch", taken.taken).step() is None
@@ -301,7 +324,7 @@ def test_a_word_that_could_not_be_used_may_be_mended(tmp_path: Path) -> None:
     journal.record_feedback(alert, "Malicious", 1.0)
     harvest = by_feedback(tmp_path)
     (unused,) = drain(harvest)
-    assert unused.counts == {"words": 1, "unknown-class:Malicious": 3}
+    assert unused.counts == {"feedback": 1, "unknown-class:Malicious": 3}
     journal.record_feedback(alert, "DDoS", 2.0)
     (mended,) = drain(by_feedback(tmp_path, unused.taken))
     assert rows(mended) == {(prompt(0), 1): 3}
@@ -314,7 +337,7 @@ def test_prompts_of_another_template_are_counted(tmp_path: Path) -> None:
     journal.record_feedback(alert, "Benign", 1.0)
     (found,) = drain(by_feedback(tmp_path))
     assert rows(found) == {(prompt(1), 0): 5}
-    assert found.counts == {"words": 1, "other-template": 7, "labelled:feedback": 5}
+    assert found.counts == {"feedback": 1, "other-template": 7, "labelled:feedback": 5}
 
 
 def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Path) -> None:
@@ -322,12 +345,12 @@ def test_words_come_in_steps_and_logs_have_their_turn(tmp_path: Path, plain: Pat
     for number in range(3):
         alert = ring(journal, f"a{number}", {prompt(number): 1})
         journal.record_feedback(alert, "Benign", float(number))
-    rules = Rules((Rule(label="Benign"),))
+    rules = LabelRules((LabelRule(label="Benign"),))
     harvest = Harvest(
         TEMPLATE, ("Benign",), logs=[plain], rules=rules, journal_folder=tmp_path, most_rows=2
     )
     steps = drain(harvest)
-    assert [step.counts["words"] for step in steps] == [0, 2, 1]
+    assert [step.counts["feedback"] for step in steps] == [0, 2, 1]
 
 
 def test_a_damaged_memory_of_words_is_refused(tmp_path: Path) -> None:
@@ -374,7 +397,7 @@ def test_a_batch_is_due_when_it_is_large_or_old() -> None:
 def test_a_place_moves_on_though_nothing_was_labelled() -> None:
     batcher = BatchBuilder()
     batcher.add(gathered(place=7), 0.0)
-    batch = batcher.take(0.0, final=True)
+    batch = batcher.take(inf)
     assert batch is not None
     assert len(batch) == 0
     assert batch.places == {"log": 7}
@@ -393,7 +416,7 @@ def test_batching_loses_and_doubles_nothing(steps: list[list[int]], most_rows: i
     out: Counter[int] = Counter()
     for now, step in enumerate(steps):
         batcher.add(gathered(*step), float(now))
-        batch = batcher.take(float(now), final=now == len(steps) - 1)
+        batch = batcher.take(inf if now == len(steps) - 1 else float(now))
         if batch is not None:
             pairs = zip(batch.phrase_ids[:, 0].tolist(), batch.weights.tolist(), strict=True)
             out.update(dict(pairs))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.agent.label_rules import Rule, Rules, read
+from gradsense.agent.label_rules import LabelRule, LabelRules, read
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.errors import InputError
 
@@ -35,7 +35,7 @@ def frame(*changes: dict[str, Any]) -> pl.DataFrame:
 
 
 def label(conditions: dict[str, Any], **change: Any) -> str | None:
-    rules = Rules((Rule(label="Benign", **conditions),))
+    rules = LabelRules((LabelRule(label="Benign", **conditions),))
     return rules.labels(frame(change)).item()
 
 
@@ -101,11 +101,11 @@ def test_addresses_of_the_other_version_and_names_are_in_no_network() -> None:
 
 
 def test_the_first_rule_that_matches_wins() -> None:
-    rules = Rules(
+    rules = LabelRules(
         (
-            Rule(label="A", resp_p=22),
-            Rule(label="B", resp_p="20-30"),
-            Rule(label="C", proto="udp"),
+            LabelRule(label="A", resp_p=22),
+            LabelRule(label="B", resp_p="20-30"),
+            LabelRule(label="C", proto="udp"),
         )
     )
     flows = frame({"resp_p": 22}, {"resp_p": 23}, {"resp_p": 22, "proto": "udp"}, {"resp_p": 1})

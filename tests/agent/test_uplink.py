@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsense.agent.store import NO_MODEL, AgentStore, MemoryFull
+from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
-from gradsense.transport.chunks import Chunk, Resume, ResumeRequest, message_id
-from gradsense.transport.messages import Message, SignedMessage, read
+from gradsense.storage.sqlite import StorageFull
+from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.messages import Message, SignedMessage, read, sign
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader, describe
-from gradsense.transport.signing import sign
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 BODY = bytes(range(100))
@@ -47,7 +47,7 @@ def said(messages: list[Message]) -> list[int | str]:
     found: list[int | str] = []
     for message in messages:
         one = read(message, lambda topic: KEY.public_key())
-        found.append(one.topic.kind if one.chunk is None else one.chunk.index)
+        found.append(one.properties.header.kind if one.chunk is None else one.chunk.index)
     return found
 
 
@@ -56,7 +56,7 @@ def due(link: Uplink, now: float, unacked: int = 0) -> list[int | str]:
 
 
 def resume(sequence: int, chunks: int, *missing: int) -> Resume:
-    return Resume(message_id(signed(sequence, chunks).properties), chunks, missing)
+    return Resume(signed(sequence, chunks).properties.message_id, chunks, missing)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def link(memory: AgentStore) -> Uplink:
     return found
 
 
-def test_nothing_to_say(link: Uplink) -> None:
-    assert link.idle
+def test_nothing_to_say(link: Uplink, memory: AgentStore) -> None:
+    assert memory.head() is None
     assert link.wake_at(0) is None
     assert due(link, 0) == []
 
@@ -94,8 +94,8 @@ def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
     make(memory, 1)
     make(memory, 2)
     (message,) = link.due(0, connected=True, unacked=0)
-    assert message.topic == "gradsense/v1/plant/up/gate/update"
-    assert Chunk.parse(message.payload).piece == BODY
+    assert message.topic == "gradsense/v2/plant/up/gate/update"
+    assert message.payload == BODY
     assert due(link, 0) == []
     assert not link.expects(Ack(2))
     assert not link.on_ack(Ack(2)), "its turn has not come"
@@ -104,7 +104,7 @@ def test_an_update_goes_at_once_and_the_next_after_its_acknowledgement(
     assert read(message, lambda topic: KEY.public_key()).properties.header.sequence == 2
     assert not link.on_ack(Ack(1)), "an old one"
     assert link.on_ack(Ack(2))
-    assert link.idle
+    assert memory.head() is None
     assert memory.counters() == {"refused:not-finite": 1, "acknowledged": 1}
     assert link.counts == {"chunks": 2, "old-acks": 2}
 
@@ -172,24 +172,24 @@ def test_of_an_unanswered_long_update_it_asks(link: Uplink, memory: AgentStore) 
     assert due(link, 0) == [0, 1, 2, 3]
     (message,) = link.due(5, connected=True, unacked=0)
     found = read(message, lambda topic: KEY.public_key())
-    assert (found.topic.kind, found.properties.header.sequence) == ("ask", 1)
-    assert ResumeRequest.parse(found.body) == ResumeRequest(message_id(signed(1, 4).properties), 4)
+    assert (found.properties.header.kind, found.properties.header.sequence) == ("resume-request", 1)
+    assert ResumeRequest.parse(found.body) == ResumeRequest(signed(1, 4).properties.message_id, 4)
     link.on_resume(resume(1, 4, 1, 3), 6)
     assert due(link, 6) == [1, 3]
     link.on_resume(resume(1, 4, 1, 3), 7)
     assert due(link, 7) == [], "the same answer again: nobody asked"
-    assert due(link, 11) == ["ask"]
+    assert due(link, 11) == ["resume-request"]
     assert link.counts == {"chunks": 6, "resume-requests": 2, "repeats": 2, "other-resumes": 1}
 
 
 def test_nothing_missing_is_no_acknowledgement(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=2)
     due(link, 0)
-    assert due(link, 5) == ["ask"]
+    assert due(link, 5) == ["resume-request"]
     link.on_resume(resume(1, 2), 6)
-    assert not link.idle
+    assert memory.head() is not None
     assert due(link, 15.9) == []
-    assert due(link, 16) == ["ask"]
+    assert due(link, 16) == ["resume-request"]
 
 
 @pytest.mark.parametrize("other", [resume(2, 4, 0), resume(1, 2, 0)], ids=["update", "count"])
@@ -218,7 +218,7 @@ def test_a_late_answer_takes_the_place_of_a_question_not_yet_sent(memory: AgentS
     gate = Gate(None, 1)
     link = uplink(memory, gate)
     link.on_connect(0)
-    assert due(link, 0) == ["ask"]
+    assert due(link, 0) == ["resume-request"]
     gate.shut = True
     assert due(link, 5) == [], "patience is over, but the link may carry no more for now"
     link.on_resume(resume(1, 4, 2), 6)
@@ -247,7 +247,7 @@ def test_after_a_break_a_short_one_is_sent_again_and_a_long_one_asked_for(
     link.on_disconnect()
     assert link.wake_at(1) is None
     link.on_connect(2)
-    assert due(link, 2) == ([0] if chunks == 1 else ["ask"])
+    assert due(link, 2) == ([0] if chunks == 1 else ["resume-request"])
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
@@ -256,7 +256,7 @@ def test_so_does_a_new_process(memory: AgentStore, chunks: int) -> None:
     make(memory, 2, chunks)
     link = uplink(memory)
     link.on_connect(0)
-    assert due(link, 0) == ([0] if chunks == 1 else ["ask"])
+    assert due(link, 0) == ([0] if chunks == 1 else ["resume-request"])
     assert link.on_ack(Ack(1))
     assert due(link, 0) == list(range(chunks)), "of the second nothing can have been sent"
 
@@ -272,11 +272,11 @@ def test_a_break_before_anything_was_sent_asks_nothing(link: Uplink, memory: Age
 def test_a_break_in_the_middle_forgets_answers_to_come(link: Uplink, memory: AgentStore) -> None:
     make(memory, 1, chunks=4)
     due(link, 0)
-    assert due(link, 5) == ["ask"]
+    assert due(link, 5) == ["resume-request"]
     link.on_disconnect()
     link.on_connect(6)
     link.on_resume(resume(1, 4, 0, 1, 2, 3), 6)
-    assert due(link, 6) == ["ask"], "what was asked on the old link is asked again"
+    assert due(link, 6) == ["resume-request"], "what was asked on the old link is asked again"
 
 
 def test_no_more_bytes_than_the_link_may_carry(memory: AgentStore) -> None:
@@ -284,15 +284,18 @@ def test_no_more_bytes_than_the_link_may_carry(memory: AgentStore) -> None:
     every = uplink(memory)
     every.on_connect(0)
     every.on_resume(resume(1, 4, 0, 1, 2, 3), 0)
-    (ask,) = every.due(0, connected=True, unacked=0)
-    size = len(ask.payload) + sum(len(name) + len(value) for name, value in ask.pairs)
-    link = uplink(memory, Rate(size / 10, size + 100))
+    (request,) = every.due(0, connected=True, unacked=0)
+    size = len(request.payload) + sum(len(name) + len(value) for name, value in request.pairs)
+    every.on_resume(resume(1, 4, 0, 1, 2, 3), 0)
+    chunk = every.due(0, connected=True, unacked=0)[0]
+    burst = len(chunk.payload) + sum(len(name) + len(value) for name, value in chunk.pairs)
+    link = uplink(memory, Rate(size / 10, burst))
     link.on_connect(0)
-    assert due(link, 0) == ["ask"]
+    assert due(link, 0) == ["resume-request"]
     link.on_resume(resume(1, 4, 0, 1, 2, 3), 0)
     assert due(link, 0) == []
     wake = link.wake_at(0)
-    assert 9 < wake < 12, "a chunk of 25 bytes with its header has 69 more than an ask"
+    assert wake == pytest.approx(10), "as long as the request's bytes take"
     assert due(link, wake - 0.01) == []
     assert due(link, wake + 1e-6) == [0]
 
@@ -305,10 +308,10 @@ def test_an_acknowledgement_that_cannot_be_noted_comes_again(
     with monkeypatch.context() as patch:
 
         def full(*_: object, **__: object) -> bool:
-            raise MemoryFull("disk full")
+            raise StorageFull("disk full")
 
         patch.setattr(memory, "acknowledged", full)
-        with pytest.raises(MemoryFull):
+        with pytest.raises(StorageFull):
             link.on_ack(Ack(1))
     assert due(link, 5) == [0]
     assert link.on_ack(Ack(1))

@@ -89,3 +89,62 @@ def test_inspect_reads_other_networks_logs(zeek_logs: Path, gradsense: Callable[
         else:
             done.complaint(str(log))
     assert read > 0
+
+
+def test_suricata_with_classes_of_ones_own_from_inspect_to_evaluate(
+    gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    for site in ("porch", "garden"):
+        kinds = [("Benign", 53, "UDP", 1), ("PortScan", 23, "TCP", 0)] * 40
+        log = tmp_path / "captures" / site / "eve.json"
+        log.parent.mkdir(parents=True)
+        log.write_text("".join(suricata_event(n, *kind) for n, kind in enumerate(kinds)))
+    data = tmp_path / "captures"
+    seen = json.loads(gradsense("data", "inspect", data, "--json").out)
+    assert (seen["rows"], seen["classes"]) == (160, {"Benign": 80, "PortScan": 80})
+    train = ("train", "--data", data, "--out", tmp_path / "run", "--rounds", 2, "--seed", 0)
+    # Few prompts are distinct here, so a grouped split would leave a class without flows.
+    train = (*train, "--split", "random")
+    gradsense(*train).complaint("'PortScan' is not known", "--labels")
+    done = gradsense(*train, "--labels", "Benign,DDoS,PortScan", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["classes"] == ["Benign", "DDoS", "PortScan"]
+    found = gradsense("evaluate", "--model", tmp_path / "run" / "model", "--data", data, "--json")
+    assert found.code == 0, found.err
+    result = json.loads(found.out)
+    assert (result["labelled"], result["unknown_classes"]) == (160, {})
+    assert result["scores"]["per_class"]["PortScan"]["recall"] > 0.9
+    assert result["scores"]["per_class"]["Benign"]["recall"] > 0.9
+
+
+@pytest.mark.parametrize("labels", ["Benign", "Benign,DDoS,Benign"])
+def test_labels_that_are_no_classes(
+    labels: str, fleet: Path, gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    train = ("train", "--data", fleet, "--out", tmp_path / "run", "--labels", labels)
+    gradsense(*train).complaint("'--labels'", "two classes or more")
+
+
+def suricata_event(number: int, label: str, port: int, proto: str, answers: int) -> str:
+    """A labelled flow event, whose sizes vary a little."""
+    start, size = f"2026-11-22T10:{number // 60:02d}:{number % 60:02d}", 60 + number % 7
+    event = {
+        "event_type": "flow",
+        "flow_id": number,
+        "src_ip": "192.168.1.5",
+        "src_port": 40000,
+        "dest_ip": f"198.51.100.{number % 200}",
+        "dest_port": port,
+        "proto": proto,
+        "flow": {
+            "pkts_toserver": 1,
+            "pkts_toclient": answers,
+            "bytes_toserver": size,
+            "bytes_toclient": answers * size,
+            "start": f"{start}.000000+0000",
+            "end": f"{start}.100000+0000",
+        },
+        "tcp": {"tcp_flags_ts": "02", "tcp_flags_tc": "00"},
+        "label": label,
+    }
+    return json.dumps(event) + "\n"

@@ -12,6 +12,7 @@ import pytest
 from gradsense.detection import bundle
 
 
+@pytest.mark.slow
 def test_export_writes_a_bundle_and_says_what_it_is(
     gradsense: Callable[..., Any], trained: Any, fleet: Path, tmp_path: Path
 ) -> None:

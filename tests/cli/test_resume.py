@@ -93,7 +93,7 @@ def test_run_killed_while_it_writes_resumes(
 ) -> None:
     out = wrecks[1]
     whole = (out / "checkpoint.zst").read_bytes()
-    (out / "checkpoint.zst.tmp").write_bytes(whole[: len(whole) // 2])
+    (out / ".checkpoint.zst.new").write_bytes(whole[: len(whole) // 2])
     (out / ".model.new").mkdir()
     (out / ".model.new" / "config.json").write_text("{")
     done = gradsense(*trained.args, "--out", out, "--resume")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,9 +127,20 @@ def test_a_mistyped_command_is_a_usage_error(gradsense: Callable[..., Any]) -> N
     assert "Did you mean 'enroll'?" in done.err
 
 
-def test_an_option_by_its_former_name(gradsense: Callable[..., Any]) -> None:
-    done = gradsense("train", "--strategy", "nonsense", "--out", "run/")
-    done.complaint("nonsense")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train --strategy nonsense --out run/",
+        "compare --strategies nonsense --out runs/",
+        "fleet up --strategy nonsense",
+    ],
+)
+def test_a_former_option_works_and_is_not_shown(
+    line: str, gradsense: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    gradsense(*line.split()).complaint("nonsense", "fedavg")
+    assert "--strateg" not in gradsense(*line.split("--", maxsplit=1)[0].split(), "--help").out
 
 
 def test_a_group_is_lazy() -> None:

@@ -121,6 +121,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(
     assert row_of(trained.out) == row_of(again) != row_of(other)
 
 
+@pytest.mark.slow
 def test_table_is_legible_in_a_file(trained: Any, gradsense: Callable[..., Any]) -> None:
     shown = gradsense(*trained.args, "--out", trained.out, "--resume")
     assert shown.code == 0

@@ -9,16 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.coordinator.journal import FILE, MIGRATIONS, JournalFull, RunJournal
-from gradsense.coordinator.records import (
+from gradsense.coordinator.journal import (
+    FILE,
+    MIGRATIONS,
     DeviceRecord,
     IssuedModel,
     JournalEntry,
     JournalEvent,
-    Outcome,
     Piece,
+    RunJournal,
+    UpdateOutcome,
 )
 from gradsense.errors import InputError
+from gradsense.storage.sqlite import StorageFull
 
 FIRST = IssuedModel(0, "00", 0.0, 0, (), file="version-0.safetensors", file_sha256="aa", state="{}")
 
@@ -67,8 +70,8 @@ def test_everything_comes_back_as_it_was(ledger: RunJournal) -> None:
     assert ledger.counts() == counts
     assert ledger.run() == ("{}", 9.0)
     assert ledger.widest() == 4
-    assert ledger.verdict("a", 2) == Outcome("ab", "")
-    assert ledger.verdict("a", 3) == Outcome("ab", "bad-body")
+    assert ledger.verdict("a", 2) == UpdateOutcome("ab", "")
+    assert ledger.verdict("a", 3) == UpdateOutcome("ab", "bad-body")
     assert ledger.verdict("a", 4) is None
     assert ledger.newest() == FIRST
 
@@ -108,9 +111,9 @@ def test_the_last_snapshots_keep_their_files(ledger: RunJournal) -> None:
 
 
 def test_a_batch_that_fails_leaves_nothing(ledger: RunJournal) -> None:
-    ledger._db.execute("PRAGMA max_page_count=40")
+    ledger._db.connection.execute("PRAGMA max_page_count=40")
     large = said(1, body=bytes(1 << 20))
-    with pytest.raises(JournalFull, match="full"):
+    with pytest.raises(StorageFull, match="full"):
         ledger.commit(JournalEntry(1.0, [large], devices={"a": DeviceRecord("a")}))
     assert ledger.events(0) == []
     assert ledger.devices() == {}
@@ -126,8 +129,8 @@ def test_only_the_owner_may_read_it(ledger: RunJournal) -> None:
 
 
 def test_commits_are_synced(ledger: RunJournal) -> None:
-    assert ledger._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
-    assert ledger._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert ledger._db.connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert ledger._db.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 # Files that are none ----------------------------------------------------------------------------
@@ -135,7 +138,7 @@ def test_commits_are_synced(ledger: RunJournal) -> None:
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database " * 1000)
-    with pytest.raises(InputError, match="damaged, or is none"):
+    with pytest.raises(InputError, match="damaged, or is no run's journal"):
         RunJournal(tmp_path)
 
 
@@ -151,7 +154,7 @@ def test_another_programs_database(tmp_path: Path) -> None:
 
 
 def test_a_newer_gradsense(ledger: RunJournal) -> None:
-    ledger._db.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
+    ledger._db.connection.execute(f"PRAGMA user_version={len(MIGRATIONS) + 1}")
     with pytest.raises(InputError, match="use the gradsense that wrote it"):
         reopened(ledger)
 

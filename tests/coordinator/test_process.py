@@ -13,11 +13,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gradsense.coordinator import exporter
-from gradsense.coordinator.journal import JournalFull, RunJournal
+from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.live_coordinator import Teller, eventually, new_run, working
@@ -72,7 +73,7 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
             model_hash({"w": tensor(1.0, 1.0)}),
             model_hash({"w": tensor(2.0, 2.0)}),
         }
-        bell.say([Message("gradsense/v1/attic/up/bell/update")])
+        bell.say([Message("gradsense/v2/attic/up/bell/update")])
         eventually(lambda: process.latest["counts"].get("unknown-run") == 1)
         for teller in (cam, bell):
             teller.link.stop()
@@ -89,7 +90,7 @@ def test_a_full_disk_stops_it_and_loses_nothing(
         eventually(lambda: told(process, "porch").get("online") == 1)
 
         def full(self: RunJournal, batch: object) -> None:
-            raise JournalFull("no room") from sqlite3.OperationalError("disk is full")
+            raise StorageFull("no room") from sqlite3.OperationalError("disk is full")
 
         monkeypatch.setattr(RunJournal, "commit", full)
         cam.say(cam.sent(said("cam", 1.0), BASE))
@@ -108,7 +109,7 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
         cam = Teller(broker, "porch", "cam")
         eventually(lambda: told(process, "porch").get("online") == 1)
         cam.tell(said("cam", 1.0), BASE)
-        cam.say([Message("gradsense/v1/porch/up/cam/update")])
+        cam.say([Message("gradsense/v2/porch/up/cam/update")])
         eventually(lambda: told(process, "porch").get("refused") == {"bad-properties": 1})
         samples = {
             (sample.name, *sample.labels.values()): sample.value

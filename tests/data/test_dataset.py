@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import polars as pl
@@ -9,9 +10,11 @@ import pytest
 
 from gradsense.data.datasets.captures import discover, load
 from gradsense.data.datasets.contradictions import contradictions, resolve
+from gradsense.data.datasets.inspect import inspect
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources import zeek
+from gradsense.data.sources.stream import read_log
 from gradsense.errors import InputError
+from tests.support.flow_rows import EVENT
 
 FIELDS = "#fields\tts\tid.orig_h\tid.resp_h\tid.resp_p\tproto\tconn_state\tlabel\tdetailedlabel\n"
 
@@ -37,6 +40,62 @@ def test_discover(tmp_path: Path) -> None:
     assert [(c.name, c.path) for c in discover(tmp_path / "b")] == [("b", b)]
     assert [c.name for c in discover(b)] == ["b"]
     assert [c.name for c in discover(a)] == ["conn.log.labeled"]
+
+
+def test_a_linked_folder_is_a_capture_and_no_loop_is_endless(tmp_path: Path) -> None:
+    labels = [("Benign", "-")]
+    log(tmp_path / "far" / "2026" / "bro" / "conn.log.labeled", labels)
+    near = log(tmp_path / "captures" / "near" / "conn.log", labels)
+    captures = tmp_path / "captures"
+    (captures / "porch").symlink_to(tmp_path / "far" / "2026")
+    (captures / "again").symlink_to(captures / "near")
+    (captures / "near" / "up").symlink_to(captures)
+    (captures / "porch" / "round").symlink_to(tmp_path / "far")
+    porch = captures / "porch" / "bro" / "conn.log.labeled"
+    assert [(c.name, c.path) for c in discover(captures)] == [("near", near), ("porch", porch)]
+    (tmp_path / "link").symlink_to(captures)
+    assert [c.name for c in discover(tmp_path / "link")] == ["near", "porch"]
+    assert load(captures, seed=0).flows["capture"].to_list() == ["near", "porch"]
+
+
+OWN = [("PortScan", "-"), ("benign", "-"), ("Malicious", "portscan"), ("Malicious", "DDoS")]
+
+
+def test_classes_that_the_run_names(tmp_path: Path) -> None:
+    path = log(tmp_path / "conn.log.labeled", OWN)
+    with pytest.raises(InputError, match=r"'PortScan -' is not known.*--labels"):
+        load(path, seed=0)
+    named = ("Benign", "PortScan", "DDoS", "Okiru")
+    data = load(path, seed=0, labels=named)
+    assert data.classes == named
+    assert data.flows["class"].to_list() == ["PortScan", "Benign", "PortScan", "DDoS"]
+    with pytest.raises(InputError, match="'Malicious DDoS' is not known"):
+        load(path, seed=0, labels=named[:2])
+    rest = load(path, seed=0, labels=named[:2], unknown="drop")
+    assert rest.flows["class"].to_list() == ["PortScan", "Benign", "PortScan"]
+    assert rest.tally.dropped["unknown label"].line == 5
+
+
+def test_suricata_is_a_capture_like_any_other(tmp_path: Path) -> None:
+    events: list[dict[str, object]] = [
+        {**EVENT, "label": "Benign"},
+        {"event_type": "dns"},
+        {**EVENT, "label": "Malicious", "detailed-label": "DDoS"},
+        EVENT,
+    ]
+    path = tmp_path / "porch" / "eve.json"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert [(c.name, c.path) for c in discover(tmp_path)] == [("porch", path)]
+    data = load(tmp_path, seed=0)
+    assert data.flows.select("class", "line").rows() == [("Benign", 1), ("DDoS", 3)]
+    assert {reason: drop.line for reason, drop in data.tally.dropped.items()} == {
+        "another event than a flow": 2,
+        "unlabelled": 4,
+    }
+    assert inspect(tmp_path).classes == {"Benign": 1, "DDoS": 1, "unlabelled": 1}
+    zeek = log(path.parent / "bro" / "conn.log", [("Benign", "-")])
+    assert [c.path for c in discover(tmp_path)] == [zeek], "Zeek holds more of a connection"
 
 
 def test_nothing_to_discover(tmp_path: Path) -> None:
@@ -90,9 +149,8 @@ def test_cap_keeps_rare_classes_and_ignores_block_size(
     counts = dict(data.flows["class"].value_counts().iter_rows())
     assert counts == {"Benign": 20, "DDoS": 20, "C&C": 6}
     assert data.flows.sort("capture", "line").equals(data.flows)
-    blocks = zeek.read_conn.__kwdefaults__
-    assert blocks is not None
-    monkeypatch.setitem(blocks, "block_bytes", 500)
+    assert read_log.__kwdefaults__ is not None
+    monkeypatch.setitem(read_log.__kwdefaults__, "block_bytes", 500)
     assert load(tmp_path, cap=10, seed=1).flows.equals(data.flows)
     other = load(tmp_path, cap=10, seed=2)
     assert not other.flows.equals(data.flows)

@@ -12,9 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.header import Header, zeek_name
-from gradsense.data.sources.rows import Row, json_row, tsv_rows
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.cells import Row
+from gradsense.data.sources.stream import read_log
+from gradsense.data.sources.zeek_json import json_row
+from gradsense.data.sources.zeek_tsv import Header, tsv_rows, zeek_name
 from gradsense.data.tally import Tally
 from tests.support.flow_rows import ROW as WRITTEN
 
@@ -43,7 +44,7 @@ def as_json(row: dict[str, Any]) -> bytes:
 def by_block(path: Path, lines: bytes) -> Row | None:
     """What the block parser gives for the last line."""
     path.write_bytes(lines)
-    rows = [row for frame in read_conn(path, tally=Tally()) for row in frame.to_dicts()]
+    rows = [row for frame in read_log(path, tally=Tally()) for row in frame.to_dicts()]
     return rows[-1] if rows else None
 
 
@@ -236,7 +237,7 @@ def accepted(path: Path) -> tuple[list[Row], int]:
 def check_all_accepted(path: Path) -> None:
     rows, lines = accepted(path)
     assert len(rows) == lines > 0
-    assert rows == [r for frame in read_conn(path, tally=Tally()) for r in frame.to_dicts()]
+    assert rows == [r for frame in read_log(path, tally=Tally()) for r in frame.to_dicts()]
 
 
 @pytest.mark.slow

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.rows import Row
-from gradsense.data.sources.stream import FEW_LINES, LogStream
+from gradsense.data.sources.cells import Row
+from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.data.sources.stream import FEW_LINES, LogStream, read_log
 from gradsense.data.sources.suricata import OTHER_EVENT
-from gradsense.data.sources.zeek import read_conn
 from gradsense.data.sources.zeek_tsv import NO_HEADER
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
@@ -220,8 +219,8 @@ def test_blocks_make_no_difference_to_one_format(
     assert parts == whole
 
 
-def check_as_read_conn(path: Path) -> None:
-    expected = [row for frame in read_conn(path, tally=Tally()) for row in frame.to_dicts()]
+def check_as_read_log(path: Path) -> None:
+    expected = [row for frame in read_log(path, tally=Tally()) for row in frame.to_dicts()]
     stream, tally, found = LogStream(path), Tally(), []
     lines = path.read_bytes().splitlines(keepends=True)
     sizes = [1, 3, FEW_LINES, 1000]
@@ -234,9 +233,9 @@ def check_as_read_conn(path: Path) -> None:
 
 
 def test_a_real_capture_line_by_line(iot23: Path) -> None:
-    check_as_read_conn(iot23 / "CTU-IoT-Malware-Capture-20-1" / "bro" / "conn.log.labeled")
+    check_as_read_log(iot23 / "CTU-IoT-Malware-Capture-20-1" / "bro" / "conn.log.labeled")
 
 
 def test_real_logs_of_other_networks(zeek_logs: Path) -> None:
     for path in sorted(zeek_logs.glob("*conn*")):
-        check_as_read_conn(path)
+        check_as_read_log(path)

@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.synthetic import profiles
 from gradsense.data.synthetic.traffic import NOTICE, write_fleet, write_sample
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
-from gradsense.prompts.templates import TEMPLATES
+from gradsense.prompts.templates import templates
 
 MADE_UP = [  # RFC 1918, RFC 5737, RFC 2544 and multicast
     ipaddress.ip_network(text)
@@ -27,7 +27,7 @@ MADE_UP = [  # RFC 1918, RFC 5737, RFC 2544 and multicast
 
 def read(path: Path) -> pl.DataFrame:
     tally = Tally()
-    return pl.concat(list(read_conn(path, tally=tally, strict=True)))
+    return pl.concat(list(read_log(path, tally=tally, strict=True)))
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +109,14 @@ def test_records_are_consistent(fleet: dict[str, pl.DataFrame]) -> None:
 
 def test_some_flows_cannot_be_told_apart_but_most_can(fleet: dict[str, pl.DataFrame]) -> None:
     frame = pl.concat(fleet.values())
-    frame = frame.with_columns(text=TEMPLATES["compact"].render(frame))
+    frame = frame.with_columns(text=templates()["compact"].render(frame))
     groups = frame.group_by("text", "detail").len().group_by("text")
     ceiling = groups.agg(pl.col("len").max())["len"].sum() / frame.height
     assert 0.95 < ceiling < 0.995
 
 
 def test_every_service_state_and_history_has_a_word(fleet: dict[str, pl.DataFrame]) -> None:
-    texts = TEMPLATES["compact"].render(pl.concat(fleet.values()))
+    texts = templates()["compact"].render(pl.concat(fleet.values()))
     assert not texts.str.contains("other").any()
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import EXAMPLE_CHARS, Tally
 from gradsense.errors import InputError
 from tests.support.flow_rows import ROW
@@ -50,7 +50,7 @@ def json_lines(rows: list[dict[str, Any]]) -> str:
 
 
 def read(path: Path, tally: Tally | None = None, **options: Any) -> pl.DataFrame:
-    frames = list(read_conn(path, tally=tally if tally is not None else Tally(), **options))
+    frames = list(read_log(path, tally=tally if tally is not None else Tally(), **options))
     return pl.concat(frames) if frames else pl.DataFrame(schema=FLOW_SCHEMA)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.stream import read_log
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
@@ -173,9 +173,7 @@ def test_a_label_that_is_not_benign_is_left_out(captures: Path) -> None:
     log = next(captures.rglob("conn.log.labeled"))
     tally = Tally()
     labels = [
-        label
-        for block in read_conn(log, tally=tally)
-        for label in block["label"].str.to_lowercase()
+        label for block in read_log(log, tally=tally) for label in block["label"].str.to_lowercase()
     ]
     benign = labels.count("benign")
     assert 0 < benign < len(labels)

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from gradsense.data.context import ContextWindow
-from gradsense.data.sources.zeek import read_conn
+from gradsense.data.sources.stream import read_log
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.detector import Detector, Reason, Verdict
@@ -22,7 +22,7 @@ from gradsense.errors import InputError
 
 @pytest.fixture(scope="module")
 def flows(edge_log: Path) -> pl.DataFrame:
-    return ContextWindow().add(pl.concat(read_conn(edge_log, tally=Tally())))
+    return ContextWindow().add(pl.concat(read_log(edge_log, tally=Tally())))
 
 
 @pytest.fixture

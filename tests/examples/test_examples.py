@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import gradsense.federation
-
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
-
-federated = pytest.mark.skipif(
-    not hasattr(gradsense.federation, "Algorithm"), reason="an algorithm is not one file yet"
-)
 
 
 def run(name: str, *args: object, cwd: Path) -> str:
@@ -63,14 +57,12 @@ def test_a_gateway_in_ten_lines(edge_bundle: Path, edge_log: Path, tmp_path: Pat
     assert again == "", "it knows where it was"
 
 
-@federated
 def test_a_fleet_in_one_file(tmp_path: Path) -> None:
     rows = table(run("fleet_in_one_file.py", cwd=tmp_path))
     assert rows["gsfs"][0] > 0.9 > rows["scaffold"][0] > rows["fedavg"][0]
     assert rows["gsfs"][1] < rows["fedavg"][1] / 5
 
 
-@federated
 def test_a_new_algorithm_in_one_file(tmp_path: Path) -> None:
     rows = table(run("new_algorithm.py", cwd=tmp_path))
     assert rows["agree"][0] > rows["fedavg"][0] + 0.05

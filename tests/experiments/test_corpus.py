@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gradsense.config import settings
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments.bench import set_up

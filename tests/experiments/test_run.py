@@ -115,7 +115,7 @@ def test_cost_of_a_flow_by_hand(bench: Bench) -> None:
 
 def test_finished_run_is_only_read(bench: Bench, tmp_path: Path) -> None:
     row = train(bench, tmp_path)
-    for name in ("checkpoint.zst", "checkpoint.zst.tmp"):
+    for name in ("checkpoint.zst", ".checkpoint.zst.new"):
         (tmp_path / name).write_bytes(b"left")
     assert train(bench, tmp_path, resume=True) == row
     assert not list(tmp_path.glob("checkpoint*"))

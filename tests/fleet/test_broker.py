@@ -21,7 +21,7 @@ from gradsense.localfleet.local_broker import free_port
 from gradsense.transport.protocol import Kind, Topic
 from tests.support.mosquitto import WAIT_S, Broker, program
 
-RUN = "gradsense/v1/run1"
+RUN = "gradsense/v2/run1"
 DAY = 86_400.0
 
 
@@ -217,13 +217,13 @@ def test_strangers_do_not_get_in(site: Site, tmp_path: Path) -> None:
         f"{RUN}/up/update",
         f"{RUN}/down/model",
         f"{RUN}/device/a/ack",
-        "gradsense/v1/up/a/x",
-        "gradsense/v2/run1/up/a/x",
+        "gradsense/v2/up/a/x",
+        "gradsense/v1/run1/up/a/x",
         "elsewhere",
     ],
 )
 def test_a_device_speaks_only_for_itself(site: Site, topic: str) -> None:
-    coordinator = site.join("coordinator", "gradsense/v1/#")
+    coordinator = site.join("coordinator", "gradsense/v2/#")
     other, device = site.join("b", "#"), site.join("a")
     device.say(topic, "forged")
     device.say(f"{RUN}/up/a/after", "own")
@@ -234,7 +234,7 @@ def test_a_device_speaks_only_for_itself(site: Site, topic: str) -> None:
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("topic", ["#", "gradsense/v1/#", "+/+/+/+/+/+"])
+@pytest.mark.parametrize("topic", ["#", "gradsense/v2/#", "+/+/+/+/+/+"])
 def test_a_device_reads_only_its_own(site: Site, topic: str) -> None:
     coordinator = site.join("coordinator", f"{RUN}/up/#")
     device, curious = site.join("a"), site.join("b", topic, f"{RUN}/down/#")
@@ -331,10 +331,10 @@ def test_emqx_is_told_the_same() -> None:
     rules = [line for line in emqx_acl(["lost"]).splitlines() if not line.startswith("%%")]
     assert rules == [
         '{deny, {username, "lost"}, all, ["#"]}.',
-        '{allow, {username, "coordinator"}, all, ["gradsense/v1/#"]}.',
-        '{allow, all, publish, ["gradsense/v1/+/up/${cert_common_name}/#"]}.',
-        '{allow, all, subscribe, ["gradsense/v1/+/down/#", '
-        '"gradsense/v1/+/device/${cert_common_name}/#"]}.',
+        '{allow, {username, "coordinator"}, all, ["gradsense/v2/#"]}.',
+        '{allow, all, publish, ["gradsense/v2/+/up/${cert_common_name}/#"]}.',
+        '{allow, all, subscribe, ["gradsense/v2/+/down/#", '
+        '"gradsense/v2/+/device/${cert_common_name}/#"]}.',
         "{deny, all}.",
     ]
     conf = emqx_conf(8884)
@@ -356,7 +356,7 @@ def allowed(rules: str, device: str, access: str, topic: str) -> bool:
 @pytest.mark.parametrize(
     ("kind", "access"),
     [
-        *(("update", "write"), ("ask", "write"), ("status", "write")),
+        *(("update", "write"), ("resume-request", "write"), ("presence", "write")),
         *(("resume", "read"), ("ack", "read")),
     ],
 )

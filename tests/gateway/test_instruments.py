@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from gradsense.gateway.adapt.drift import Drift, DriftSettings, RetrainingRecommendation
 from gradsense.gateway.instruments import Metrics, Observer
+from gradsense.gateway.store import StoreBatch
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
 
@@ -58,3 +60,25 @@ def test_drift_becomes_a_recommendation_and_survives(watch: Watch) -> None:
     one = RetrainingRecommendation.model_validate_json(next(iter(found.values())))
     assert one.report.level == "major"
     assert watch.journal.blobs("drift")["state"]
+
+
+def test_baselines_are_counted_and_states_that_do_not_fit_are_reported(
+    edge_bundle: Path, edge_log: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = WatchPlan(logs=[edge_log], model=edge_bundle, state=tmp_path / "s", threads=1)
+    first = open_watch(plan)
+    first.journal.commit(StoreBatch(blobs={("baseline", "10.0.0.1"): b"damaged"}))
+    first.journal.close()
+    with caplog.at_level(logging.WARNING):
+        watch = open_watch(plan)
+    assert "DeviceBaseline: 1 saved states do not fit" in caplog.text
+    registry = CollectorRegistry()
+    observer = Observer(Metrics(registry), watch.judge, watch.grouper, watch.journal)
+    while watch.step(watch.sources[0]):
+        pass
+    observer.round()
+    assert watch.judge.baseline is not None
+    assert registry.get_sample_value("gradsense_baselines", {"state": "learnt"}) == 0
+    learning = registry.get_sample_value("gradsense_baselines", {"state": "learning"})
+    assert learning == len(watch.judge.baseline) > 0
+    watch.journal.close()

@@ -10,7 +10,8 @@ import pytest
 
 from gradsense.errors import InputError
 from gradsense.gateway import store as module
-from gradsense.gateway.store import FILE, Feedback, GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import FILE, Feedback, GatewayStore, StoreBatch
+from gradsense.storage.sqlite import StorageFull
 from tests.support.sample_alarms import alarm, grouper
 from tests.support.sample_alerts import sample
 
@@ -52,13 +53,13 @@ def test_what_was_committed_is_there_for_the_next(tmp_path: Path) -> None:
 def test_a_batch_that_fails_leaves_nothing(journal: GatewayStore) -> None:
     journal.register(["s"])
     # SQLite's own way to a full disk.
-    pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
-    journal._db.execute(f"PRAGMA max_page_count={pages + 2}")
+    pages = journal._db.connection.execute("PRAGMA page_count").fetchone()[0]
+    journal._db.connection.execute(f"PRAGMA max_page_count={pages + 2}")
     big = StoreBatch(places={"a": 1}, counts={"flows": 1}, messages=[alert(n) for n in range(200)])
-    with pytest.raises(StoreFull, match="full"):
+    with pytest.raises(StorageFull, match="full"):
         journal.commit(big)
     assert (journal.places(), journal.counters(), journal.waiting("s", 10)) == ({}, {}, [])
-    journal._db.execute("PRAGMA max_page_count=1000000")
+    journal._db.connection.execute("PRAGMA max_page_count=1000000")
     journal.commit(big)
     assert len(journal.waiting("s", 1000)) == 200
 
@@ -101,7 +102,7 @@ def test_every_sink_has_its_own_place_in_the_queue(journal: GatewayStore) -> Non
     }
     # What all have got is gone from the disk.
     journal.delivered("slow", rows[-1][0], count=3)
-    assert journal._all("SELECT count(*) FROM messages") == [(2,)]
+    assert journal._db.all("SELECT count(*) FROM messages") == [(2,)]
 
 
 def test_a_new_sink_gets_what_is_still_to_come(journal: GatewayStore) -> None:
@@ -117,7 +118,7 @@ def test_a_new_sink_gets_what_is_still_to_come(journal: GatewayStore) -> None:
 def test_without_sinks_no_message_is_kept(journal: GatewayStore) -> None:
     journal.register([])
     journal.commit(StoreBatch(messages=[alert(1)]))
-    assert journal._all("SELECT count(*) FROM messages") == [(0,)]
+    assert journal._db.all("SELECT count(*) FROM messages") == [(0,)]
 
 
 def test_a_queue_over_its_bound_drops_the_oldest_and_counts(journal: GatewayStore) -> None:

@@ -16,6 +16,7 @@ from gradsense.data.networks import Networks
 from gradsense.detection.detector import Verdict
 from gradsense.gateway.alerting.grouping import LogClock
 from gradsense.gateway.judge import Judge
+from gradsense.tasks.task import get_task
 
 QUIET = Verdict("Benign", 0.99, 0.01, False, 0.0, False)
 STRANGE = Verdict("Benign", 0.9, 0.1, False, 5.0, True)
@@ -34,7 +35,7 @@ class Scripted:
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
         self.template = SimpleNamespace(
-            texts=lambda phrase_ids: [str(row[0]) for row in phrase_ids]
+            task=get_task(), texts=lambda phrase_ids: [str(row[0]) for row in phrase_ids]
         )
 
     def phrase_ids(self, flows: Any) -> np.ndarray:

@@ -12,13 +12,14 @@ from random import Random
 import numpy as np
 import pytest
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
+from gradsense.storage.sqlite import StorageFull
 from tests.support.fuzz_lines import HEADS, mutated, tsv_line
 from tests.support.sample_alerts import Ear
 
@@ -157,7 +158,7 @@ def test_a_full_disk_stops_reading_and_loses_nothing(
 
     def flaky(batch: StoreBatch) -> None:
         if next(faults, False):
-            raise StoreFull("the journal cannot be written: database or disk is full")
+            raise StorageFull("the journal cannot be written: database or disk is full")
         commit(batch)
 
     monkeypatch.setattr(watch.journal, "commit", flaky)
@@ -175,7 +176,7 @@ def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
 
     def full(batch: StoreBatch) -> None:
         watch.stop.set()
-        raise StoreFull("disk full")
+        raise StorageFull("disk full")
 
     monkeypatch.setattr(watch.journal, "commit", full)
     with pytest.raises(GradsenseError, match="nothing is lost"):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.detector import Detector
@@ -25,7 +25,7 @@ from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 from tests.support.sample_alerts import Ear
 
 

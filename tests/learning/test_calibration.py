@@ -85,7 +85,7 @@ def test_suspicion_keeps_its_digits_near_certainty() -> None:
 def test_the_alarm_threshold_is_about_suspicion_after_temperature() -> None:
     # Benign flows at odds of 9 for an attack, one of four an attack: temperature 2, so odds of 3.
     logits = logits_of(9.0, 8)
-    found = calibrate(logits, np.array([0, 0, 0, 1] * 2), ("DDoS", "Benign"))
+    found = calibrate(logits, np.array([0, 0, 0, 1] * 2), ("DDoS", "Benign"), "Benign")
     assert found.temperature == pytest.approx(2.0, rel=1e-4)
     assert found.alarm is not None
     assert found.alarm.threshold == pytest.approx(0.75, rel=1e-4)
@@ -95,11 +95,11 @@ def test_the_alarm_threshold_is_about_suspicion_after_temperature() -> None:
 
 
 def test_without_a_benign_class_there_is_no_alarm() -> None:
-    assert calibrate(logits_of(9.0, 2), np.array([0, 1]), ("DDoS", "Okiru")).alarm is None
+    assert calibrate(logits_of(9.0, 2), np.array([0, 1]), ("DDoS", "Okiru"), "Benign").alarm is None
 
 
 def test_a_class_of_no_benign_flow_still_gives_a_threshold() -> None:
-    found = calibrate(logits_of(9.0, 2), np.array([0, 0]), ("DDoS", "Benign"))
+    found = calibrate(logits_of(9.0, 2), np.array([0, 0]), ("DDoS", "Benign"), "Benign")
     assert found.alarm is not None
     assert (found.alarm.threshold, found.alarm.flows) == (0.5, 0)
 

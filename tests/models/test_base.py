@@ -11,7 +11,7 @@ import torch
 from gradsense.data.datasets.captures import load
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
-from gradsense.experiments.pretrain import make_base, pretraining_texts, wilder
+from gradsense.experiments.pretrain import make_base, pretraining_texts, varied
 from gradsense.learning.pretraining import pretrain
 from gradsense.models import pretrained
 from gradsense.models.build import build
@@ -80,10 +80,10 @@ def test_next_token_training_learns() -> None:
     assert np.array_equal(classifier.tensors()["score.weight"], head)
 
 
-def test_wilder_flows_stay_valid(tmp_path: Path) -> None:
+def test_varied_flows_stay_valid(tmp_path: Path) -> None:
     write_fleet(tmp_path, sites=2, flows=100, seed=0)
     flows = load(tmp_path, cap=0, seed=0).flows
-    wild = wilder(flows, np.random.default_rng(0))
+    wild = varied(flows, np.random.default_rng(0))
     assert wild.schema == flows.schema
     assert wild["orig_bytes"].drop_nulls().min() >= 0
     assert sorted(wild["conn_state"]) == sorted(flows["conn_state"])
@@ -91,6 +91,7 @@ def test_wilder_flows_stay_valid(tmp_path: Path) -> None:
     assert set(" ".join(texts).split()) <= set(get_template("context").vocabulary())
 
 
+@pytest.mark.slow
 def test_pretraining_texts_are_reproducible(monkeypatch: pytest.MonkeyPatch) -> None:
     from gradsense.experiments import pretrain as module  # noqa: PLC0415
 

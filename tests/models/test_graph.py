@@ -196,6 +196,7 @@ def test_a_graph_is_the_same_each_time_and_names_no_file(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_what_torch_cannot_export_is_said_in_one_line(tmp_path: Path) -> None:
     classifier = build("nano", template=get_template("compact"), labels=LABELS, seed=0)
 

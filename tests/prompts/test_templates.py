@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.errors import InputError
 from gradsense.models.tokenizer import build_tokenizer
-from gradsense.prompts.templates import TEMPLATES, Template, get_template
+from gradsense.prompts.templates import Template, get_template, templates
 
 SCHEMA = FLOW_SCHEMA | CONTEXT_SCHEMA
+TEMPLATES = templates()
 every_template = pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 
 ANY: dict[type[pl.DataType], st.SearchStrategy[Any]] = {
@@ -136,6 +137,7 @@ def test_one_word_a_field(name: str, words: int, frame: pl.DataFrame) -> None:
     assert (lengths == words).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("compact", 14), ("context", 19)])
 @settings(max_examples=50, deadline=None)
 @given(frame=frames)
@@ -184,6 +186,6 @@ def test_only_context_needs_context() -> None:
 
 
 def test_get_template() -> None:
-    assert get_template("plain") is TEMPLATES["plain"]
+    assert get_template("plain") == TEMPLATES["plain"]
     with pytest.raises(InputError, match="compact, plain, context"):
         get_template("verbose")

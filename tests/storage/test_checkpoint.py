@@ -93,7 +93,7 @@ def test_broken_write_leaves_the_old_checkpoint(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradsense.storage.checkpoint.os.fsync", full)
+    monkeypatch.setattr("gradsense.storage.files.os.fsync", full)
     with pytest.raises(InputError, match="No space left"):
         checkpoint.save(path, {"n": 2}, {})
     assert checkpoint.load(path)[0] == {"n": 1}

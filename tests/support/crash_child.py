@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from gradsense.coordinator import journal
 from gradsense.coordinator.run import Run
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
+from gradsense.storage.sqlite import Database
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.toy_fleet import acks, job, open_run, sent, status
@@ -31,8 +32,8 @@ DEVICES = ("a", "b", "c", "d")
 SEQUENCES = 15
 #: Where a kill hurts most: module, name in it.
 PLACES = {
-    "fsync": ("gradsense.coordinator.snapshots.os", "fsync"),
-    "rename": ("gradsense.coordinator.snapshots.os", "rename"),
+    "fsync": ("gradsense.storage.files.os", "fsync"),
+    "rename": ("gradsense.storage.files.os", "rename"),
     "save": ("gradsense.coordinator.snapshots", "save"),
     "sweep": ("gradsense.coordinator.snapshots", "sweep"),
     "commit": ("gradsense.coordinator.journal.RunJournal", "commit"),
@@ -79,16 +80,16 @@ def arm(place: str, when: str, call: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if place == "transaction":
-        whole = journal.transaction
+        whole = Database.transaction
 
         @contextmanager
-        def dying(db: Any) -> Iterator[None]:
-            with whole(db):
-                yield
+        def dying(self: Database) -> Iterator[sqlite3.Connection]:
+            with whole(self) as db:
+                yield db
                 die("before")  # all is written, and nothing committed
             die("after")
 
-        journal.transaction = dying  # type: ignore[assignment]
+        Database.transaction = dying  # type: ignore[method-assign]
         return
     where, name = PLACES[place]
     holder: Any = resolved(where)

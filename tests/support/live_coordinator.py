@@ -73,7 +73,7 @@ class Teller:
         greeted = threading.Event()
         self.link = Link(
             self.identity,
-            subscriptions=[f"gradsense/v1/{run}/device/{name}/#"],
+            subscriptions=[f"gradsense/v2/{run}/device/{name}/#"],
             on_message=self.arrivals.put,
             on_connect=lambda _: greeted.set(),
             rng=random.Random(0),
@@ -98,7 +98,7 @@ class Teller:
         arrival = self.arrivals.get(timeout=WAIT_S)
         found = read(arrival.message, lambda _: self.identity.coordinator_key)
         self.link.done(arrival)
-        return Ack.open(found.body, found.properties)
+        return Ack.open(found.body, found.properties.header)
 
     def tell(self, update: Update, base: str) -> None:
         """Say an update and wait until it is durable."""

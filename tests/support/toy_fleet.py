@@ -16,7 +16,7 @@ from gradsense.coordinator.run import Run
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet.jobs import Job
 from gradsense.transport import payloads
-from gradsense.transport.chunks import Resume, ResumeRequest, message_id
+from gradsense.transport.chunks import Resume, ResumeRequest
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, read, sign_message
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
@@ -108,22 +108,17 @@ def sent(update: Update, base_hash: str, **about: Any) -> list[Message]:
 
 
 def status(device: str, online: bool = True, version: int = 0, held: str = NO_HASH) -> Message:
-    place = MessageHeader("status", RUN, device, 0, version, held)
+    place = MessageHeader("presence", RUN, device, 0, version, held)
     said = payloads.ONLINE if online else payloads.OFFLINE
     (message,) = messages(sign_message(place, said, signing_key(device)), retain=True)
     return message
 
 
-def ask(signed: SignedMessage) -> Message:
-    properties = signed.properties
-    said, header = (
-        ResumeRequest(message_id(properties), properties.chunk_count).pack(),
-        properties.header,
-    )
-    place = MessageHeader(
-        "ask", RUN, header.device, header.sequence, header.base_version, header.base_hash
-    )
-    (message,) = messages(sign_message(place, said, signing_key(header.device)))
+def resume_request(signed: SignedMessage) -> Message:
+    properties, header = signed.properties, signed.properties.header
+    body = ResumeRequest(properties.message_id, properties.chunk_count).pack()
+    place = MessageHeader("resume-request", RUN, header.device, header.sequence)
+    (message,) = messages(sign_message(place, body, signing_key(header.device)))
     return message
 
 
@@ -140,8 +135,8 @@ def acks(heard: Iterable[Message]) -> dict[tuple[str, int], str]:
     for message in heard:
         if message.topic.endswith("/ack"):
             got = _verified(message)
-            ack = payloads.Ack.open(got.body, got.properties)
-            found[got.topic.device, ack.sequence] = ack.refusal
+            ack = payloads.Ack.open(got.body, got.properties.header)
+            found[got.properties.header.device, ack.sequence] = ack.refusal
     return found
 
 
@@ -159,7 +154,7 @@ def models(heard: Iterable[Message]) -> list[GlobalModel]:
             got = _verified(message)
             pieces.append(got.chunk.piece)
             if len(pieces) == got.properties.chunk_count:
-                found.append(payloads.open_model(b"".join(pieces), got.properties))
+                found.append(payloads.open_model(b"".join(pieces), got.properties.header, 1 << 30))
                 pieces = []
     return found
 

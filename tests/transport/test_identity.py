@@ -53,10 +53,11 @@ def test_what_one_seals_the_other_opens(made: Path) -> None:
         signed = sign_message(header, b"hello", sender.signing_key, seal_for=sender.peer_seal_key)
         (message,) = messages(signed)
         found = read(message, lambda _topic: sender.signing_key.public_key())
-        return unsealed(found.body, found.properties, recipient.own_seal_key)
+        assert found.chunk is not None
+        return unsealed(found.chunk.piece, found.properties, recipient.own_seal_key)
 
-    up = MessageHeader("ask", "run1", "cam", 7, 1, "0" * 64)
-    down = MessageHeader("ack", "run1", "cam", 7, 1, "0" * 64)
+    up = MessageHeader("update", "run1", "cam", 7, 1, "0" * 64)
+    down = MessageHeader("model", "run1", "coordinator", 0, 1, "0" * 64)
     assert passes(device, coordinator, up) == b"hello"
     assert passes(coordinator, device, down) == b"hello"
 

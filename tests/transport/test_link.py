@@ -24,7 +24,7 @@ from tests.support.tls_broker import TlsBroker
 
 pytestmark = pytest.mark.broker
 
-RUN = "gradsense/v1/run1"
+RUN = "gradsense/v2/run1"
 UP, DOWN, ACK = f"{RUN}/up/a/update", f"{RUN}/down/model", f"{RUN}/device/a/ack"
 STATUS = f"{RUN}/up/a/status"
 PAIRS = (("gs-kind", "update"), ("gs-run", "run1"), ("gs-run", "größer"))

@@ -1,4 +1,4 @@
-"""The training agent of a device: what it remembers, what it sends, what it takes."""
+"""A device's learning half: labels flows, trains, uploads updates, adopts global models."""
 
 from typing import TYPE_CHECKING
 

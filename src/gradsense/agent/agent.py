@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsense.agent.downlink import Downlink, Repeated
-from gradsense.agent.handover import hand_over, hand_over_weights, handed_over
-from gradsense.agent.label_rules import Rules
+from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
+from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
 from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
 from gradsense.agent.reader import Reader
@@ -48,8 +48,6 @@ from gradsense.transport.protocol import MessageHeader, device_filters
 if TYPE_CHECKING:  # it brings torch, which few devices need
     from gradsense.agent.weight_learners import WeightLearners
 
-#: The bundle that detection runs on, in the state folder.
-DETECTOR = "edge"
 #: Seconds without anything to do, at most and at least; between looks at logs that gave nothing.
 _IDLE_S, _LEAST_S, _LOOK_S = 0.2, 0.005, 1.0
 #: A model whose chunks stop coming for so long is asked for again.
@@ -82,7 +80,7 @@ class AgentPlan:
     bundle: Path
     logs: Sequence[Path]
     state: Path
-    rules: Rules | None = None
+    rules: LabelRules | None = None
     journal: Path | None = None
     networks: Networks = field(default_factory=Networks)
     limits: ResourceLimits = field(default_factory=ResourceLimits)

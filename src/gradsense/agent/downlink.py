@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from gradsense.errors import NotFinite, UnknownTensor, UpdateRefused, WrongShape
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
-from gradsense.transport.chunks import Resume
+from gradsense.transport.chunks import Assembler, Quota, Resume
 from gradsense.transport.messages import Message, Read, read, unsealed
 from gradsense.transport.payloads import Ack, open_model
 from gradsense.transport.protocol import (
@@ -26,12 +26,15 @@ from gradsense.transport.protocol import (
     SizeLimits,
     TooLarge,
     Topic,
-    WrongDevice,
-    check_body,
 )
-from gradsense.transport.reassembly import Assembler, Quota
 
 _log = logging.getLogger(__name__)
+
+
+class WrongDevice(UpdateRefused):
+    """The topic is another device's, another run's, or one that devices publish on."""
+
+    reason = "wrong-device"
 
 
 class StaleModel(UpdateRefused):
@@ -42,7 +45,7 @@ class StaleModel(UpdateRefused):
 
 @dataclass(frozen=True)
 class Repeated:
-    """The coordinator told the model again that the device holds: it is there and listens."""
+    """The coordinator published the model again that the device holds: it is at work."""
 
     version: int
 
@@ -101,7 +104,7 @@ class Downlink:
         return self._part_at if self._parts else None
 
     def take(self, message: Message, now: float) -> News | None:
-        """What a message says; None if nothing yet, or if it was refused.
+        """What a message brings; None if nothing yet, or if it was refused.
 
         A model that is given back counts as held from then on.
 
@@ -111,10 +114,11 @@ class Downlink:
         if not message.payload and not message.pairs:
             return None  # a retained chunk was cleared away
         try:
-            found = read(message, self._key_of, self._limits)
-            if found.topic.kind == "ack":
-                return Ack.open(found.body, found.properties)
-            if found.topic.kind == "resume":
+            found = read(message, self._key_of)
+            header = found.properties.header
+            if header.kind == "ack":
+                return Ack.open(found.body, header)
+            if header.kind == "resume":
                 return Resume.parse(found.body)
             return self._chunk(found, now)
         except UpdateRefused as error:
@@ -122,7 +126,7 @@ class Downlink:
             return None
 
     def _key_of(self, topic: Topic) -> Ed25519PublicKey:
-        """The coordinator's, for what it may say to this device."""
+        """The coordinator's, for what it may send to this device."""
         mine = topic.kind == "model" or (
             topic.kind in ("ack", "resume") and topic.device == self._device
         )
@@ -161,9 +165,8 @@ class Downlink:
         return model
 
     def _open(self, body: bytes, properties: Properties) -> GlobalModel:
-        check_body(body, properties, self._limits)
         clear = unsealed(body, properties, self._seal_key)
-        model = open_model(clear, properties, self._limits)
+        model = open_model(clear, properties.header, self._limits.raw)
         shapes = _shapes(model.tensors)
         for name, shape in (self._shapes or {}).items():
             if name in shapes and shapes[name] != shape:
@@ -185,9 +188,9 @@ class Downlink:
         """Under chunk 0's topic the newest model is kept: an older one is no leftover."""
         if not self._warned:
             _log.warning(
-                "the coordinator tells model %d, but this device holds %d and goes on with it. If "
-                "the coordinator's folder was restored from an older backup, start a new run: "
-                "this one is heard again only after model %d",
+                "the coordinator publishes model %d, but this device holds %d and keeps it. If the "
+                "coordinator's folder was restored from an older backup, start a new run: models "
+                "of this one are adopted again only after model %d",
                 *(version, self._version, self._version),
             )
         self._warned = True

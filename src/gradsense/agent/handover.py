@@ -1,13 +1,15 @@
 """From a new global model to the bundle that this device's detector takes over.
 
-A new head means other probabilities, so the thresholds of the head before say nothing any more.
+A new head means other probabilities, so the thresholds of the head before do not hold any more.
 Where this site has labelled flows enough, they are found anew, by the graph that will judge;
-where it has not, those that the run began with stay, and the manifest says which it was.
+where it has not, those that the run began with stay, and the manifest names which it was.
 """
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.agent.reader import Batches, Rows
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection import bundle
-from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
+from gradsense.detection.bundle import (
+    GRAPH_FILE,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    BundleThreshold,
+    Manifest,
+)
 from gradsense.detection.calibrate import MARGIN, log_odds
 from gradsense.detection.detector import BATCH
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
+from gradsense.fleet import jobs
 from gradsense.learning.alarms import FALSE_ALARM_SHARE
 from gradsense.learning.calibration import COLDEST, HOTTEST, softmax
 from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
+from gradsense.storage.files import replacing
 from gradsense.transport.payloads import model_hash
 
-#: Benign flows from where a share of them that may ring is more than none, and as many flows of
-#: attacks until a temperature is fitted: benign ones alone would have it go to zero.
+#: The bundle that detection runs on, in the state folder.
+DETECTOR = "edge"
+#: Benign flows from where the share of them that may raise alerts is more than none, and as many
+#: flows of attacks until a temperature is fitted: benign ones alone would have it go to zero.
 ENOUGH = round(1 / FALSE_ALARM_SHARE)
 #: Rows of the newest batches that are looked at, a fifth of a second's work.
 _MOST_ROWS = 2048
@@ -106,6 +117,28 @@ def hand_over_weights(
         return bundle.write(out, manifest.model_copy(update=update), files)
 
 
+def first_detector(bundle_folder: Path, state: Path) -> Path | None:
+    """The folder that detection begins with: the last model handed over, or the run's start.
+
+    Returns:
+        None for a run that starts from nothing: no model detects before its first aggregation.
+
+    Raises:
+        InputError: the run's start is damaged.
+    """
+    place, start = state / DETECTOR, bundle_folder / jobs.RUN / jobs.EDGE
+    if (place / MANIFEST_FILE).is_file():
+        with suppress(InputError):  # damaged by a loss of power: the agent will replace it
+            bundle.read(place)
+            return place
+    manifest, _ = bundle.read(start)
+    if not manifest.alarm.flows:
+        return None
+    with replacing(place) as fresh:
+        shutil.copytree(start, fresh, dirs_exist_ok=True)
+    return place
+
+
 def handed_over(out: Path, model: GlobalModel, *, run: str) -> bool:
     """Whether the bundle at ``out`` is whole and this model's.
 
@@ -115,17 +148,18 @@ def handed_over(out: Path, model: GlobalModel, *, run: str) -> bool:
         manifest, _ = bundle.read(out)
     except InputError:
         return False
-    told = manifest.provenance.get("fleet")
+    found = manifest.provenance.get("fleet")
     wanted = {"run": run, "version": model.version, "model_sha256": model_hash(model.tensors)}
-    return isinstance(told, dict) and wanted.items() <= told.items()
+    return isinstance(found, dict) and wanted.items() <= found.items()
 
 
 def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     """The manifest fields that labelled flows give: ``alarm, temperature, reference``.
 
-    At most ``FALSE_ALARM_SHARE`` of the benign flows ring, as ``detection.calibrate`` has it: by
-    an order statistic of log-odds, never below even odds. Without ``ENOUGH`` flows of attacks the
-    temperature stays. Novelty stays: how unlike training a flow is does not depend on this site.
+    At most ``FALSE_ALARM_SHARE`` of the benign flows raise alerts, as in ``detection.calibrate``:
+    by an order statistic of log-odds, never below even odds. Without ``ENOUGH`` flows of attacks
+    the temperature stays. Novelty stays: how unlike training a flow is does not depend on the
+    site.
 
     Args:
         opened: the bundle with the head in question.
@@ -134,12 +168,12 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     Returns:
         nothing where there are fewer than ``ENOUGH`` benign flows.
     """
-    labels = opened.manifest.labels
+    labels, normal = opened.manifest.labels, opened.template.task.normal
     rows = _newest(batches)
-    if rows is None or BENIGN not in labels:
+    if rows is None or normal not in labels:
         return {}
     phrase_ids, truth, weights = rows
-    benign = labels.index(BENIGN)
+    benign = labels.index(normal)
     quiet = truth == benign
     flows = int(weights[quiet].sum())
     if flows < ENOUGH:
@@ -235,7 +269,7 @@ def _reference(
 
 
 def _provenance(manifest: Manifest, model: GlobalModel, run: str, *, site: bool) -> dict[str, Any]:
-    """Which model of the fleet it is. What was measured of the start is told as the start's."""
+    """Which model of the fleet it is. What was measured of the start stays named as the start's."""
     begun = manifest.provenance
     return {
         "gradsense": begun.get("gradsense"),

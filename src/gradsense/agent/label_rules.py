@@ -97,7 +97,7 @@ Spans = Annotated[tuple[Span, ...] | None, BeforeValidator(_spans), Field(min_le
 Ports = Annotated[Spans, AfterValidator(_ports)]
 
 
-class Rule(BaseModel):
+class LabelRule(BaseModel):
     """A label, and what a flow must be like to get it; a condition that is not given always holds.
 
     The names are those of ``FLOW_SCHEMA``. A flow without a value meets no condition on it, but
@@ -127,14 +127,14 @@ class Rule(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rule: tuple[Rule, ...] = Field(min_length=1, max_length=_MAX_RULES)
+    rule: tuple[LabelRule, ...] = Field(min_length=1, max_length=_MAX_RULES)
 
 
 @dataclass(frozen=True)
-class Rules:
+class LabelRules:
     """Rules in order: the first that matches labels the flow."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[LabelRule, ...]
 
     def labels(self, flows: pl.DataFrame) -> pl.Series:
         """The label of each flow, null where no rule matches.
@@ -153,7 +153,7 @@ class Rules:
         return flows.select(pl.coalesce(matches).alias("label")).to_series()
 
 
-def read(path: Path | str) -> Rules:
+def read(path: Path | str) -> LabelRules:
     """The rules of a file.
 
     Raises:
@@ -165,7 +165,7 @@ def read(path: Path | str) -> Rules:
             text = stream.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise InputError("the file is larger than 1 MiB", hint=_HINT, file=path)
-        return Rules(_File.model_validate(tomllib.loads(text.decode())).rule)
+        return LabelRules(_File.model_validate(tomllib.loads(text.decode())).rule)
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror or error})", hint="check the path", file=path
@@ -174,7 +174,7 @@ def read(path: Path | str) -> Rules:
         fault = error.errors(include_url=False)[0]
         raise InputError(_what(fault), hint=_HINT, file=path, field=_place(fault["loc"])) from error
     except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", hint="mend that line", file=path) from error
+        raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
 
 
 def _what(fault: Any) -> str:
@@ -195,7 +195,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
     return str(loc[0])
 
 
-def _matches(rule: Rule, addresses: dict[str, list[str]]) -> pl.Expr:
+def _matches(rule: LabelRule, addresses: dict[str, list[str]]) -> pl.Expr:
     """Whether a flow meets all conditions; never null."""
     met = [
         _meets(name, condition, addresses)

@@ -1,7 +1,7 @@
 """Labelled flows of the device's own site, gathered for training, each of them once.
 
 They come from the logs, where the log itself or a rule says what a flow is, and from operators'
-words on alerts. What was read and what it came to are one value, stored in one transaction: a
+feedback on alerts. What was read and what it came to are one value, stored in one transaction: a
 process killed at any instant reads nothing twice and leaves nothing out.
 """
 
@@ -18,12 +18,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from gradsense.agent.label_rules import Rules
+from gradsense.agent.label_rules import LabelRules
 from gradsense.data.datasets.captures import discover
-from gradsense.data.datasets.labels import MALICIOUS, View, with_view
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows
+from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
-from gradsense.data.sources.live import Source
+from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.store import FILE, GatewayStore
@@ -46,10 +45,10 @@ class Gathered:
         weights: the flows that read so, int64 [n]. Rows are sorted, so neither the order of the
             flows nor the cuts between steps change anything.
         places: log to where it is read up to, JSON values.
-        taken: the operators' words taken so far; opaque.
-        counts: what is added to the counters, in flows unless said: ``flows`` read,
+        taken: the feedback taken so far; opaque.
+        counts: what is added to the counters, in flows unless noted: ``flows`` read,
             ``labelled:log|rules|feedback``, ``unlabelled``, ``unknown-class:NAME``,
-            ``other-template``, ``dropped:REASON`` (lines), ``words`` and ``corrected`` (words).
+            ``other-template``, ``dropped:REASON`` (lines), ``feedback`` and ``corrected`` (alerts).
     """
 
     phrase_ids: NDArray[np.uint16]
@@ -98,8 +97,8 @@ class BatchBuilder:
         else:
             self._held = self._held.then(gathered)
 
-    def take(self, now: float, *, final: bool = False) -> Gathered | None:
-        """What is held if it is due, or in any case with ``final``; it may be without rows.
+    def take(self, now: float) -> Gathered | None:
+        """What is held if it is due; it may be without rows.
 
         It is then no longer held: if it cannot be stored, it is for the caller to try again.
         """
@@ -107,28 +106,28 @@ class BatchBuilder:
         if held is None:
             return None
         due = len(held) >= self.most_rows or now >= self._since + self.settle_s
-        if not (due or final):
+        if not due:
             return None
         self._held = None
         return held
 
 
 class Harvest:
-    """Reads what is new, a chunk of a log or some words at a step, and labels it.
+    """Reads what is new, a chunk of a log or some feedback at a step, and labels it.
 
-    Every source has its turn, so a log that is far behind holds up neither another log nor an
-    operator's word. A flow that its log labels has that label; else the first rule that matches
+    Every source has its turn, so a log that is far behind holds up neither another log nor the
+    feedback. A flow that its log labels has that label; else the first rule that matches
     decides; else it is not trained on.
 
     Args:
         template: of the model; prompts are what it makes of flows.
         labels: the classes that the model knows, in its order.
-        logs: files, or folders as ``telemetry.dataset.discover`` reads them; see ``find_logs``.
+        logs: files, or folders of captures; see ``find_logs``.
         rules: None labels no flow.
         journal_folder: of the watch at this site; None or not there yet: nobody gives feedback.
         networks: the operator's own, as the watch has them.
         places, taken: from the last batch that was stored.
-        most_rows: no further word of feedback is taken at a step that has so many rows.
+        most_rows: no further feedback is taken at a step that has so many rows.
 
     Raises:
         InputError: a place or ``taken`` is damaged.
@@ -140,7 +139,7 @@ class Harvest:
         labels: tuple[str, ...],
         *,
         logs: Sequence[Path],
-        rules: Rules | None = None,
+        rules: LabelRules | None = None,
         journal_folder: Path | None = None,
         networks: Networks | None = None,
         places: Mapping[str, Any] | None = None,
@@ -150,9 +149,8 @@ class Harvest:
         self._template, self._rules = template, rules
         self._networks = networks or Networks()
         self._classes = {name: number for number, name in enumerate(labels)}
-        self._view: View = "binary" if MALICIOUS in labels else "classes"
         known = places or {}
-        self.sources = [Source(log, known.get(str(log))) for log in find_logs(logs)]
+        self.sources = [LiveLog(log, known.get(str(log))) for log in find_logs(logs)]
         self._feedback = _Feedback(template, self._classes, journal_folder, taken, most_rows)
         self._turn = 0
 
@@ -166,28 +164,28 @@ class Harvest:
             turn = self._turn
             self._turn = (turn + 1) % (len(self.sources) + 1)
             if turn == len(self.sources):
-                gathered = self._words()
+                gathered = self._feedback_step()
             else:
                 gathered = self._chunk(self.sources[turn], final)
             if gathered is not None:
                 return gathered
         return None
 
-    def _words(self) -> Gathered | None:
+    def _feedback_step(self) -> Gathered | None:
         news = self._feedback.news()
         if news is None:
             return None
         rows, counts = news
         return Gathered(*_distinct(*rows), {}, self._feedback.taken, counts)
 
-    def _chunk(self, source: Source, final: bool) -> Gathered | None:
+    def _chunk(self, source: LiveLog, final: bool) -> Gathered | None:
         tally = Tally()
         flows = source.read(CHUNK_BYTES, tally, final=final)
         if flows is None:
             return None
         place = source.place()
         places = {} if place is None else {str(source.log): place}
-        phrase_ids, numbers, counts = self._labelled(_frame(flows))
+        phrase_ids, numbers, counts = self._labelled(self._frame(flows))
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
         rows = _distinct(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
@@ -196,7 +194,7 @@ class Harvest:
         self, flows: pl.DataFrame
     ) -> tuple[NDArray[np.uint16], NDArray[np.int64], Counter[str]]:
         """PhraseIds and class numbers of the flows that have a class which the model knows."""
-        own = with_view(flows, self._view)["class"]
+        own = self._template.task.classed(flows, list(self._classes))["class"]
         label = own
         if self._rules is not None:
             label = pl.select(pl.coalesce(own, self._rules.labels(flows))).to_series()
@@ -216,12 +214,19 @@ class Harvest:
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
 
+    def _frame(self, flows: Flows) -> pl.DataFrame:
+        """Few flows as a frame too: training is in no hurry."""
+        if isinstance(flows, pl.DataFrame):
+            return flows
+        task = self._template.task
+        return pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
+
 
 def find_logs(paths: Sequence[Path]) -> list[Path]:
     """The logs at these paths, each once: a file itself, there or not yet; a folder's captures.
 
     A folder in which there is none yet will get its ``conn.log``. Rotated files are no logs of
-    their own: whoever follows a log finds them.
+    their own: the reader of a log finds them.
     """
     found: dict[Path, None] = {}
     for path in paths:
@@ -235,20 +240,20 @@ def find_logs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-class _Word(NamedTuple):
-    """An operator's last word on an alert, and whether flows were ever taken for one."""
+class _Taken(NamedTuple):
+    """The last feedback on an alert, and whether flows were ever taken for it."""
 
     label: str
     trained: bool
 
 
-_TAKEN = TypeAdapter(dict[str, _Word])
+_TAKEN = TypeAdapter(dict[str, _Taken])
 
 
 class _Feedback:
-    """Operators' words that were not taken yet.
+    """Feedback that was not taken yet.
 
-    A word is taken once, with the prompts that its alert has by then. One that changes afterwards
+    Feedback is taken once, with the prompts that its alert has by then. One that changes afterwards
     is counted only: what was sent cannot be unsent.
     """
 
@@ -268,40 +273,40 @@ class _Feedback:
             self._known = _TAKEN.validate_json(taken) if taken else {}
         except ValidationError as error:
             raise InputError(
-                "what is remembered of the feedback is damaged",
+                "the state of the feedback is damaged",
                 hint="begin with a fresh state of the agent",
             ) from error
 
     def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:
-        """PhraseIds, labels and weights of the next words, and counts; None where nobody spoke."""
+        """Phrase ids, labels and weights of the next feedback, and counts; None without any."""
         journal = self._opened()
         if journal is None:
             return None
-        words = {
-            word.alert: word.label
-            for word in journal.feedback()
-            if word.alert not in self._known or self._known[word.alert].label != word.label
+        news = {
+            given.alert: given.label
+            for given in journal.feedback()
+            if given.alert not in self._known or self._known[given.alert].label != given.label
         }
-        if not words:
+        if not news:
             return None
-        prompts: dict[str, list[tuple[bytes, int]]] = {alert: [] for alert in words}
-        for word, prompt, flows in journal.examples():
-            if word.alert in prompts:
-                prompts[word.alert].append((prompt, flows))
+        prompts: dict[str, list[tuple[bytes, int]]] = {alert: [] for alert in news}
+        for given, prompt, flows in journal.examples():
+            if given.alert in prompts:
+                prompts[given.alert].append((prompt, flows))
         rows: list[tuple[NDArray[np.uint16], int, int]] = []
         counts: Counter[str] = Counter()
-        for alert, label in words.items():
+        for alert, label in news.items():
             if len(rows) >= self._most_rows:
                 break
             before = self._known.get(alert)
             if before is not None and before.trained:
                 counts["corrected"] += 1
-                self._known[alert] = _Word(label, trained=True)
+                self._known[alert] = _Taken(label, trained=True)
                 continue
             mine = self._rows(label, prompts[alert], counts)
-            counts["words"] += 1
+            counts["feedback"] += 1
             rows += mine
-            self._known[alert] = _Word(label, trained=bool(mine))
+            self._known[alert] = _Taken(label, trained=bool(mine))
         self.taken = _TAKEN.dump_json(self._known)
         return self._arrays(rows), counts
 
@@ -314,7 +319,7 @@ class _Feedback:
     def _rows(
         self, label: str, prompts: Sequence[tuple[bytes, int]], counts: Counter[str]
     ) -> list[tuple[NDArray[np.uint16], int, int]]:
-        """A word's rows: none if the model does not know its class, or not its prompts."""
+        """The rows of one alert: none if the model does not know its class, or not its prompts."""
         rows = []
         for prompt, flows in prompts:
             phrase_ids = self._phrase_ids(prompt)
@@ -340,13 +345,6 @@ class _Feedback:
         phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
         return phrase_ids, numbers[:, 0], numbers[:, 1]
-
-
-def _frame(flows: Flows) -> pl.DataFrame:
-    """Training is in no hurry, so few flows go the way of many."""
-    if isinstance(flows, pl.DataFrame):
-        return flows
-    return pl.DataFrame(flows, schema={**FLOW_SCHEMA, **CONTEXT_SCHEMA}, orient="row")
 
 
 def _distinct(

@@ -57,7 +57,7 @@ class Interrupted(Exception):
 
 
 class Host:
-    """What Linux says of this process and its machine; None where it says nothing.
+    """What Linux reports of this process and its machine; None where it reports nothing.
 
     Args:
         root: where ``proc`` and ``sys`` are.
@@ -194,7 +194,7 @@ def lower_priority(limits: ResourceLimits, root: Path = Path("/")) -> None:
 
 
 def _numbers(files: Iterable[Path], place: int = 0) -> list[int]:
-    """The word at ``place`` of each file that can be read and has a number there."""
+    """The number at ``place`` of each file that can be read and has a number there."""
     numbers = []
     for file in files:
         with suppress(OSError, ValueError, IndexError):

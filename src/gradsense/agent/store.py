@@ -1,23 +1,19 @@
-"""What a device's training agent remembers, in one SQLite file.
+"""What a device's training agent keeps, in one SQLite file.
 
 Two transactions carry it. One takes in what was read from the logs together with how far they were
 read; the other the client's new state together with the update that it has just made. A process
-killed at any instant therefore neither learns from a flow twice nor speaks of a state that it does
-not have. SQLite runs in WAL mode with ``synchronous=FULL``: what was taken in survives a loss of
-power.
+killed at any instant therefore neither learns from a flow twice nor sends an update of a state that
+it does not have. What was taken in survives a loss of power.
 
-Updates wait here, signed as they will travel, until the coordinator has said that each is durable.
+Updates wait here, signed as they will travel, until the coordinator has acknowledged each of them.
 None is ever dropped: an agent whose outbox is ``full`` stops making updates.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +23,11 @@ from numpy.typing import NDArray
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
-from gradsense.storage import checkpoint
-from gradsense.storage.folders import migrate, transaction
+from gradsense.storage import checkpoint, files
+from gradsense.storage.sqlite import Database, Schema
 from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
-from gradsense.transport.protocol import NO_MODEL, Properties
+from gradsense.transport.protocol import NO_MODEL, Properties, parse_topic
 
 if TYPE_CHECKING:  # they bring readers of logs and graphs, which this file does without
     from gradsense.agent.labelling import Gathered
@@ -52,100 +48,69 @@ MIGRATIONS = [
     CREATE TABLE places (log TEXT PRIMARY KEY, body TEXT NOT NULL);
     CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
     """,
+    # Protocol 2: no coordinator takes what waits in version 1.
+    """
+    INSERT INTO counters SELECT 'refused:unsupported-schema', count(*) FROM outbox
+        WHERE true GROUP BY 1
+        ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
+    DELETE FROM outbox;
+    """,
 ]
+
+_SCHEMA = Schema(
+    what="state of gradsense's agent",
+    application=0x47534147,  # "GSAG"
+    migrations=MIGRATIONS,
+    hint="move it away or give another --state",
+)
 
 #: What ``federation.Client.state`` gives and ``restore`` takes: values, and groups of tensors.
 ClientState = tuple[Mapping[str, Any], Mapping[str, Tensors]]
 
 
-class MemoryFull(GradsenseError):
-    """The disk is full or failed for now; nothing of the transaction was taken in."""
-
-
 class AgentStore:
-    """One agent's memory, and the sequence of the batches in it. Threads may share it.
+    """One agent's state, and the sequence of the batches in it. Threads may share it.
 
     Args:
         folder: made if it is not there; one process at a time.
         most_bytes: of unacknowledged updates from which on the outbox is ``full``.
 
     Raises:
-        InputError: the folder cannot be used, is in use, or holds another version's memory.
-        GradsenseError: it cannot be opened for now.
+        InputError: the folder cannot be used, is in use, or holds a damaged, foreign or newer file.
+        StorageFull: it cannot be opened for now.
     """
 
     def __init__(self, folder: Path, *, most_bytes: int = OUTBOX_BYTES) -> None:
         self.file = folder / FILE
         self._most_bytes = most_bytes
-        self._lock = threading.RLock()
         self._held: tuple[int, str] | None = None  # not looked up yet
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._guard = (folder / _LOCK).open("a")
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.file.touch(mode=0o600)  # SQLite gives its side files the same mode
-        except BlockingIOError:
-            raise InputError(
+            busy = InputError(
                 "another gradsense edge trains with this state",
                 hint="stop it, or give another --state",
                 file=folder,
-            ) from None
+            )
+            self._guard = files.lock(folder / _LOCK, busy)
         except OSError as error:
             raise InputError(
                 f"cannot keep its state there ({error.strerror or error})",
                 hint="give a writable folder as --state",
                 file=folder,
             ) from error
-        self._db = self._open()
-
-    def _open(self) -> sqlite3.Connection:
         try:
-            db = sqlite3.connect(
-                self.file, timeout=10, check_same_thread=False, isolation_level=None
-            )
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            # What large updates leave on disk; the journal is cut back to this.
-            db.execute("PRAGMA journal_size_limit=4194304")
-            self._migrate(db)
-        except sqlite3.OperationalError as error:
-            raise GradsenseError(f"{self.file}: cannot open the agent's state: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"is no state of gradsense's agent ({error})",
-                hint="move it away or give another --state",
-                file=self.file,
-            ) from error
-        return db
-
-    def _migrate(self, db: sqlite3.Connection) -> None:
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise InputError(
-                f"the agent's state has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                hint="use the gradsense that wrote it, or give another --state",
-                file=self.file,
-            )
-        migrate(db, MIGRATIONS)
+            self._db = Database(self.file, _SCHEMA)
+        except BaseException:
+            self._guard.close()
+            raise
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
-        with self._lock:
-            self._db.close()
-            self._guard.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                with transaction(self._db):
-                    yield self._db
-            except sqlite3.OperationalError as error:
-                raise MemoryFull(f"{self.file}: cannot be written: {error}") from error
+        self._db.close()
+        self._guard.close()
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
+        return self._db.all(query, values)
 
     def _number(self, query: str) -> int:
         return next((int(value) for (value,) in self._all(query)), 0)
@@ -164,16 +129,16 @@ class AgentStore:
         )
 
     def claim(self, run: str, device: str) -> None:
-        """Note whose memory this is, or find that it is so.
+        """Note whose state this is, or check that it is so.
 
         Raises:
             InputError: it is of another device or of another run.
-            MemoryFull: it could not be noted.
+            StorageFull: it could not be noted.
         """
         owner = f"{run}/{device}".encode()
         rows = self._all("SELECT body FROM states WHERE name = 'owner'")
         if not rows:
-            with self._transaction() as db:
+            with self._db.transaction() as db:
                 _keep(db, "owner", owner)
         elif rows[0][0] != owner:
             raise InputError(
@@ -198,32 +163,30 @@ class AgentStore:
         *,
         update: SignedMessage | None = None,
         model: GlobalModel | None = None,
-        counts: Mapping[str, int] | None = None,
     ) -> None:
         """Keep the client's state and what goes with it: all or nothing.
 
         Args:
             client: what ``federation.Client.state`` gives.
             update: that it has just made, signed; it waits in the outbox from now on.
-                It is taken in even where the outbox is ``full``, since the state has spoken.
+                It is taken in even where the outbox is ``full``, since the state counts it as sent.
             model: the global model that it has just adopted, in place of the one before.
-            counts: counter to what is added to it.
 
         Raises:
-            ValueError: the update is not of the number that the state says was used last.
-            MemoryFull: it could not be written, no part of it; try again.
+            ValueError: the update is not of the number that the state used last.
+            StorageFull: it could not be written, no part of it; try again.
         """
         values, tensors = client
         if update is not None and update.properties.header.sequence != values["sequence"]:
             raise ValueError("the update's number is not that of the client's state")
         body = checkpoint.dumps(dict(values), tensors)
         held, packed = (None, b"") if model is None else _pack_model(model)
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             _keep(db, "client", body)
-            _count(db, counts or {})
             if update is not None:
-                pairs = json.dumps(update.properties.pairs())
-                row = (values["sequence"], pairs, update.body)
+                properties = update.properties
+                text = json.dumps([str(properties.topic()), properties.pairs()])
+                row = (values["sequence"], text, update.body)
                 db.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
             if model is not None:
                 _keep(db, "model", packed)
@@ -244,7 +207,7 @@ class AgentStore:
         return GlobalModel(values["version"], groups["model"], invited)
 
     def held(self) -> tuple[int, str]:
-        """Version and hash of that model, as the device tells them; ``NO_MODEL`` before."""
+        """Version and hash of that model, as the device reports them; ``NO_MODEL`` before."""
         if self._held is None:
             found = self._state("model")
             self._held = NO_MODEL if found is None else (found[0]["version"], found[0]["hash"])
@@ -254,20 +217,17 @@ class AgentStore:
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
-        rows = self._all("SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1")
-        return next(
-            (SignedMessage(Properties.parse(json.loads(said)), body) for said, body in rows), None
-        )
+        for text, body in self._all(
+            "SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1"
+        ):
+            topic, pairs = json.loads(text)
+            return SignedMessage(Properties.parse(parse_topic(topic), pairs), body)
+        return None
 
     @property
     def outbox_bytes(self) -> int:
         """Bytes of all updates that wait."""
         return self._number("SELECT coalesce(sum(length(body)), 0) FROM outbox")
-
-    @property
-    def outbox_count(self) -> int:
-        """How many updates wait."""
-        return self._number("SELECT count(*) FROM outbox")
 
     @property
     def full(self) -> bool:
@@ -277,21 +237,21 @@ class AgentStore:
     def acknowledged(
         self, sequence: int, refusal: str = "", *, client: ClientState | None = None
     ) -> bool:
-        """The coordinator has said what became of an update: it need not be kept.
+        """The coordinator has acknowledged or refused an update: it need not be kept.
 
         Args:
             refusal: the name under which it was refused; empty if it was pooled. Counted as
                 ``acknowledged`` or ``refused:<name>``.
-            client: its state after it has heard so, if that changes it.
+            client: its state after that, if that changes it.
 
         Returns:
             whether it was still there; a second acknowledgement changes nothing.
 
         Raises:
-            MemoryFull: it could not be noted; the update stays, and will be acknowledged again.
+            StorageFull: it could not be noted; the update stays, and will be acknowledged again.
         """
         body = None if client is None else checkpoint.dumps(dict(client[0]), client[1])
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             gone = db.execute("DELETE FROM outbox WHERE sequence = ?", (sequence,)).rowcount == 1
             if gone:
                 _count(db, {f"refused:{refusal}" if refusal else "acknowledged": 1})
@@ -305,13 +265,13 @@ class AgentStore:
         """Take in how far the logs were read, with all that it came to; a batch, if it has rows.
 
         Raises:
-            MemoryFull: it could not be written, no part of it; try again.
+            StorageFull: it could not be written, no part of it; try again.
         """
         names = ("phrase_ids", "labels", "weights")
         rows = {name: np.asarray(getattr(gathered, name)) for name in names}
         body = checkpoint.dumps({}, {"batch": rows}) if len(gathered) else None
         places = [(log, json.dumps(place)) for log, place in gathered.places.items()]
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.executemany("INSERT OR REPLACE INTO places VALUES (?, ?)", places)
             _keep(db, "taken", gathered.taken)
             _count(db, gathered.counts)
@@ -323,12 +283,12 @@ class AgentStore:
         return {log: json.loads(body) for log, body in self._all("SELECT log, body FROM places")}
 
     def taken(self) -> bytes:
-        """The operators' words that were taken; opaque."""
+        """The feedback that was taken in; opaque."""
         rows = self._all("SELECT body FROM states WHERE name = 'taken'")
         return bytes(rows[0][0]) if rows else b""
 
     def counters(self) -> dict[str, int]:
-        """All counters since the memory was made."""
+        """All counters since the state was made."""
         return dict(self._all("SELECT name, value FROM counters ORDER BY name"))
 
     def __len__(self) -> int:
@@ -355,7 +315,7 @@ class AgentStore:
 
 
 def _pack_model(model: GlobalModel) -> tuple[tuple[int, str], bytes]:
-    """What the device tells of a model, and the model."""
+    """What the device reports of a model, and the model."""
     held = (model.version, model_hash(model.tensors))
     names = None if model.participants is None else sorted(model.participants)
     values = {"version": held[0], "hash": held[1], "participants": names}

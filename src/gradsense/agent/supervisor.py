@@ -64,7 +64,7 @@ class Supervisor:
         """Start it if it does not run and its pause is over; call this now and then.
 
         Raises:
-            InputError: it said that its input is wrong, which another start would not mend.
+            InputError: it exited because its input is wrong, which another start would not change.
         """
         now = self._timer()
         if self._process is None:
@@ -86,7 +86,7 @@ class Supervisor:
         self._next, self._pause = now + self._pause, min(_MOST_S, 2 * self._pause)
 
     def stop(self) -> None:
-        """End it, kindly first."""
+        """End it: terminate, then kill."""
         if self._process is None:
             return
         self._process.terminate()
@@ -107,5 +107,5 @@ def die_with_parent(parent: int) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the kernel was told
+    if os.getppid() != parent:  # it ended before the call above
         os.kill(os.getpid(), signal.SIGTERM)

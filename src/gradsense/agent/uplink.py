@@ -1,13 +1,13 @@
 """The sender: brings the updates of the outbox to the coordinator, one at a time and in order.
 
-A state machine without socket or clock. Whoever holds the connection calls ``due`` whenever
-something happened (connected, heard, PUBACK, a new update) or ``wake_at`` came, and publishes what
-it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a broker's
-word counts for nothing but the window.
+A state machine without socket or clock. The owner of the connection calls ``due`` whenever
+something happened (connected, received, PUBACK, a new update) or ``wake_at`` came, and publishes
+what it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a
+broker's counts for the window only.
 
-An update of one chunk that is not answered is published again. Of one of several chunks the device
-asks what is missing, and sends that. Both after a patience that doubles; anything new from the
-coordinator makes it try at once.
+An update of one chunk that is not answered is published again. For one of several chunks the device
+sends a resume request, then what is missing. Both after a retry timeout that doubles; anything new
+from the coordinator makes it try soon.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from collections import Counter, deque
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.store import AgentStore, ClientState
-from gradsense.transport.chunks import Resume, ResumeRequest, message_id
-from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
+from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.messages import Message, SignedMessage, messages, sign, sign_message
 from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader
-from gradsense.transport.signing import sign
 
 
 class Uplink:
@@ -72,11 +71,6 @@ class Uplink:
         self._blocked = True  # until on_connect
         self._start()
 
-    @property
-    def idle(self) -> bool:
-        """Whether every update was acknowledged."""
-        return self._head() is None
-
     def _oldest(self) -> SignedMessage | None:
         signed = self._memory.head()
         return signed and SignedMessage(sign(signed.properties, self._key), signed.body)
@@ -114,10 +108,10 @@ class Uplink:
         self._blocked = True
 
     def on_model(self, now: float) -> None:
-        """The coordinator has said something new, so it is worth trying soon.
+        """A model came, so the coordinator is at work: try again soon.
 
-        Not at once: an acknowledgement is mostly on its way with the news, and a whole fleet hears
-        of a model at one moment.
+        Not at once: an acknowledgement is mostly on its way with it, and a whole fleet receives a
+        model at one moment.
         """
         self._retry_s = self._min_s
         if self._again_at is not None:
@@ -125,13 +119,13 @@ class Uplink:
             self._again_at = min(self._again_at, soon)
 
     def on_resume(self, resume: Resume, now: float) -> None:
-        """The answer to an ask. One that nobody waits for is counted and put aside."""
+        """The answer to a resume request. One that is not awaited is counted and ignored."""
         head = self._head()
         key = (resume.message, resume.count)
         if (
             head is None
             or not self._resume_due
-            or key != (message_id(head.properties), head.properties.chunk_count)
+            or key != (head.properties.message_id, head.properties.chunk_count)
         ):
             self.counts["other-resumes"] += 1
             return
@@ -152,13 +146,13 @@ class Uplink:
         """The update is durable, or was refused for good: the next one may go.
 
         Args:
-            client: its state after it has heard so, if that changes it; kept in one transaction.
+            client: its state after that, if that changes it; kept in one transaction.
 
         Returns:
             whether it was expected; an old one is counted and put aside.
 
         Raises:
-            MemoryFull: it could not be noted; the update is tried again.
+            StorageFull: it could not be noted; the update is tried again.
         """
         if not self.expects(ack):
             self.counts["old-acks"] += 1
@@ -213,10 +207,9 @@ class Uplink:
 
     def _resume_request(self, head: SignedMessage) -> Message:
         header = head.properties.header
-        version, digest = self._memory.held()
-        ask = ResumeRequest(message_id(head.properties), head.properties.chunk_count)
-        place = MessageHeader("ask", header.run, header.device, header.sequence, version, digest)
-        return messages(sign_message(place, ask.pack(), self._key))[0]
+        request = ResumeRequest(head.properties.message_id, head.properties.chunk_count)
+        place = MessageHeader("resume-request", header.run, header.device, header.sequence)
+        return messages(sign_message(place, request.pack(), self._key))[0]
 
     def _sent(self, now: float) -> None:
         """What ``_next`` gave is on its way."""

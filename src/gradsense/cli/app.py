@@ -40,7 +40,7 @@ app = group(
         "coordinator": "coordinator:coordinator",
         "edge": "edge:edge",
         "feedback": "feedback:feedback",
-        "data": group(_DATA, name="data", help="Look into logs, or make synthetic ones."),
+        "data": group(_DATA, name="data", help="Inspect logs, or write synthetic ones."),
         "fleet": group(
             _FLEET,
             name="fleet",

@@ -1,4 +1,4 @@
-"""``gradsense data``: look into logs."""
+"""``gradsense data``: what is in logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @command(example="gradsense data inspect captures/ --json > summary.json")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="A conn.log, or a folder of captures.")],
+    path: Annotated[Path, typer.Argument(help="A conn.log or eve.json, or a folder of captures.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first malformed line.")

@@ -118,8 +118,8 @@ def edge(
 
 def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) -> None:
     """Watch in this process, and keep the agent going in another."""
+    from gradsense.agent.handover import first_detector
     from gradsense.agent.labelling import find_logs
-    from gradsense.agent.start import first_detector
     from gradsense.agent.supervisor import Supervisor
     from gradsense.gateway.settings import Settings, read
     from gradsense.gateway.wiring import WatchPlan, open_watch

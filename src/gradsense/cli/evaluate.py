@@ -1,4 +1,4 @@
-"""``gradsense evaluate``: put a trained model before logs."""
+"""``gradsense evaluate``: a trained model on logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradsense.cli.progress import file_bar
 @command(example="gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl")
 def evaluate(
     model: Annotated[Path, typer.Option(help="The model folder that training wrote.")],
-    data: Annotated[Path, typer.Option(help="A conn.log, or a folder of captures.")],
+    data: Annotated[Path, typer.Option(help="A conn.log or eve.json, or a folder of captures.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write one JSON line a flow: verdict and its probability.")

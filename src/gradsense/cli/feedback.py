@@ -40,8 +40,8 @@ def feedback(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Label an alert: a false one is silenced at once, and all feedback is training data."""
-    from gradsense.data.datasets.labels import BENIGN, MALICIOUS
     from gradsense.gateway.store import GatewayStore
+    from gradsense.tasks.task import get_task
 
     folder = state or state_folder()
     if not (folder / "watch.sqlite3").is_file():
@@ -50,7 +50,7 @@ def feedback(
     if not alert:
         _list(journal.alerts(20), as_json=as_json)
         return
-    given = ((BENIGN, benign), (MALICIOUS, malicious), (label or "", label))
+    given = zip((*get_task().binary, label or ""), (benign, malicious, label), strict=True)
     labels = [name for name, chosen in given if chosen]
     if len(labels) != 1:
         raise InputError(

@@ -30,12 +30,15 @@ def with_settings(command: Callable[..., None], hidden: str = "") -> Callable[..
     ]
     for name, field in names.items():
         kind: Any = fields[name]
+        default: Any = field.default
+        if isinstance(default, tuple):  # the settings take it apart
+            kind, default = str, ",".join(default)
         option = typer.Option(help=field.description)
         parameters.append(
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
+                default=default,
                 annotation=Annotated[kind, option],  # a real type only at run time
             )
         )

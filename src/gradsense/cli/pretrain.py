@@ -1,4 +1,4 @@
-"""``gradsense pretrain``: make a shipped base again."""
+"""``gradsense pretrain``: make a base that comes with the package."""
 
 from __future__ import annotations
 

@@ -38,15 +38,15 @@ def synthesize(
 
 
 def _classes(path: Path) -> dict[str, int]:
-    """Flows of each class in one log; benign ones under ``Benign``."""
+    """Flows of each class in one log."""
     import polars as pl
 
-    from gradsense.data.sources.zeek import read_conn
+    from gradsense.data.datasets.iot23 import classed
+    from gradsense.data.sources.stream import read_log
     from gradsense.data.tally import Tally
 
-    name = pl.when(pl.col("detail") == "-").then(pl.col("label")).otherwise(pl.col("detail"))
-    blocks = [frame.select(name.alias("class")) for frame in read_conn(path, tally=Tally())]
-    return dict(pl.concat(blocks)["class"].value_counts().iter_rows())
+    flows = classed(pl.concat(read_log(path, tally=Tally())))
+    return dict(flows["class"].value_counts().iter_rows())
 
 
 def _table(counts: dict[str, dict[str, int]]) -> Table:

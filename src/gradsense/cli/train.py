@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from gradsense.config import RunSettings
 
 
-@command(example="gradsense train --data iot23/ --strategy gsfs --seed 0 --out run/", settings=True)
+@command(
+    example="gradsense train --data iot23/ --algorithm gsfs --seed 0 --out run/", settings=True
+)
 def train(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for the model, results and report.")],

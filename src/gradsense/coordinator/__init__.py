@@ -1,4 +1,4 @@
-"""One run's durable coordinator: what it must not forget, and what it answers."""
+"""The coordinator's process: its runs, their journals and snapshots, their status."""
 
 from typing import TYPE_CHECKING
 

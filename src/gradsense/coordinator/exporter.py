@@ -1,4 +1,4 @@
-"""The coordinator's status for Prometheus, read when it is asked for: nothing is counted twice."""
+"""The coordinator's status for Prometheus, read at each scrape: nothing is counted twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-#: Metric name to the field of a run's status, and what it says.
+#: Metric name to the field of a run's status, and its help text.
 _GAUGES = {
     "version": ("version", "Version of the global model."),
     "pooled_updates": ("pooled", "Updates that wait in the pool."),
@@ -30,7 +30,7 @@ class StatusCollector(Collector):
     """Turns a status into metrics.
 
     Args:
-        status: gives ``Process.status()``; must be safe to call from another thread.
+        status: gives ``CoordinatorService.latest``; must be safe to call from another thread.
     """
 
     def __init__(self, status: Callable[[], Mapping[str, Any]]) -> None:

@@ -1,8 +1,7 @@
 """From a message that came to an update that may be pooled: verified, assembled, opened.
 
 The order is that of docs/protocol.md, so that nothing is parsed before it is verified. A body's
-size is looked at before its first chunk is kept, and its hash by the assembler, so that
-``wire.check_body`` would only hash it a second time.
+size is checked before its first chunk is kept, and its hash by the assembler.
 """
 
 from __future__ import annotations
@@ -14,13 +13,21 @@ from itertools import groupby
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradsense.coordinator.records import JournalEntry, Piece, Upload
+from gradsense.coordinator.journal import JournalEntry, Piece, Upload
 from gradsense.federation.update import Update
 from gradsense.transport import messages
-from gradsense.transport.chunks import Chunk, Resume, ResumeRequest
-from gradsense.transport.messages import Message, Read
-from gradsense.transport.payloads import BadBody, Mismatch, open_update
+from gradsense.transport.chunks import (
+    Assembler,
+    Chunk,
+    DeviceQuota,
+    Quota,
+    Resume,
+    ResumeRequest,
+)
+from gradsense.transport.messages import CannotOpen, Message, Read
+from gradsense.transport.payloads import BadBody, open_update
 from gradsense.transport.protocol import (
+    UP,
     BadTopic,
     Properties,
     SizeLimits,
@@ -28,17 +35,14 @@ from gradsense.transport.protocol import (
     Topic,
     WrongHash,
 )
-from gradsense.transport.reassembly import Assembler, DeviceQuota, Quota
-from gradsense.transport.signing import CannotOpen
 
 #: (device, seconds since 1970) to its public signing key, 32 bytes; None: refuse it.
 KeyOf = Callable[[str, float], bytes | None]
 
-_UP = ("update", "ask", "status")
-#: What sending the same message again cannot mend. Other refusals leave the message open: a body
+#: What sending the same message again cannot change. Other refusals leave the message open: a body
 #: of the wrong hash too, since chunks are not signed one by one and anybody on the way may have
 #: spoilt one.
-FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody, Mismatch)
+FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody)
 
 
 class Inbox:
@@ -89,12 +93,12 @@ class Inbox:
         """
 
         def key(topic: Topic) -> Ed25519PublicKey | None:
-            if topic.run != self.run or topic.kind not in _UP:
+            if topic.run != self.run or topic.kind not in UP:
                 raise BadTopic(f"topic {topic} is not one that devices of '{self.run}' publish")
             raw = self._key_of(topic.device, wall)
             return None if raw is None else _public_key(raw)
 
-        return messages.read(message, key, self.limits)
+        return messages.read(message, key)
 
     def assemble(self, device: str, chunk: Chunk, now: float) -> bytes | None:
         """Keep a chunk; the whole body if this was the last that was missing.
@@ -129,13 +133,13 @@ class Inbox:
             UpdateRefused: of ``FINAL``.
         """
         clear = messages.unsealed(body, properties, self._seal_key)
-        return open_update(clear, properties, self.limits), clear
+        return open_update(clear, properties.header, self.limits.raw), clear
 
     def resume(self, device: str, body: bytes) -> Resume:
-        """What is missing of the message that a device asks about.
+        """The answer to a resume request: which chunks are missing.
 
         Raises:
-            BadResume: it asks nothing.
+            BadResume: it is no such request.
         """
         return self._assembler.resume(device, ResumeRequest.parse(body))
 

@@ -1,33 +1,23 @@
-"""What a run must not forget, in one SQLite file: every event, every model issued, half uploads.
+"""A run's journal, one SQLite file: every event, every model issued, unfinished uploads.
 
 The file is an event log. ``Coordinator`` is pure, so its state is the last snapshot, which every
 aggregation makes, and the events since, played again. One transaction takes in a whole batch of
-messages and all that follows from them; only after it may anything be acknowledged. SQLite runs
-in WAL mode with ``synchronous=FULL``: what was committed survives a loss of power.
+messages and all that follows from them; only after it may anything be acknowledged. What was
+committed survives a loss of power.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gradsense.coordinator.records import (
-    DeviceRecord,
-    IssuedModel,
-    JournalEntry,
-    JournalEvent,
-    Outcome,
-    Piece,
-)
-from gradsense.errors import GradsenseError, InputError
-from gradsense.storage.folders import migrate, transaction
+from gradsense.errors import InputError
+from gradsense.storage import files
+from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
 
 FILE = "journal.sqlite3"
 #: Snapshots that keep their file, beside that of version 0.
@@ -59,14 +49,143 @@ MIGRATIONS = [
         device TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL,
         PRIMARY KEY (device, name)) WITHOUT ROWID;
     """,
+    # Protocol 2: an update's body does not repeat its base; pieces of version 1 have other names.
+    """
+    ALTER TABLE events ADD COLUMN base_version INTEGER NOT NULL DEFAULT 0;
+    DELETE FROM pieces;
+    """,
 ]
-#: "GSRJ": tells a run's journal from any other SQLite file.
-_APPLICATION = 0x4753524A
-_HINT = "restore the run's folder from its backup, or make a new run"
+_SCHEMA = Schema(
+    what="run's journal",
+    application=0x4753524A,  # "GSRJ"
+    migrations=MIGRATIONS,
+    hint="restore the run's folder from its backup, or make a new run",
+    keep_bytes=64 << 20,
+)
+
+#: Names of counts: of updates that came again, and the beginnings of those by reason.
+DUPLICATES = "duplicates"
+REFUSED, GIVEN_UP = "refused:", "given-up:"
+
+Kind = Literal["join", "leave", "update", "refused", "tick"]
+#: A device and the 16 bytes that name a message of it.
+Upload = tuple[str, bytes]
 
 
-class JournalFull(GradsenseError):
-    """The disk is full or failed for now. Nothing of the batch was taken in or acknowledged."""
+@dataclass(frozen=True)
+class JournalEvent:
+    """An input of the coordinator.
+
+    Attributes:
+        id: 1, 2, 3, ... in order of arrival.
+        at: the run's own time, in seconds.
+        sequence, base_version, body_sha256, size: of an update and of a refusal, those of the
+            message as it travelled; the hash is hex, the size in bytes.
+        refusal: the name under which an update was refused.
+        body: of an update, in the clear, until it is aggregated.
+    """
+
+    id: int
+    at: float
+    kind: Kind
+    device: str = ""
+    sequence: int | None = None
+    body_sha256: str = ""
+    refusal: str = ""
+    size: int = 0
+    samples: int = 0
+    body: bytes | None = field(default=None, repr=False)
+    base_version: int = 0
+
+
+@dataclass(frozen=True)
+class IssuedModel:
+    """A global model, and where the state after its aggregation rests.
+
+    Attributes:
+        hash: ``payloads.model_hash`` of its tensors.
+        event: id of the last event that it includes.
+        contributors: devices whose updates went into it, in order of arrival.
+        took_s: seconds that the aggregation took.
+        file, file_sha256, state: the snapshot, with ``Coordinator.state()``'s values as JSON;
+            None where newer ones have replaced it.
+    """
+
+    version: int
+    hash: str
+    at: float
+    event: int
+    contributors: tuple[str, ...]
+    took_s: float = 0.0
+    file: str | None = None
+    file_sha256: str | None = None
+    state: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk of an upload that is not whole yet; fields as in ``chunks.Chunk``."""
+
+    device: str
+    message: bytes
+    place: int
+    count: int
+    total: int
+    digest: bytes
+    at: float
+    piece: bytes = field(repr=False)
+
+
+@dataclass
+class DeviceRecord:
+    """What is known of a device that sent anything.
+
+    Attributes:
+        held: version of the model that it reported to hold; None: none of this run's.
+        seen: when it last sent anything, in the run's time.
+        bytes: payload of its messages.
+        sequence: the largest that was pooled or refused.
+    """
+
+    name: str
+    held: int | None = None
+    seen: float = 0.0
+    bytes: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True)
+class UpdateOutcome:
+    """What became of an update: pooled where ``refusal`` is empty."""
+
+    body_sha256: str
+    refusal: str
+
+
+@dataclass
+class JournalEntry:
+    """What one step changes, all of it or nothing.
+
+    Attributes:
+        now: the run's time.
+        gone: uploads whose pieces are needed no longer.
+        counts: (device or nothing, name) to what is added.
+        forget: bodies of events up to this id were aggregated and may go; None keeps all.
+        widest: messages that the newest model is published in.
+    """
+
+    now: float
+    events: list[JournalEvent] = field(default_factory=list)
+    models: list[IssuedModel] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    gone: set[Upload] = field(default_factory=set)
+    devices: dict[str, DeviceRecord] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    forget: int | None = None
+    widest: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.pieces or self.gone or self.devices or self.counts)
 
 
 def _columns(row: type) -> str:
@@ -91,7 +210,7 @@ class RunJournal:
 
     Raises:
         InputError: the file is missing, damaged, foreign, of a newer gradsense, or in use.
-        JournalFull: it cannot be opened for now.
+        StorageFull: it cannot be opened for now.
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
@@ -100,86 +219,44 @@ class RunJournal:
             raise InputError("there is no run", hint="gradsense fleet run makes one", file=folder)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (folder / "lock").touch(mode=0o600)
-            self._guard = (folder / "lock").open("r+")
-            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.file.touch(mode=0o600)  # SQLite gives its side files the same mode
-        except BlockingIOError:
-            self._guard.close()
-            raise InputError(
+            busy = InputError(
                 "another coordinator works on this run", hint="stop it first", file=folder
-            ) from None
-        except OSError as error:
-            raise JournalFull(f"{self.file}: cannot open the journal: {error}") from error
-        try:
-            with self._guarded():
-                self._db = sqlite3.connect(self.file, timeout=10, isolation_level=None)
-                self._migrate()
-        except BaseException:
-            self.close()
-            raise
-
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if application != _APPLICATION and (application or version or tables):
-            raise InputError("is no run's journal", hint=_HINT, file=self.file)
-        if version > len(MIGRATIONS):
-            raise InputError(
-                f"the journal has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                hint="use the gradsense that wrote it",
-                file=self.file,
             )
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        # What a batch of large bodies leaves on disk; it is cut back to this.
-        self._db.execute("PRAGMA journal_size_limit=67108864")
-        migrate(self._db, MIGRATIONS, also=f"PRAGMA application_id={_APPLICATION};")
+            self._guard = files.lock(folder / "lock", busy)
+        except OSError as error:
+            raise StorageFull(f"{folder}: the run cannot be opened: {error}") from error
+        try:
+            self._db = Database(self.file, _SCHEMA)
+        except BaseException:
+            self._guard.close()
+            raise
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
-        if hasattr(self, "_db"):
-            self._db.close()
+        self._db.close()
         self._guard.close()
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            raise JournalFull(f"{self.file}: the journal cannot be used now: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"the journal is damaged, or is none ({error})", hint=_HINT, file=self.file
-            ) from error
-
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._guarded():
-            return self._db.execute(query, values).fetchall()
 
     # Changes --------------------------------------------------------------------------------
 
     def begin(self, job: str, first: IssuedModel) -> None:
-        """Write down the run itself and its version 0.
+        """Write the run itself and its version 0.
 
         Raises:
             InputError: the journal has a run.
         """
-        with self._guarded(), transaction(self._db):
-            if self._db.execute("SELECT 1 FROM run").fetchone():
+        with self._db.transaction() as db:
+            if db.execute("SELECT 1 FROM run").fetchone():
                 raise InputError("the run exists", hint="give another name", file=self.file)
-            self._db.execute("INSERT INTO run VALUES (1, ?, 0, 0)", (job,))
-            self._insert_models([first])
+            db.execute("INSERT INTO run VALUES (1, ?, 0, 0)", (job,))
+            _insert_models(db, [first])
 
     def commit(self, batch: JournalEntry) -> None:
         """Take in one step; once this returns, it is durable.
 
         Raises:
-            JournalFull: it could not be written, no part of it.
+            StorageFull: it could not be written, no part of it.
         """
-        with self._guarded(), transaction(self._db):
-            db = self._db
+        with self._db.transaction() as db:
             db.execute(
                 "UPDATE run SET now = max(now, ?), widest = max(widest, ?)",
                 (batch.now, batch.widest),
@@ -190,7 +267,7 @@ class RunJournal:
                     "UPDATE events SET body = NULL WHERE id > ? AND id <= ?", (done, batch.forget)
                 )
             db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
-            self._insert_models(batch.models)
+            _insert_models(db, batch.models)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
             db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
             db.executemany(
@@ -203,54 +280,38 @@ class RunJournal:
                 [(*key, value) for key, value in batch.counts.items()],
             )
 
-    def _insert_models(self, models: list[IssuedModel]) -> None:
-        rows = []
-        for model in models:
-            row = vars(model) | {"contributors": json.dumps(model.contributors)}
-            rows.append(tuple(row.values()))
-        self._db.executemany(_insert("models", IssuedModel), rows)
-        if rows:
-            self._db.execute(
-                "UPDATE models SET file = NULL, file_sha256 = NULL, state = NULL WHERE version "
-                "IN (SELECT version FROM models WHERE file IS NOT NULL AND version > 0 "
-                "ORDER BY version DESC LIMIT -1 OFFSET ?)",
-                (KEPT_MODELS,),
-            )
-
     # Questions ------------------------------------------------------------------------------
 
     def run(self) -> tuple[str, float]:
-        """The job's text, and the largest time that was ever written down.
+        """The job's text, and the largest time in the journal.
 
         Raises:
-            InputError: whoever made the run was stopped before it was done.
+            InputError: the process that made the run was stopped before it was done.
         """
-        rows = self._all("SELECT job, now FROM run")
+        rows = self._db.all("SELECT job, now FROM run")
         if not rows:
-            raise InputError(
-                "the run was not made completely", hint="make it again", file=self.file
-            )
+            raise _incomplete(self.file)
         return str(rows[0][0]), float(rows[0][1])
 
     def last_event(self) -> int:
         """Id of the newest event; 0 where there is none."""
-        ((newest,),) = self._all("SELECT coalesce(max(id), 0) FROM events")
+        ((newest,),) = self._db.all("SELECT coalesce(max(id), 0) FROM events")
         return int(newest)
 
     def events(self, after: int) -> list[JournalEvent]:
         """The events behind that id, in order."""
         query = f"SELECT {_columns(JournalEvent)} FROM events WHERE id > ? ORDER BY id"
-        return [JournalEvent(*row) for row in self._all(query, (after,))]
+        return [JournalEvent(*row) for row in self._db.all(query, (after,))]
 
-    def verdict(self, device: str, sequence: int) -> Outcome | None:
+    def verdict(self, device: str, sequence: int) -> UpdateOutcome | None:
         """What became of this update; None: it never was whole."""
         query = "SELECT body_sha256, refusal FROM events WHERE device = ? AND sequence = ?"
-        rows = self._all(query, (device, sequence))
-        return Outcome(*rows[0]) if rows else None
+        rows = self._db.all(query, (device, sequence))
+        return UpdateOutcome(*rows[0]) if rows else None
 
     def newest(self) -> IssuedModel:
         """The last model issued; its snapshot is there."""
-        (row,) = self._all(
+        (row,) = self._db.all(
             f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
         )
         issued = dict(zip((column.name for column in fields(IssuedModel)), row, strict=True))
@@ -258,30 +319,30 @@ class RunJournal:
 
     def hashes(self) -> dict[int, str]:
         """Version to hash, of every model ever issued."""
-        return dict(self._all("SELECT version, hash FROM models"))
+        return dict(self._db.all("SELECT version, hash FROM models"))
 
     def widest(self) -> int:
-        """Most messages that any model was published in."""
-        ((most,),) = self._all("SELECT widest FROM run")
+        """The largest number of messages that any model was published in."""
+        ((most,),) = self._db.all("SELECT widest FROM run")
         return int(most)
 
     def files(self) -> set[str]:
         """Names of the snapshots that must not be removed."""
-        return {name for (name,) in self._all("SELECT file FROM models WHERE file IS NOT NULL")}
+        return {name for (name,) in self._db.all("SELECT file FROM models WHERE file IS NOT NULL")}
 
     def pieces(self) -> list[Piece]:
         """Of every upload that is not whole, grouped by upload."""
         query = f"SELECT {_columns(Piece)} FROM pieces ORDER BY device, message, place"
-        return [Piece(*row) for row in self._all(query)]
+        return [Piece(*row) for row in self._db.all(query)]
 
     def devices(self) -> dict[str, DeviceRecord]:
-        """All that ever spoke, by name."""
-        rows = self._all(f"SELECT {_columns(DeviceRecord)} FROM devices ORDER BY name")
+        """All that ever sent anything, by name."""
+        rows = self._db.all(f"SELECT {_columns(DeviceRecord)} FROM devices ORDER BY name")
         return {row[0]: DeviceRecord(*row) for row in rows}
 
     def counts(self) -> Counter[tuple[str, str]]:
         """(device or nothing, name) to number, since the run was made."""
-        rows = self._all("SELECT device, name, value FROM counts")
+        rows = self._db.all("SELECT device, name, value FROM counts")
         return Counter({(device, name): value for device, name, value in rows})
 
     def size(self) -> int:
@@ -290,13 +351,35 @@ class RunJournal:
         return sum(file.stat().st_size for file in names if file.exists())
 
 
+def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
+    rows = []
+    for model in models:
+        row = vars(model) | {"contributors": json.dumps(model.contributors)}
+        rows.append(tuple(row.values()))
+    db.executemany(_insert("models", IssuedModel), rows)
+    if rows:
+        db.execute(
+            "UPDATE models SET file = NULL, file_sha256 = NULL, state = NULL WHERE version "
+            "IN (SELECT version FROM models WHERE file IS NOT NULL AND version > 0 "
+            "ORDER BY version DESC LIMIT -1 OFFSET ?)",
+            (KEPT_MODELS,),
+        )
+
+
 def newest_snapshot(folder: Path) -> tuple[int, str, str]:
-    """Version, file and SHA-256 of a run's newest snapshot, without the coordinator's lock."""
-    db = sqlite3.connect(f"file:{folder / FILE}?mode=ro", uri=True, timeout=10)
-    try:
-        row: tuple[int, str, str] = db.execute(
-            "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
-        ).fetchone()
-    finally:
-        db.close()
-    return row
+    """Version, file and SHA-256 of a run's newest snapshot, without the coordinator's lock.
+
+    Raises:
+        InputError: the journal is damaged, or the run was not made completely.
+        StorageFull: it cannot be read for now.
+    """
+    query = "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
+    rows = read_only(folder / FILE, _SCHEMA, query)
+    if not rows:
+        raise _incomplete(folder)
+    version, file, sha256 = rows[0]
+    return version, file, sha256
+
+
+def _incomplete(file: Path) -> InputError:
+    return InputError("the run was not made completely", hint="make it again", file=file)

@@ -22,7 +22,7 @@ from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.heads.readout import Readout
 from gradsense.prompts.templates import get_template
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 
 
 def open_run(

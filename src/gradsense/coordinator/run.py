@@ -16,16 +16,16 @@ from typing import Any
 
 from gradsense.coordinator import snapshots, status
 from gradsense.coordinator.inbox import KeyOf
-from gradsense.coordinator.journal import JournalFull, RunJournal
-from gradsense.coordinator.records import IssuedModel, JournalEntry
+from gradsense.coordinator.journal import IssuedModel, JournalEntry, RunJournal
 from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
+from gradsense.storage.sqlite import StorageFull
+from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
-from gradsense.transport.reassembly import Quota
 
 
 class Run:
@@ -45,7 +45,7 @@ class Run:
 
     Raises:
         InputError: no run there, one that another process works on, or a damaged one.
-        JournalFull: it cannot be opened for now.
+        StorageFull: it cannot be opened for now.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Run:
 
         Raises:
             InputError: there is a run.
-            JournalFull: it cannot be written.
+            StorageFull: it cannot be written.
         """
         ledger = RunJournal(folder, make=True)
         coordinator = coordinator_of(job, tensors)
@@ -92,7 +92,7 @@ class Run:
             first = IssuedModel(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
             ledger.begin(job.text(), replace(first, state=json.dumps(values)))
         except OSError as error:
-            raise JournalFull(f"{folder}: the run cannot be written: {error}") from error
+            raise StorageFull(f"{folder}: the run cannot be written: {error}") from error
         finally:
             ledger.close()
 
@@ -113,7 +113,7 @@ class Run:
             what to publish: acknowledgements, answers to questions, a new model.
 
         Raises:
-            JournalFull: there is no room; nothing was taken in. Call again later.
+            StorageFull: there is no room; nothing was taken in. Call again later.
         """
         with self._step(now) as (memory, step):
             for message in arrivals:
@@ -165,7 +165,7 @@ class Run:
         try:
             name, sha256 = snapshots.save(self._files, newest.version, groups)
         except OSError as error:
-            raise JournalFull(f"{self._files}: no model can be written: {error}") from error
+            raise StorageFull(f"{self._files}: no model can be written: {error}") from error
         batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=json.dumps(values))
         if not keep:
             batch.forget = newest.event
@@ -192,7 +192,7 @@ class Run:
         job, identity, model = memory.job, self._setting.identity, memory.coordinator.model
         version, digest = model.version, memory.hashes[model.version]
         return sign_message(
-            MessageHeader("model", job.run, COORDINATOR, version, version, digest),
+            MessageHeader("model", job.run, COORDINATOR, 0, version, digest),
             pack_model(model),
             identity.signing_key,
             seal_for=identity.peer_seal_key if job.sealed else None,

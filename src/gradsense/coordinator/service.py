@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
 import random
 import threading
@@ -22,13 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradsense.coordinator.journal import JournalFull
 from gradsense.coordinator.run import Run
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
+from gradsense.storage import files
+from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message
+from gradsense.transport.protocol import ROOT
 
 STATUS_FILE = "status.json"
 #: Messages of one commit. More make a device wait longer for its acknowledgement.
@@ -37,7 +38,7 @@ _BATCH = 64
 _RECEIVE = 256
 #: The broker keeps for us what comes while this process is restarted.
 _SESSION_S = 3600
-_SUBSCRIPTIONS = ("gradsense/v1/+/up/#",)
+_SUBSCRIPTIONS = (f"{ROOT}/+/up/#",)
 #: Seconds: between looks at nothing, for new runs, and at a full disk.
 _POLL_S, _LOOK_S, _RETRY_S = 0.25, 5.0, 1.0
 
@@ -49,7 +50,7 @@ class CoordinatorService:
 
     Args:
         fleet: the fleet's folder.
-        rng: spreads reconnections.
+        rng: jitter of reconnections.
         status_s: seconds between two writes of the status file.
         timer: monotonic seconds; the runs' own time goes on with them.
         wall: seconds since 1970, for the ends of certificates.
@@ -138,8 +139,8 @@ class CoordinatorService:
                     self._publish(run.tick(self._now(name)))
                     self._report(name, run)
             self._look_after()
-        except JournalFull as full:
-            # What could not be taken in is still at hand, and nobody was told that it was.
+        except StorageFull as full:
+            # What could not be taken in is still at hand, and was not acknowledged.
             self.counts["stalls"] += 1
             _log.warning("%s; trying again", full)
             self.stop.wait(_RETRY_S)
@@ -191,12 +192,12 @@ class CoordinatorService:
 
     @staticmethod
     def _run_of(message: Message) -> str:
-        """The run that a topic seems to name; that run says what is wrong with the rest of it."""
+        """The run that a topic seems to name; that run checks the rest of it."""
         parts = message.topic.split("/", 3)
         return parts[2] if len(parts) > 2 else ""
 
     def _publish(self, messages: Iterable[Message]) -> None:
-        """What cannot be sent now is asked for again, or announced with the next connection."""
+        """What cannot be sent now is sent on request, or with the next connection."""
         for message in messages:
             if not self.link.publish(message):
                 self.counts["unsent"] += 1
@@ -231,11 +232,9 @@ class CoordinatorService:
 
     def _write_status(self) -> None:
         file = self.fleet / STATUS_FILE
-        fresh = file.with_name(f".{file.name}.new")
         self.latest = self.status()
         try:
-            fresh.write_text(json.dumps(self.latest), encoding="utf-8")
-            os.replace(fresh, file)
+            files.write(file, json.dumps(self.latest).encode(), sync=False, mode=0o666)
         except OSError as error:  # the status is for people; the journal is what counts
             _log.warning("%s: the status cannot be written: %s", file, error)
 

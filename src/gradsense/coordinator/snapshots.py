@@ -1,13 +1,12 @@
 """Snapshots of a run: a global model and the server's state, each in a safetensors file.
 
-A file is whole before the journal names it: temp file, fsync, rename, fsync of the folder. A file
-that the journal does not name was made by a process that was killed in between, and is removed.
+A file is whole and durable before the journal names it. A file that the journal does not name was
+made by a process that was killed in between, and is removed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError
 from gradsense.learning.learner import Array
+from gradsense.storage import files
 
 FOLDER = "models"
 _NAME = "version-{}.safetensors"
-_TEMP = ".tmp"
 
 #: Group to name to array, as ``Coordinator.state()`` has them.
 Groups = Mapping[str, Mapping[str, NDArray[np.floating[Any]]]]
@@ -41,24 +40,8 @@ def save(folder: Path, version: int, groups: Groups) -> tuple[str, str]:
     named = {f"{group}/{name}": t for group, inner in groups.items() for name, t in inner.items()}
     data = save_tensors({name: np.asarray(tensor, order="C") for name, tensor in named.items()})
     name = _NAME.format(version)
-    temp = folder / (name + _TEMP)
-    descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(temp, folder / name)
-    _sync_folder(folder)
+    files.write(folder / name, data)
     return name, hashlib.sha256(data).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is durable once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(file: Path, sha256: str) -> dict[str, dict[str, Array]]:
@@ -96,7 +79,7 @@ def sweep(folder: Path, keep: Collection[str]) -> None:
     Raises:
         OSError: one cannot be removed.
     """
-    pattern = _NAME.format("*")
-    for file in [*folder.glob(pattern), *folder.glob(pattern + _TEMP)]:
+    pattern = Path(_NAME.format("*"))
+    for file in [*folder.glob(pattern.name), *folder.glob(files.temporary(pattern).name)]:
         if file.name not in keep:
             file.unlink(missing_ok=True)

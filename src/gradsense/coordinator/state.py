@@ -18,8 +18,7 @@ from pydantic import ValidationError
 
 from gradsense.coordinator import snapshots
 from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
-from gradsense.coordinator.journal import RunJournal
-from gradsense.coordinator.records import (
+from gradsense.coordinator.journal import (
     DUPLICATES,
     GIVEN_UP,
     REFUSED,
@@ -28,7 +27,8 @@ from gradsense.coordinator.records import (
     JournalEntry,
     JournalEvent,
     Kind,
-    Outcome,
+    RunJournal,
+    UpdateOutcome,
 )
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation.coordinator import Coordinator
@@ -42,12 +42,13 @@ from gradsense.federation.events import (
     Ticked,
     TurnedAway,
 )
-from gradsense.federation.update import Update, decode
+from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
+from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, Read
-from gradsense.transport.payloads import Ack, expand, model_hash, open_status
+from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update
 from gradsense.transport.protocol import (
     BadTopic,
     MessageHeader,
@@ -56,7 +57,6 @@ from gradsense.transport.protocol import (
     TooLarge,
     parse_topic,
 )
-from gradsense.transport.reassembly import Quota
 
 #: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
@@ -75,7 +75,7 @@ class Step:
 
     batch: JournalEntry
     answers: dict[tuple[str, str, int], tuple[MessageHeader, bytes]] = field(default_factory=dict)
-    verdicts: dict[tuple[str, int], Outcome] = field(default_factory=dict)
+    verdicts: dict[tuple[str, int], UpdateOutcome] = field(default_factory=dict)
     snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
     publish: bool = False
 
@@ -121,7 +121,7 @@ class RunState:
 
     Raises:
         InputError: the journal or the newest snapshot is damaged.
-        JournalFull: they cannot be read for now.
+        StorageFull: they cannot be read for now.
     """
 
     def __init__(self, journal: RunJournal, files: Path, setting: Setting) -> None:
@@ -154,7 +154,9 @@ class RunState:
         """
         update = None
         if row.kind == "update":
-            update = decode(expand(row.body or b"", self._setting.limits.raw))
+            place = self.job.run, row.device, row.sequence or 0, row.base_version
+            header = MessageHeader("update", *place)
+            update = open_update(row.body or b"", header, self._setting.limits.raw)
         for effect in self.coordinator.handle(_event(row, update)):
             match effect:
                 case Refuse():
@@ -199,9 +201,9 @@ class RunState:
             match header.kind:
                 case "update":
                     self._update(step, device, read)
-                case "ask":
+                case "resume-request":
                     self._resume_request(step, device, read)
-                case "status":
+                case "presence":
                     self._status(step, device, read)
         except UpdateRefused as refusal:
             self._count(step, device.name, REFUSED + refusal.reason)
@@ -272,7 +274,7 @@ class RunState:
         step.acknowledge(header, found.refusal)
         return True
 
-    def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> Outcome | None:
+    def _verdict(self, step: Step, device: DeviceRecord, sequence: int) -> UpdateOutcome | None:
         if sequence > device.sequence:
             return None
         found = step.verdicts.get((device.name, sequence))
@@ -283,7 +285,7 @@ class RunState:
         if refusal:
             self._count(step, device.name, REFUSED + refusal)
         device.sequence = max(device.sequence, header.sequence)
-        verdict = Outcome(read.properties.body_sha256, refusal)
+        verdict = UpdateOutcome(read.properties.body_sha256, refusal)
         step.verdicts[device.name, header.sequence] = verdict
         step.acknowledge(header, refusal)
 
@@ -298,7 +300,7 @@ class RunState:
         step.answers["resume", device.name, header.sequence] = place, answer.pack()
 
     def _status(self, step: Step, device: DeviceRecord, read: Read) -> None:
-        online, header = open_status(read.body), read.properties.header
+        online, header = open_presence(read.body), read.properties.header
         holds = self.hashes.get(header.base_version) == header.base_hash
         device.held = header.base_version if holds else None
         connected = device.name in self.coordinator.connected
@@ -318,6 +320,7 @@ class RunState:
             kind,
             properties.header.device,
             sequence=properties.header.sequence,
+            base_version=properties.header.base_version,
             body_sha256=properties.body_sha256,
             size=properties.body_size,
             **more,

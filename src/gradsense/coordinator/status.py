@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, DeviceRecord, IssuedModel
+from gradsense.coordinator.journal import DUPLICATES, GIVEN_UP, REFUSED, DeviceRecord, IssuedModel
 from gradsense.coordinator.state import RunState
 from gradsense.federation.coordinator import Coordinator
 

@@ -1,4 +1,4 @@
-"""What devices say: Zeek flows, their labels, cleaning, splits, partitions, synthetic traffic."""
+"""Flows and where they come from: sources of logs, labelled data sets, synthetic traffic."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
 """A short summary of what each host did just before a flow.
 
 One flow of a port scan looks like one failed connection of a healthy device. What tells them
-apart is the company that a flow keeps, so this module adds a few figures on the originating
+apart are the flows around it, so this module adds a few figures on the originating
 host's recent flows (the ``CONTEXT_SCHEMA`` columns) to every flow of a log.
 """
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 #: The columns of one connection: name to dtype. Times in seconds, sizes in bytes.
@@ -39,7 +41,7 @@ FLOW_SCHEMA: dict[str, type[pl.DataType]] = {
 #: Without these a log cannot be read; every other column may be missing and is then null.
 REQUIRED = ("ts", "orig_h", "resp_h", "resp_p", "proto", "conn_state")
 
-#: What ``telemetry.context`` adds: a short summary of the originating host's recent flows.
+#: What ``data.context`` adds: a short summary of the originating host's recent flows.
 CONTEXT_SCHEMA: dict[str, type[pl.DataType]] = {
     "ctx_flows": pl.Int64,  # how many recent flows the summary rests on, 0 to the window
     "ctx_rate": pl.Float64,  # those flows a second
@@ -63,3 +65,10 @@ def column(flows: Flows, name: str) -> list[Any]:
 def row_of(flows: Flows, place: int) -> Mapping[str, Any]:
     """One flow."""
     return flows.row(place, named=True) if isinstance(flows, pl.DataFrame) else flows[place]
+
+
+def class_numbers(frame: pl.DataFrame, classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The ``class`` of each row as its place in ``classes``, int64 of shape [rows]."""
+    places = {name: place for place, name in enumerate(classes)}
+    numbers = frame["class"].replace_strict(places, return_dtype=pl.Int64)
+    return numbers.to_numpy().astype(np.int64)

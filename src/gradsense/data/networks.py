@@ -1,4 +1,4 @@
-"""Which addresses are one's own: by the standards, and by what an operator says."""
+"""Which addresses are local: by the standards, and by the networks that an operator names."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _REMEMBERED = 65_536
 class Networks:
     """The operator's own networks.
 
-    Private and link-local addresses are local everywhere. An office or a
-    campus that gives its devices public addresses must say so: otherwise every stranger seems to
-    be the device, and every prompt reads as traffic between two public hosts.
+    Private and link-local addresses are local everywhere. An office or a campus that gives its
+    devices public addresses must name these networks: otherwise the device of a flow cannot be
+    told from its peer, and every prompt reads as traffic between two public hosts.
 
     Args:
         own: networks with public addresses that are the operator's.

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gradsense.errors import GradsenseError, InputError
 from gradsense.models.card import Reference, TemplateName
 from gradsense.prompts.templates import Template, get_template
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"

@@ -19,10 +19,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.labels import BENIGN, binary
-from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.networks import Networks
-from gradsense.data.sources.blocks import read_blocks
+from gradsense.data.sources.lines import read_blocks
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.bundle import BundleThreshold, Manifest
@@ -31,6 +29,7 @@ from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
+from gradsense.tasks.task import Task
 
 #: Flows used at most, the newest of the logs; they take about 40 MB.
 MOST = 1_000_000
@@ -98,9 +97,9 @@ def read(
         for block in read_blocks(log, _BLOCK_BYTES):
             flows = stream.parse(block, tally)
             if not isinstance(flows, pl.DataFrame):
-                flows = pl.DataFrame(flows, schema=FLOW_SCHEMA)
+                flows = pl.DataFrame(flows, schema=template.task.schema)
             # The context window takes every flow, as it does on the gateway.
-            benign = _benign(context.add(flows))
+            benign = _benign(context.add(flows), template.task)
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
@@ -144,9 +143,10 @@ def calibrate(
         InputError: the model has no benign class, or ``share`` is no share.
     """
     manifest = detector.manifest
-    if BENIGN not in manifest.labels:
+    normal = detector.template.task.normal
+    if normal not in manifest.labels:
         raise InputError(
-            f"the model has no class '{BENIGN}'",
+            f"the model has no class '{normal}'",
             hint="there is nothing to calibrate; take a model that knows benign flows",
             field="labels",
         )
@@ -155,7 +155,7 @@ def calibrate(
     distinct, rows = np.unique(traffic.phrase_ids, axis=0, return_inverse=True)
     logits, scores = detector.answers(distinct)
     scaled = logits.astype(np.float64) / manifest.temperature
-    odds = log_odds(scaled, manifest.labels.index(BENIGN))[rows]
+    odds = log_odds(scaled, manifest.labels.index(normal))[rows]
     sure = softmax(logits, manifest.temperature).max(axis=1)
     at = max(_exceeded_by(odds, share) + MARGIN, 0.0)
     source = ", ".join(traffic.names)
@@ -240,8 +240,9 @@ def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: flo
     return warnings
 
 
-def _benign(flows: pl.DataFrame) -> pl.DataFrame:
-    return binary(flows).filter(pl.col("class").is_null() | (pl.col("class") == BENIGN))
+def _benign(flows: pl.DataFrame, task: Task) -> pl.DataFrame:
+    is_benign = pl.col("class").is_null() | (pl.col("class") == task.normal)
+    return task.classed(flows, task.binary).filter(is_benign)
 
 
 def _no_phrase_ids(template: Template) -> PhraseIds:

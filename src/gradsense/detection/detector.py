@@ -12,7 +12,6 @@ import numpy.typing as npt
 import polars as pl
 
 from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.session import Encoder, Inputs, Session, open_bundle
 from gradsense.prompts.templates import Template
@@ -159,7 +158,8 @@ class Detector:
         self.judged = self.inferred = 0
         self._session, self._encoder = session, encoder
         self._outputs = [name for name in ("logits", "novelty") if name in session.outputs]
-        self._benign = manifest.labels.index(BENIGN) if BENIGN in manifest.labels else None
+        normal = template.task.normal
+        self._benign = manifest.labels.index(normal) if normal in manifest.labels else None
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int = 2, cache: int = CACHE_SIZE) -> Detector:

@@ -15,7 +15,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import gradsense
-from gradsense.data.datasets.labels import BENIGN, class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.detector import Detector
@@ -28,6 +28,7 @@ from gradsense.models import card as cards
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.graph import opset_of, quiet, reads_words, write_graph
+from gradsense.prompts.templates import get_template
 
 #: Where the thresholds of a model folder come from, in words.
 _FROM_TRAINING = "validation flows of training"
@@ -237,6 +238,7 @@ def _warnings(card: cards.Card, sample: Sample | None, known: int) -> list[str]:
             "the model folder has no calibration: temperature 1, alarm above "
             f"{LEAST_THRESHOLD}; give labelled logs with --data to calibrate it"
         )
-    if BENIGN not in card.labels:
-        warnings.append(f"the model has no class '{BENIGN}': every flow raises an alert")
+    normal = get_template(card.template.name).task.normal
+    if normal not in card.labels:
+        warnings.append(f"the model has no class '{normal}': every flow raises an alert")
     return warnings

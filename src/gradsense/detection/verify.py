@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.detection.detector import Detector, PhraseIds
 from gradsense.detection.sample import Sample
 from gradsense.errors import GradsenseError

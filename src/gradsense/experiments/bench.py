@@ -11,7 +11,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from gradsense.config import RunSettings
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.experiments import results
 from gradsense.experiments.corpus import Corpus, by_client, examples
 from gradsense.federation.algorithm import algorithms, get_algorithm
@@ -45,6 +44,11 @@ class Bench:
     validation: Examples
     own_tests: dict[str, Examples] = field(default_factory=dict)
 
+    @property
+    def normal(self) -> str:
+        """The class that raises no alert."""
+        return self.trainer.classifier.template.task.normal
+
     def evaluate(self, tensors: Tensors) -> tuple[float, metrics.Scores, np.ndarray]:
         """Loss in nats, scores, and predicted classes of the whole test set."""
         loss, predicted = self.trainer.evaluate(self.test, tensors)
@@ -52,7 +56,8 @@ class Bench:
 
     def score(self, truth: Examples, predicted: np.ndarray) -> metrics.Scores:
         """Verdicts against the truth."""
-        return metrics.score(truth.labels.numpy(), predicted, self.corpus.classes)
+        classes, normal = self.corpus.classes, self.normal
+        return metrics.score(truth.labels.numpy(), predicted, classes, normal=normal)
 
     def own_score(self, client: str, tensors: Tensors) -> metrics.Scores | None:
         """A client's model on its own site's test flows; None where the site has none."""
@@ -64,9 +69,9 @@ class Bench:
     def alarms(self, tensors: Tensors) -> results.Alarms | None:
         """The model as an alarm, its threshold from the validation flows; None without a benign
         class to be suspicious against."""
-        if BENIGN not in self.corpus.classes:
+        if self.normal not in self.corpus.classes:
             return None
-        benign = self.corpus.classes.index(BENIGN)
+        benign = self.corpus.classes.index(self.normal)
 
         def suspicion(flows: Examples) -> np.ndarray:
             odds = torch.softmax(self.trainer.logits(flows).double(), dim=1)[flows.index]
@@ -82,7 +87,7 @@ class Bench:
         attacks = truth != benign
         return results.Alarms(
             threshold=threshold,
-            false_alarms=recall.pop(BENIGN, None),
+            false_alarms=recall.pop(self.normal, None),
             detected=float((suspected[attacks] > threshold).mean()) if attacks.any() else None,
             recall=recall,
         )
@@ -95,7 +100,9 @@ class Bench:
         per_site = {}
         for site in dict.fromkeys(sites.tolist()):
             here = sites == site
-            own = metrics.score(truth[here], predicted[here], self.corpus.classes)
+            own = metrics.score(
+                truth[here], predicted[here], self.corpus.classes, normal=self.normal
+            )
             per_site[site] = results.SiteScores(
                 accuracy=own.accuracy, f1_macro=own.f1_macro, flows=int(here.sum())
             )

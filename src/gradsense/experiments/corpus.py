@@ -14,9 +14,9 @@ import torch
 from gradsense.config import RunSettings
 from gradsense.data.datasets.captures import Dataset, load
 from gradsense.data.datasets.contradictions import contradictions, resolve
-from gradsense.data.datasets.labels import class_numbers
 from gradsense.data.datasets.partition import partition
 from gradsense.data.datasets.split import Split, split
+from gradsense.data.flows import class_numbers
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.learning.trainer import Examples
@@ -68,6 +68,7 @@ def _load(settings: RunSettings, root: Path, on_file: OnFile | None) -> Dataset:
         cap=settings.cap,
         seed=settings.seed,
         view=settings.view,
+        labels=settings.labels,
         unknown=settings.unknown_labels,
         strict=settings.strict,
         on_file=on_file,

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from gradsense.data.datasets.labels import normalise
+from gradsense.data.datasets.iot23 import classed
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.detection.export import export
 from gradsense.errors import InputError
@@ -73,7 +73,7 @@ class Reading:
 def read_sample(out: Path, model: Path, *, seed: int) -> Reading:
     """Write an unlabelled log of a network that the model never saw, and classify it."""
     log, verdicts = out / "sample" / "conn.log", out / "sample" / "verdicts.jsonl"
-    truth = normalise(write_sample(log, seed=seed))
+    truth = classed(write_sample(log, seed=seed))
     summary = evaluate(model, log, out=verdicts)
     judged = pl.read_ndjson(verdicts).with_columns(truth["class"])
     right = judged.select((pl.col("verdict") == pl.col("class")).mean()).item()

@@ -1,4 +1,4 @@
-"""Put a trained model before logs: how right it is where they are labelled, and how fast."""
+"""Evaluate a trained model on logs: its scores where they are labelled, and its speed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import numpy as np
 import polars as pl
 import torch
 
-from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.captures import Capture, discover
-from gradsense.data.datasets.labels import MALICIOUS, UNKNOWN, View, with_view
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.datasets.captures import Capture, discover, in_context
+from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
+from gradsense.tasks.task import Task
 
 #: Latency is the mean over at most so many flows, after some that only warm the caches.
 _TIMED_FLOWS, _WARM_UP_FLOWS = 200, 10
@@ -52,7 +51,7 @@ def evaluate(
 
     Args:
         model_dir: a folder that ``models.folder.save`` wrote.
-        data: a Zeek ``conn.log`` or a folder of captures.
+        data: a log of any record source, or a folder of captures.
         out: a JSON lines file that takes one verdict a flow.
         cap: at most so many flows per (capture, class), the first in the log; 0 takes all.
         strict: a malformed line is an error instead of being counted.
@@ -73,7 +72,7 @@ def evaluate(
     torch.set_num_threads(threads)
     classifier = folder.load(model_dir)
     captures = discover(data)
-    counts = _Counts(classifier.labels)
+    counts = _Counts(classifier.labels, classifier.template.task)
     began = time.perf_counter()
     with _verdict_file(out) as sink:
         for index, capture in enumerate(captures):
@@ -125,6 +124,7 @@ class _Counts:
     """Everything that is counted over the blocks; its size does not grow with the logs."""
 
     labels: tuple[str, ...]
+    task: Task
     tally: Tally = field(default_factory=Tally)
     flows: int = 0
     capped: int = 0
@@ -143,9 +143,9 @@ class _Counts:
             self.pairs[truth, verdict] += flows
         strange = labelled.filter(~pl.col("class").is_in(self.labels)).select(
             # A label that is no known class at all is listed as it is written.
-            pl.when(pl.col("class") == UNKNOWN)
-            .then(pl.concat_str("label", "detail", separator=" ", ignore_nulls=True))
-            .otherwise("class")
+            pl.when(pl.col("class").is_in(self.task.classes))
+            .then("class")
+            .otherwise(pl.concat_str("label", "detail", separator=" ", ignore_nulls=True))
             .alias("class")
         )
         self.unknown.update(_count(strange["class"]))
@@ -174,6 +174,7 @@ class _Counts:
             np.array([places[verdict] for _, verdict in self.pairs]),
             classes,
             counts=np.array(list(self.pairs.values())),
+            normal=self.task.normal,
         ).to_json()
 
 
@@ -187,12 +188,10 @@ def _read(
     capture: Capture, classifier: TextClassifier, counts: _Counts, *, cap: int, strict: bool
 ) -> Iterator[pl.DataFrame]:
     """Blocks of flows with context, class and text, at most ``cap`` flows of a class."""
-    view: View = "binary" if MALICIOUS in classifier.labels else "classes"
-    context = ContextWindow()
     taken: Counter[str | None] = Counter()
-    for flows in read_conn(capture.path, tally=counts.tally, strict=strict):
-        # The context sees every flow of the log, also those that the cap removes.
-        frame = with_view(context.add(flows), view)
+    # The context sees every flow of the log, also those that the cap removes.
+    for flows in in_context(capture, tally=counts.tally, strict=strict):
+        frame = classifier.template.task.classed(flows, classifier.labels)
         if cap:
             before = pl.Series("before", [taken[name] for name in frame["class"]])
             kept = frame.filter(pl.int_range(pl.len()).over("class") + before < cap)

@@ -1,4 +1,4 @@
-"""The random forest on raw flow features: what a language model has to beat (Breiman 2001)."""
+"""The random forest on raw flow features, the baseline of language models (Breiman 2001)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy.typing as npt
 import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
-from gradsense.data.datasets.labels import class_numbers
-from gradsense.data.flows import CONTEXT_SCHEMA
+from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
 from gradsense.learning.metrics import Scores, score
 
 _TREES = 200

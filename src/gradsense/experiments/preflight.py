@@ -11,7 +11,7 @@ from gradsense.simulation.devices import assign
 
 
 def check(settings: RunSettings, *, reference: bool = False) -> None:
-    """Complain about names that do not exist and about data that is not there.
+    """Raise an error for names that do not exist and for data that is not there.
 
     Args:
         settings: of one run.

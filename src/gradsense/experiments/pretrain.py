@@ -1,4 +1,4 @@
-"""Make a base again: unlabelled synthetic traffic, made wilder, read word by word."""
+"""Pretrain a base on unlabelled synthetic traffic, as it is and with more variety."""
 
 from __future__ import annotations
 
@@ -66,19 +66,19 @@ def make_base(
 
 
 def pretraining_texts(template: Template, *, seed: int) -> list[str]:
-    """Distinct prompts of synthetic fleets, as they are and made wilder; no label is read."""
+    """Distinct prompts of synthetic fleets, as they are and varied; no label is read."""
     texts: set[str] = set()
     for number, fleet_seed in enumerate(_FLEET_SEEDS):
         with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
             write_fleet(Path(folder), sites=_SITES, flows=_FLOWS, seed=fleet_seed)
             flows = load(Path(folder), cap=0, seed=0).flows
         texts |= set(template.render(flows))
-        texts |= set(template.render(wilder(flows, np.random.default_rng([seed, number]))))
+        texts |= set(template.render(varied(flows, np.random.default_rng([seed, number]))))
     return sorted(texts)
 
 
-def wilder(flows: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
-    """Flows that no generator's profile has: the base should know words, not our devices.
+def varied(flows: pl.DataFrame, rng: np.random.Generator) -> pl.DataFrame:
+    """Flows that no generator's profile has, so that the base learns words and not our devices.
 
     Sizes of a flow are scaled together, and durations alone, by log-normal factors; then a third
     of each other property is swapped between flows.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsense.data.datasets.labels import class_numbers
+from gradsense.data.flows import class_numbers
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average, scores_row
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint

@@ -11,10 +11,79 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
+    from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, get_algorithm
+    from gradsense.federation.algorithms.fedavg import FedAvg
     from gradsense.federation.client import Client
     from gradsense.federation.coordinator import Coordinator
+    from gradsense.federation.events import (
+        Arrived,
+        Broadcast,
+        Joined,
+        Left,
+        Refuse,
+        Send,
+        Ticked,
+        TurnedAway,
+        WakeAt,
+    )
+    from gradsense.federation.parts import part
+    from gradsense.federation.pools import AllInvited, Count, Pool, Pooled, PooledUpdate, Quorum
+    from gradsense.federation.rules.rule import DeltaRule, Rule, WeightedSum
+    from gradsense.federation.transforms.transform import Codec, Transform
+    from gradsense.federation.triggers import (
+        AnyOf,
+        Decision,
+        EveryRound,
+        Gradient,
+        Performance,
+        Sensed,
+        Silence,
+        Trigger,
+        Unexplained,
+    )
     from gradsense.federation.update import GlobalModel, Update
 else:
     export(__name__)
 
-__all__ = ["Client", "Coordinator", "GlobalModel", "Update"]
+__all__ = [
+    "Algorithm",
+    "AllInvited",
+    "AnyOf",
+    "Arrived",
+    "Broadcast",
+    "Client",
+    "Codec",
+    "Coordinator",
+    "Count",
+    "Decision",
+    "DeltaRule",
+    "EveryRound",
+    "FedAvg",
+    "GlobalModel",
+    "Gradient",
+    "Joined",
+    "Left",
+    "LocalState",
+    "Outgoing",
+    "Performance",
+    "Plan",
+    "Pool",
+    "Pooled",
+    "PooledUpdate",
+    "Quorum",
+    "Refuse",
+    "Rule",
+    "Send",
+    "Sensed",
+    "Silence",
+    "Ticked",
+    "Transform",
+    "Trigger",
+    "TurnedAway",
+    "Unexplained",
+    "Update",
+    "WakeAt",
+    "WeightedSum",
+    "get_algorithm",
+    "part",
+]

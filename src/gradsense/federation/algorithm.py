@@ -228,7 +228,7 @@ def get_algorithm(spec: str) -> Algorithm[Any]:
     >>> get_algorithm("fedavg:codec=int8").codec.name
     'int8'
     >>> get_algorithm("gsfs:floor=0.2:deadline_s=60").pool
-    Quorum(share=0.3, deadline_s=60.0)
+    Quorum(deadline_s=60.0, share=0.3)
 
     Raises:
         InputError: an unknown name, an unknown key, or a value that does not fit.

@@ -71,6 +71,17 @@ class Coordinator:
         submissions: updates pooled from each client.
         refused: updates refused, by reason.
         excused: refused in this round: not waited for any longer.
+
+    >>> from gradsense.federation import get_algorithm
+    >>> weights = {"w": np.zeros(1, np.float32)}
+    >>> coordinator = Coordinator(weights, get_algorithm("fedavg"), seed=0)
+    >>> [type(effect).__name__ for effect in coordinator.handle(Joined("site"))]
+    ['Broadcast']
+    >>> moved = {"w": np.ones(1, np.float32)}
+    >>> update = Update("site", 0, sequence=1, samples=10, reason="round", delta=moved)
+    >>> [broadcast] = coordinator.handle(Arrived(update, at=3.5))
+    >>> broadcast.model.version, broadcast.model.tensors["w"].tolist()
+    (1, [1.0])
     """
 
     def __init__(

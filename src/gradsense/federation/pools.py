@@ -90,6 +90,9 @@ class Quorum(Pool):
     """Wait for a share of distinct clients, 60 % in the paper (eq 12).
 
     The paper's pool can wait for ever when too few clients ever trigger; ``deadline_s`` ends that.
+
+    >>> Quorum(0.6, deadline_s=30.0).needed(invited=5)
+    3
     """
 
     share: Share = 0.6

@@ -1,4 +1,4 @@
-"""Who belongs to a fleet: certificates, access, and what a device is given."""
+"""Who belongs to a fleet: certificates, registry, broker configuration, device bundles, jobs."""
 
 from typing import TYPE_CHECKING
 

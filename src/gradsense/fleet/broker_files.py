@@ -1,7 +1,7 @@
-"""What a broker is told: who may connect, and who may speak and read where.
+"""The broker's configuration: who may connect, and who may publish and read where.
 
 The broker takes a client's name from its certificate, and its MQTT client id as well, so that no
-device can take over another's session. Topics, all under ``gradsense/v1/RUN``:
+device can take over another's session. Topics, all under ``gradsense/v2/RUN``:
 
 - ``up/DEVICE/...``: only DEVICE publishes, only the coordinator reads.
 - ``down/...``: the coordinator publishes, every device reads.
@@ -15,10 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = "gradsense/v1"
-COORDINATOR = "coordinator"
-#: Larger messages are sent in chunks.
-MAX_PACKET_BYTES = 1 << 20
+from gradsense.transport.protocol import COORDINATOR, MAX_PACKET_BYTES, ROOT
 
 
 def mosquitto_conf(folder: Path, *, port: int, address: str, user: str) -> str:

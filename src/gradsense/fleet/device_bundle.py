@@ -1,4 +1,4 @@
-"""What one device is given, and how files that only their owner may read are written.
+"""What one device is given.
 
 A bundle holds ``device/``, who the device is, and ``run/``, what it takes part in: the folder
 ``start`` of a run, ``FLEET/runs/NAME/start``. It is a folder or a .zip.
@@ -7,17 +7,15 @@ A bundle holds ``device/``, who the device is, and ``run/``, what it takes part 
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from gradsense.errors import InputError
 from gradsense.fleet import jobs
-from gradsense.storage.folders import replacing
+from gradsense.storage import files
 
 
 def run_start(fleet: Path, name: str | None) -> Path | None:
@@ -82,49 +80,22 @@ def write(out: Path, device: Mapping[str, bytes], run: Path | None) -> None:
         _pack(out, device, run)
         return
     if run is not None:
-        with replacing(out / "run") as fresh:
-            fresh.chmod(0o700)
+        with files.replacing(out / "run") as new:
+            new.chmod(0o700)
             for name, source in _files(run):
-                _make_private(fresh, (fresh / name).parent)
-                with source.open("rb") as stream, _fresh(fresh / name) as target:
+                _make_private(new, (new / name).parent)
+                with source.open("rb") as stream, files.fresh(new / name) as target:
                     shutil.copyfileobj(stream, target)
-    with replacing(out / "device") as fresh:
-        write_files(fresh, device)
+    with files.replacing(out / "device") as new:
+        write_files(new, device)
 
 
-def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_files(folder: Path, bodies: Mapping[str, bytes]) -> None:
     """Write files by name into a folder, both for their owner only."""
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-    for name, body in files.items():
-        write_file(folder / name, body)
-
-
-def write_file(file: Path, body: bytes) -> None:
-    """Only the owner may read it, and it is there whole or not at all, also after a power loss."""
-    with _fresh(file) as stream:
-        stream.write(body)
-
-
-@contextmanager
-def _fresh(file: Path) -> Iterator[BinaryIO]:
-    """A new file to fill, which takes the place of ``file`` if the block ends well."""
-    fresh = file.with_name(f".{file.name}.new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w+b") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(descriptor)
-        fresh.replace(file)
-    finally:
-        fresh.unlink(missing_ok=True)
-    parent = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    for name, body in bodies.items():
+        files.write(folder / name, body)
 
 
 def _is_packed(out: Path) -> bool:
@@ -145,7 +116,7 @@ def _make_private(top: Path, folder: Path) -> None:
 
 
 def _pack(out: Path, device: Mapping[str, bytes], run: Path | None) -> None:
-    with _fresh(out) as stream, zipfile.ZipFile(stream, "w") as archive:
+    with files.fresh(out) as stream, zipfile.ZipFile(stream, "w") as archive:
         for name, body in device.items():
             _add(archive, f"device/{name}", io.BytesIO(body))
         for name, path in _files(run) if run is not None else ():

@@ -32,10 +32,11 @@ from pydantic import BaseModel, ValidationError
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_files, device_bundle, jobs
 from gradsense.fleet.certificates import Authority, IssuedCertificate, signing_pair
-from gradsense.fleet.device_bundle import write_file, write_files
+from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
-from gradsense.storage.folders import replacing
+from gradsense.storage import files
 from gradsense.transport.identity import Address, DeviceFile, FleetFile
+from gradsense.transport.protocol import COORDINATOR
 
 #: The broker's and the coordinator's certificates, two years.
 SERVICE_DAYS = 730
@@ -109,9 +110,9 @@ class Fleet:
 
         Its signing and seal keys stay: every device holds the public parts and believes no other.
         """
-        issued = self._authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+        issued = self._authority.client(COORDINATOR, now, SERVICE_DAYS)
         public = bytes.fromhex(self.about.coordinator_key)
-        entry = _entry(broker_files.COORDINATOR, "coordinator", issued, now, public)
+        entry = _entry(COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
         write_files(self.folder / "coordinator", _pair(issued))
         self._publish(now)
@@ -184,7 +185,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
         "fleet-seal-key.pem": shared.private,
     }
     try:
-        with replacing(folder) as fresh:
+        with files.replacing(folder) as fresh:
             fresh.chmod(0o700)
             _fill(fresh, folder, about, secret, now)
     except OSError as error:
@@ -206,17 +207,17 @@ def _fill(
     """
     authority = Authority.create(about.fleet, now)
     server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
-    client = authority.client(broker_files.COORDINATOR, now, SERVICE_DAYS)
+    client = authority.client(COORDINATOR, now, SERVICE_DAYS)
     registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
     registry.add(_entry("broker", "broker", server, now))
-    registry.add(_entry(broker_files.COORDINATOR, "coordinator", client, now, public))
+    registry.add(_entry(COORDINATOR, "coordinator", client, now, public))
     ca = {"ca.pem": authority.certificate}
     write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
     write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
     write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
     write_files(fresh / "broker", _access(authority, registry, now))
     (fresh / "broker" / "data").mkdir(mode=0o700)
-    write_file(fresh / "fleet.json", _json(about))
+    files.write(fresh / "fleet.json", _json(about))
     registry.close()
 
 

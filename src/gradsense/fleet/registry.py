@@ -1,8 +1,8 @@
 """Who belongs to the fleet: every certificate that was ever issued, in one SQLite file.
 
 A row is written before its certificate leaves the process, so that none exists which could not be
-revoked. SQLite runs in WAL mode with ``synchronous=FULL``: a revocation survives a loss of power.
-Private keys are never here. Times are arguments, in seconds since 1970.
+revoked. A revocation survives a loss of power. Private keys are never here. Times are arguments, in
+seconds since 1970.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from gradsense.errors import GradsenseError, InputError
-from gradsense.storage.folders import migrate, transaction
+from gradsense.errors import InputError
+from gradsense.storage.sqlite import Database, Schema
 
 Role = Literal["device", "coordinator", "broker"]
 State = Literal["active", "revoked", "expired"]
@@ -33,6 +31,12 @@ MIGRATIONS = [
     # The coordinator asks for a name with every message.
     "CREATE INDEX by_name ON certificates (name);",
 ]
+_SCHEMA = Schema(
+    what="registry of gradsense",
+    application=0x47535246,  # "GSRF"
+    migrations=MIGRATIONS,
+    hint="restore its backup",
+)
 _COLUMNS = "name, role, serial, issued, expires, signing_key, revoked"
 #: What may stand in a topic, a file name and a certificate's common name (64 at most, RFC 5280).
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -68,7 +72,7 @@ def device_id(text: str) -> str:
     """``text`` if a device may be called so.
 
     Raises:
-        InputError: it is empty, too long, holds other signs, or is the name of a part of the fleet.
+        InputError: it is empty, too long, holds other characters, or names a part of the fleet.
     """
     if _ID.fullmatch(text) is None:
         raise InputError(
@@ -88,56 +92,26 @@ class Registry:
         file: made with mode 0600 if it is not there.
 
     Raises:
-        InputError: it is no registry, or one of a newer gradsense.
-        GradsenseError: it cannot be opened for now.
+        InputError: it is damaged, no registry, or one of a newer gradsense.
+        StorageFull: it cannot be opened for now.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file = file
-        try:
-            file.touch(mode=0o600)  # SQLite gives its side files the same mode
-            self._db = sqlite3.connect(file, timeout=10, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._migrate()
-        except (OSError, sqlite3.OperationalError) as error:
-            raise GradsenseError(f"{file}: cannot open the registry: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"is no registry of gradsense ({error})", hint="restore its backup", file=file
-            ) from error
-
-    def _migrate(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise InputError(
-                f"the registry has version {version}, this gradsense knows {len(MIGRATIONS)}",
-                hint="use the gradsense that wrote it",
-                file=self.file,
-            )
-        migrate(self._db, MIGRATIONS)
+        self._db = Database(file, _SCHEMA)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        try:
-            with transaction(self._db):
-                yield self._db
-        except sqlite3.OperationalError as error:
-            raise GradsenseError(f"{self.file}: cannot be written: {error}") from error
-
     # Changes --------------------------------------------------------------------------------
 
     def add(self, entry: Enrolment) -> None:
-        """Take in a certificate for a name that has none in force.
+        """Add a certificate for a name that has none in force.
 
         Raises:
             InputError: the name has one, which is not revoked.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             if _in_force(db, entry.name):
                 raise InputError(
                     "is enrolled",
@@ -147,12 +121,12 @@ class Registry:
             _insert(db, entry)
 
     def rotate(self, entry: Enrolment) -> None:
-        """Take in a certificate and revoke, as it is issued, the one that it takes the place of.
+        """Add a certificate and revoke, at its time of issue, the one that it replaces.
 
         Raises:
             InputError: there is none in force under this name.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             if not _in_force(db, entry.name):
                 raise InputError(
                     "is not enrolled, or is revoked",
@@ -168,7 +142,7 @@ class Registry:
         Raises:
             InputError: no device of that name was ever enrolled.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             _revoke(db, device_id(device), now)
         found = self.find(device)
         if found is None:
@@ -180,7 +154,7 @@ class Registry:
     # Questions ------------------------------------------------------------------------------
 
     def _entries(self, rest: str, values: tuple[object, ...] = ()) -> list[Enrolment]:
-        rows = self._db.execute(f"SELECT {_COLUMNS} FROM certificates {rest}", values)
+        rows = self._db.all(f"SELECT {_COLUMNS} FROM certificates {rest}", values)
         return [replace(Enrolment(*row), serial=int(row[2], 16)) for row in rows]
 
     def find(self, name: str) -> Enrolment | None:
@@ -195,8 +169,8 @@ class Registry:
 
     def shut_out(self) -> list[str]:
         """The names whose newest certificate is revoked, by name."""
-        # In SQL, since every enrolment asks: with thousands of members rows are dear in Python.
-        rows = self._db.execute(
+        # In SQL, since every enrolment asks: rows of thousands of members are slow in Python.
+        rows = self._db.all(
             "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
             "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
         )

@@ -6,6 +6,7 @@ from gradsense.exports import export
 
 if TYPE_CHECKING:
     from gradsense.gateway.alerting.alert import Alert
+    from gradsense.gateway.alerting.sink import Sink, SinkContext, SinkError, SinkSettings
     from gradsense.gateway.settings import Settings
     from gradsense.gateway.store import GatewayStore
     from gradsense.gateway.watch import Watch
@@ -13,4 +14,15 @@ if TYPE_CHECKING:
 else:
     export(__name__)
 
-__all__ = ["Alert", "GatewayStore", "Settings", "Watch", "WatchPlan", "open_watch"]
+__all__ = [
+    "Alert",
+    "GatewayStore",
+    "Settings",
+    "Sink",
+    "SinkContext",
+    "SinkError",
+    "SinkSettings",
+    "Watch",
+    "WatchPlan",
+    "open_watch",
+]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.alert import SEVERITIES, Severity
 from gradsense.gateway.alerting.sink import Refused, Sink
-from gradsense.gateway.store import GatewayStore, StoreFull
+from gradsense.gateway.store import GatewayStore
+from gradsense.storage.sqlite import StorageFull
 
 #: Messages of one batch.
 BATCH = 100
@@ -66,7 +67,7 @@ class Outbox:
         """Cut every queue to its bound; returns how many messages were dropped."""
         try:
             return sum(self._journal.trim(name, self._most_bytes[name]) for name in self._sinks)
-        except StoreFull:
+        except StorageFull:
             return 0  # the disk is full anyway; the next round trims
 
     def flush(self, seconds: float) -> bool:

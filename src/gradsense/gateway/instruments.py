@@ -51,6 +51,9 @@ class Metrics:
         self.sink_queue = gauge("sink_queue_messages", "Messages waiting for a sink.", "sink")
         self.sink_dropped = counter("sink_dropped", "Messages dropped.", "sink")
         self.sink_delivered = counter("sink_delivered", "Messages delivered.", "sink")
+        self.baselines = gauge(
+            "baselines", "Device baselines, by whether they are learnt.", "state"
+        )
         self.drift_psi = gauge("drift_psi", "Population stability index against training.")
         self.retraining_recommendations = counter(
             "retraining_recommendations", "Recommendations to retrain the model."
@@ -108,6 +111,10 @@ class Observer:
             metrics.sink_queue.labels(name).set(queue.waiting)
             metrics.sink_dropped.labels(name).inc(self._since("dropped", name, queue.dropped))
             metrics.sink_delivered.labels(name).inc(self._since("delivered", name, queue.delivered))
+        baseline = self._judge.baseline
+        if baseline is not None:
+            metrics.baselines.labels("learnt").set(baseline.settled)
+            metrics.baselines.labels("learning").set(len(baseline) - baseline.settled)
         report = None if self._judge.drift is None else self._judge.drift.report()
         if report is not None:
             metrics.drift_psi.set(report.largest)

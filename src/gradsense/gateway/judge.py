@@ -98,7 +98,8 @@ class Judge:
         alarms = []
         raising = np.flatnonzero(alarming | novel).tolist()
         # A quiet network's blocks need none of this.
-        ends = list(zip(*(column(flows, name) for name in _ENDS), strict=True)) if raising else []
+        columns = [column(flows, name) for name in _ENDS] if raising else []
+        ends = list(zip(self._devices(flows), *columns, strict=True)) if raising else []
         for row in raising:
             find = partial(_example, log, flows, row)
             prompt = phrase_ids[row].tobytes()
@@ -174,8 +175,7 @@ class Judge:
         """Which of the ``quiet`` flows are new to their device and to the model, [n]."""
         if self.baseline is None:
             return np.zeros(len(verdicts), bool)
-        ends = column(flows, "orig_h"), column(flows, "resp_h")
-        devices = list(map(self.networks.device, *ends))
+        devices = self._devices(flows)
         local = np.fromiter(map(self.networks.is_local, devices), bool, len(devices))
         ts = np.array(column(flows, "ts"), dtype=np.float64)
         self._flows += len(devices)
@@ -189,6 +189,9 @@ class Judge:
         unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
         result: NDArray[np.bool_] = novel & unlike & quiet
         return result
+
+    def _devices(self, flows: Flows) -> list[str]:
+        return self.detector.template.task.devices(flows, self.networks)
 
     def _clocks(self, flows: Flows, now: float) -> list[float]:
         """The log clock at each flow, seconds since the epoch."""
@@ -205,12 +208,12 @@ class Judge:
         verdict: Verdict,
         prompt: bytes,
         clock: float,
-        ends: tuple[str, str, float, int | None],
+        ends: tuple[str, str, str, float, int | None],
         example: Callable[[], Example],
     ) -> Alarm:
-        orig_h, resp_h, ts, port = ends
+        device, orig_h, resp_h, ts, port = ends
         return Alarm(
-            device=self.networks.device(orig_h, resp_h),
+            device=device,
             peer=self.networks.peer(orig_h, resp_h),
             label=verdict.label if verdict.alarm else NOVEL,
             clock=clock,

@@ -11,28 +11,25 @@ other, and its backlog has a bound beyond which the oldest messages are dropped 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradsense.data.datasets.labels import BENIGN
-from gradsense.errors import GradsenseError, InputError
+from gradsense.errors import InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import GROUP, Group
-from gradsense.storage.folders import transaction
+from gradsense.storage import files
+from gradsense.storage.sqlite import Database, Schema
+from gradsense.tasks.task import get_task
 
 FILE = "watch.sqlite3"
-_VERSION = 1
 #: Closed alerts that are kept for feedback; older ones are deleted.
 KEPT_ALERTS = 10_000
 
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS places (log TEXT PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS alerts (
@@ -50,10 +47,13 @@ CREATE TABLE IF NOT EXISTS examples (
 CREATE TABLE IF NOT EXISTS blobs (
     kind TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, name));
 """
-
-
-class StoreFull(GradsenseError):
-    """The disk is full or failed for now; nothing of the transaction was written."""
+_SCHEMA = Schema(
+    what="journal of gradsense",
+    application=0x47534757,  # "GSGW"
+    migrations=[_TABLES],
+    hint="move it away or give another --state",
+    synchronous="NORMAL",
+)
 
 
 @dataclass
@@ -107,70 +107,34 @@ class GatewayStore:
 
     def __init__(self, folder: Path, *, exclusive: bool = True) -> None:
         self.folder = folder
-        self._lock = threading.RLock()
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._guard = (folder / "lock").open("a")
-            if exclusive:
-                fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
+            busy = InputError(
                 "another gradsense watch works with this state",
                 hint="stop it, or give another --state",
                 file=folder,
-            ) from None
+            )
+            self._guard = files.lock(folder / "lock", busy) if exclusive else None
         except OSError as error:
             raise InputError(
                 f"cannot keep its state there ({error.strerror or error})",
                 hint="give a writable folder as --state",
                 file=folder,
             ) from error
-        self._db = self._open(folder / FILE)
-
-    def _open(self, file: Path) -> sqlite3.Connection:
         try:
-            db = sqlite3.connect(file, timeout=10, check_same_thread=False, isolation_level=None)
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            # What a journal that once was long leaves on disk; it is cut back to this.
-            db.execute("PRAGMA journal_size_limit=4194304")
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version not in {0, _VERSION}:
-                raise InputError(
-                    f"the journal has version {version}, this gradsense knows {_VERSION}",
-                    hint="use the gradsense that wrote it, or give another --state",
-                    file=file,
-                )
-            if version == 0:
-                db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
-        except sqlite3.OperationalError as error:
-            raise GradsenseError(f"{file}: cannot open the journal: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise InputError(
-                f"is no journal of gradsense ({error})",
-                hint="move it away or give another --state",
-                file=file,
-            ) from error
-        return db
+            self._db = Database(folder / FILE, _SCHEMA)
+        except BaseException:
+            self._unlock()
+            raise
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
-        with self._lock:
-            self._db.close()
+        self._db.close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._guard is not None:
             self._guard.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                with transaction(self._db):
-                    yield self._db
-            except sqlite3.OperationalError as error:
-                raise StoreFull(f"{self.folder}: the journal cannot be written: {error}") from error
-
-    def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
 
     # Watching -------------------------------------------------------------------------------
 
@@ -178,9 +142,9 @@ class GatewayStore:
         """Commit one step.
 
         Raises:
-            StoreFull: it could not be written, and no part of it was; try again.
+            StorageFull: it could not be written, and no part of it was; try again.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO places VALUES (?, ?)",
                 [(log, json.dumps(place)) for log, place in batch.places.items()],
@@ -216,32 +180,32 @@ class GatewayStore:
 
     def places(self) -> dict[str, Any]:
         """Each log's place, up to which it was read."""
-        return {log: json.loads(body) for log, body in self._all("SELECT * FROM places")}
+        return {log: json.loads(body) for log, body in self._db.all("SELECT * FROM places")}
 
     def counters(self) -> dict[str, int]:
         """All counters since the journal was made."""
-        return dict(self._all("SELECT name, value FROM counters ORDER BY name"))
+        return dict(self._db.all("SELECT name, value FROM counters ORDER BY name"))
 
     def open_groups(self) -> list[Group]:
         """The alerts that were open."""
-        rows = self._all("SELECT memory FROM alerts WHERE open AND memory != ''")
+        rows = self._db.all("SELECT memory FROM alerts WHERE open AND memory != ''")
         return [GROUP.validate_json(memory) for (memory,) in rows]
 
     def open_alerts(self) -> list[Alert]:
         """The alerts that were open, as they were last published."""
-        rows = self._all("SELECT body FROM alerts WHERE open ORDER BY rowid")
+        rows = self._db.all("SELECT body FROM alerts WHERE open ORDER BY rowid")
         return [Alert.model_validate_json(body) for (body,) in rows]
 
     def blobs(self, kind: str) -> dict[str, bytes]:
         """Everything stored under ``kind``, by name."""
-        return dict(self._all("SELECT name, body FROM blobs WHERE kind = ?", (kind,)))
+        return dict(self._db.all("SELECT name, body FROM blobs WHERE kind = ?", (kind,)))
 
     # Sinks ----------------------------------------------------------------------------------
 
     def register(self, sinks: Iterable[str]) -> None:
         """Queue messages for exactly these sinks; a new one gets only those still to come."""
         names = list(sinks)
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             newest = _newest(db)
             db.executemany(
                 "INSERT OR IGNORE INTO sinks (name, seq) VALUES (?, ?)",
@@ -253,7 +217,7 @@ class GatewayStore:
 
     def waiting(self, sink: str, most: int) -> list[tuple[int, Alert]]:
         """The oldest messages that a sink has not received, with their numbers."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT m.seq, m.body FROM messages m, sinks s "
             "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq LIMIT ?",
             (sink, most),
@@ -264,9 +228,9 @@ class GatewayStore:
         """Move a sink's place to ``seq``: it took ``count`` messages and refused the others.
 
         Raises:
-            StoreFull: it could not be written; the sink will get these messages again.
+            StorageFull: it could not be written; the sink will get these messages again.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "UPDATE sinks SET seq = max(seq, ?), delivered = delivered + ?, "
                 "dropped = dropped + ? WHERE name = ?",
@@ -278,9 +242,9 @@ class GatewayStore:
         """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many.
 
         Raises:
-            StoreFull: it could not be written.
+            StorageFull: it could not be written.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             (size,) = db.execute(
                 "SELECT coalesce(sum(m.bytes), 0) FROM messages m, sinks s "
                 "WHERE s.name = ? AND m.seq > s.seq",
@@ -305,7 +269,7 @@ class GatewayStore:
 
     def backlogs(self) -> dict[str, Backlog]:
         """Every sink's queue."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT s.name, (SELECT count(*) FROM messages m WHERE m.seq > s.seq), "
             "s.delivered, s.dropped FROM sinks s ORDER BY s.name"
         )
@@ -319,7 +283,7 @@ class GatewayStore:
         Raises:
             InputError: there is none, or more than one.
         """
-        rows = self._all(
+        rows = self._db.all(
             "SELECT body FROM alerts WHERE substr(id, 1, ?) = ? LIMIT 2", (len(start), start)
         )
         if len(rows) != 1:
@@ -331,7 +295,7 @@ class GatewayStore:
 
     def alerts(self, most: int) -> list[Alert]:
         """The newest alerts, newest first."""
-        rows = self._all("SELECT body FROM alerts ORDER BY rowid DESC LIMIT ?", (most,))
+        rows = self._db.all("SELECT body FROM alerts ORDER BY rowid DESC LIMIT ?", (most,))
         return [Alert.model_validate_json(body) for (body,) in rows]
 
     def record_feedback(self, alert: Alert, label: str, at: float) -> int:
@@ -340,7 +304,7 @@ class GatewayStore:
         Returns:
             how many distinct prompts it labels.
         """
-        with self._transaction() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO feedback VALUES (?, ?, ?, ?)",
                 (alert.id, label, alert.device, at),
@@ -352,12 +316,12 @@ class GatewayStore:
 
     def feedback(self) -> list[Feedback]:
         """All feedback, oldest first."""
-        rows = self._all("SELECT alert, label, device, at FROM feedback ORDER BY at, alert")
+        rows = self._db.all("SELECT alert, label, device, at FROM feedback ORDER BY at, alert")
         return [Feedback(*row) for row in rows]
 
     def examples(self) -> list[tuple[Feedback, bytes, int]]:
         """Prompts that feedback labels, as bytes of phrase ids, with their flows."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT f.alert, f.label, f.device, f.at, e.prompt, e.flows FROM feedback f "
             "JOIN examples e ON e.alert = f.alert ORDER BY f.at, f.alert, e.prompt"
         )
@@ -365,10 +329,10 @@ class GatewayStore:
 
     def silenced(self) -> frozenset[tuple[str, bytes]]:
         """(device, prompt) pairs of alerts that feedback calls benign."""
-        rows = self._all(
+        rows = self._db.all(
             "SELECT f.device, e.prompt FROM feedback f JOIN examples e ON e.alert = f.alert "
             "WHERE f.label = ?",
-            (BENIGN,),
+            (get_task().normal,),
         )
         return frozenset((device, prompt) for device, prompt in rows)
 

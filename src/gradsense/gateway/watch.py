@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gradsense.data.sources.live import Source
+from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Verdict
 from gradsense.errors import GradsenseError
@@ -18,8 +18,9 @@ from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
 from gradsense.gateway.reload import Successor
-from gradsense.gateway.store import GatewayStore, StoreBatch, StoreFull
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.verdicts import VerdictLog
+from gradsense.storage.sqlite import StorageFull
 
 if TYPE_CHECKING:  # it needs a library that not every gateway has
     from gradsense.gateway.instruments import Observer
@@ -56,7 +57,7 @@ class Watch:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[LiveLog],
         judge: Judge,
         grouper: Grouper,
         journal: GatewayStore,
@@ -84,6 +85,10 @@ class Watch:
             judge.baseline.restore(journal.blobs("baseline"))
         if judge.drift is not None and (state := journal.blobs("drift").get("state")):
             judge.drift.restore(state)
+        for learnt in (judge.baseline, judge.drift):
+            if learnt is not None and learnt.dropped:
+                kind = type(learnt).__name__
+                _log.warning("%s: %d saved states do not fit; learnt anew", kind, learnt.dropped)
 
     def run(self, *, once: bool) -> None:
         """Watch until ``stop`` is set; with ``once`` until the logs are read to their ends.
@@ -103,7 +108,7 @@ class Watch:
                 self._wait(self.stop, POLL_S)
         self.finish(close_alerts=once and not self.stop.is_set())
 
-    def step(self, source: Source, *, final: bool = False) -> bool:
+    def step(self, source: LiveLog, *, final: bool = False) -> bool:
         """Judge one chunk of a log; False if there was none."""
         tally = Tally()
         flows = source.read(CHUNK_BYTES, tally, final=final)
@@ -258,7 +263,7 @@ class Watch:
                     batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
                 self.journal.commit(batch)
                 break
-            except (StoreFull, OSError) as error:
+            except (StorageFull, OSError) as error:
                 if self.verdicts is not None:
                     self.verdicts.cut(size)
                 if not warned:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gradsense.data.networks import Networks
 from gradsense.data.sources.following import STDIN
-from gradsense.data.sources.live import Source
+from gradsense.data.sources.live import LiveLog
 from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline
@@ -85,7 +85,7 @@ def open_watch(
     detector = load() if successor is None else successor.current
     journal = GatewayStore(plan.state)
     places = journal.places()
-    sources = [Source(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
+    sources = [LiveLog(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
     judge = Judge(
         detector,
         LogClock(),

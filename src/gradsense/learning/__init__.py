@@ -5,10 +5,22 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
-    from gradsense.learning.learner import Learner, Observed, Trained
+    from gradsense.learning.learner import FlowCost, Learner, Observed, Trained
     from gradsense.learning.metrics import Scores
+    from gradsense.learning.statistics import FleetStatistics, observed
     from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 else:
     export(__name__)
 
-__all__ = ["Examples", "Learner", "LocalLearner", "Observed", "Scores", "Trained", "Trainer"]
+__all__ = [
+    "Examples",
+    "FleetStatistics",
+    "FlowCost",
+    "Learner",
+    "LocalLearner",
+    "Observed",
+    "Scores",
+    "Trained",
+    "Trainer",
+    "observed",
+]

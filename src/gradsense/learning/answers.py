@@ -60,7 +60,9 @@ def measure(
         truth: their class numbers, [n].
         classifier: whose labels and template they are.
     """
-    calibration = calibrate(answered.logits, truth, classifier.labels)
+    calibration = calibrate(
+        answered.logits, truth, classifier.labels, classifier.template.task.normal
+    )
     confidence = softmax(answered.logits, calibration.temperature).max(axis=1)
     return Measured(
         calibration=calibration,

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradsense.data.datasets.labels import BENIGN
 from gradsense.learning.alarms import threshold_for
 from gradsense.models.card import AlarmThreshold, Calibration, Reference
 from gradsense.prompts.templates import Template
@@ -83,19 +82,22 @@ def suspicion(probabilities: Floats, benign: int) -> Floats:
     return others
 
 
-def calibrate(logits: Floats, truth: NDArray[np.int64], labels: Sequence[str]) -> Calibration:
+def calibrate(
+    logits: Floats, truth: NDArray[np.int64], labels: Sequence[str], normal: str
+) -> Calibration:
     """Temperature, alarm threshold and calibration errors from flows of known class.
 
     Args:
         logits: [n, k], n ≥ 1.
         truth: class numbers, [n].
         labels: the k class names.
+        normal: the class that raises no alert; without it there is no alarm threshold.
     """
     temperature = temperature_for(logits, truth)
     after = softmax(logits, temperature)
     alarm = None
-    if BENIGN in labels:
-        benign = labels.index(BENIGN)
+    if normal in labels:
+        benign = labels.index(normal)
         quiet = suspicion(after[truth == benign], benign)
         alarm = _passed(quiet, threshold_for(quiet))
     return Calibration(

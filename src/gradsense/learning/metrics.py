@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.tasks.task import get_task
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def score(
     classes: Sequence[str],
     *,
     counts: npt.NDArray[np.integer[Any]] | None = None,
-    benign: str = BENIGN,
+    normal: str = get_task().normal,
 ) -> Scores:
     """Compare verdicts with the truth.
 
@@ -65,7 +65,7 @@ def score(
         truth, predicted: class numbers [n], places in ``classes``.
         classes: class names.
         counts: how many flows each row stands for [n], at least one; 1 where not given.
-        benign: the name of the class that is no attack.
+        normal: the name of the class that is no attack.
 
     Raises:
         ValueError: no rows, two lengths, or a class number outside ``classes``.
@@ -79,7 +79,7 @@ def score(
         truth, predicted, labels=numbers, average=None, zero_division=0, sample_weight=counts
     )
     confusion = confusion_matrix(truth, predicted, labels=numbers, sample_weight=counts)
-    is_benign = np.array([name == benign for name in classes])
+    is_benign = np.array([name == normal for name in classes])
     return Scores(
         accuracy=float(np.average(truth == predicted, weights=counts)),
         precision=float(np.average(precision, weights=support)),

@@ -1,4 +1,4 @@
-"""Text in, decision out: build, tokenize, adapt, save and load small language models."""
+"""Small language models with a classification head: build, tokenize, save and load."""
 
 from typing import TYPE_CHECKING
 

@@ -81,7 +81,7 @@ def build(
         pretrained: start an embedded model from the package's base, where it brings one for this
             size and template.
         readout: what the head reads: the last token's state, as Hugging Face's classifiers do, or
-            more of them (``models.readout``), and then without adapters. ``tokens`` becomes
+            more of them (``models.heads.readout``), and then without adapters. ``tokens`` becomes
             ``pooled`` where it cannot be.
         frozen: train the head only.
 
@@ -208,7 +208,7 @@ def _find(name: str) -> bool:
             "facebook/opt-350m",
         )
     try:
-        # The loaders retry for half a minute; one question tells whether that is worth it.
+        # The loaders retry for half a minute; one request shows whether that is worth it.
         if HF_HUB_OFFLINE:
             raise ConnectionError("HF_HUB_OFFLINE is set and the cache lacks the model")
         model_info(name, timeout=_HUB_TIMEOUT)

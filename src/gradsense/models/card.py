@@ -1,4 +1,4 @@
-"""What ``gradsense.json`` says about a model, beside the weights; nothing here imports torch."""
+"""The card of a model, ``gradsense.json`` beside its weights; nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: As in ``models.readout``, which this file cannot import without torch.
+#: As in ``models.heads.readout``, which this file cannot import without torch.
 Kind = Literal["last", "pooled", "tokens"]
 
 
@@ -22,14 +22,14 @@ class TemplateName(_Value):
 
 
 class ReadoutCard(_Value):
-    """How a head beside the base reads it; see ``models.readout``."""
+    """How a head beside the base reads it; see ``models.heads.readout``."""
 
     kind: Kind
     length: int = Field(ge=0, le=512)
 
 
 class AlarmThreshold(_Value):
-    """Ring above ``threshold``; ``share`` of the ``flows`` that it was chosen on are above it."""
+    """An alert is raised above ``threshold``, which ``share`` of the ``flows`` behind it exceed."""
 
     threshold: float
     share: float = Field(ge=0, le=1)
@@ -37,7 +37,7 @@ class AlarmThreshold(_Value):
 
 
 class Calibration(_Value):
-    """What makes a probability mean what it says; see ``learning.calibration``.
+    """Makes a probability the share of verdicts that are right; see ``learning.calibration``.
 
     ``temperature`` divides the logits before softmax. ``alarm`` is about suspicion, 1 − p(benign)
     after temperature, chosen on benign flows; None without a benign class. ``ece_before`` and
@@ -53,7 +53,7 @@ class Calibration(_Value):
 
 
 class Reference(_Value):
-    """What the flows looked like that the model was calibrated on: the base of drift.
+    """The distribution of the flows that the model was calibrated on: the base of drift.
 
     ``fields``: template field to the share of each of its phrases, in the template's order.
     ``confidence``: share of flows by the verdict's probability, ten bins of equal width from 0.
@@ -67,8 +67,8 @@ class Reference(_Value):
 class Measured(_Value):
     """What calibration found; all None in folders that older versions wrote.
 
-    ``novelty`` is about the score of ``models.novelty``, over flows of all classes, and None
-    where no moments were gathered.
+    ``novelty`` is about the score of ``models.heads.influence``, over flows of all classes; None
+    where no sufficient statistics were gathered.
     """
 
     calibration: Calibration | None = None

@@ -128,10 +128,10 @@ class TextClassifier:
         return logits
 
     def features(self, encoded: Encoded, rows: torch.Tensor) -> torch.Tensor:
-        """What the head reads of these rows, float [n, features], for moments.
+        """What the head reads of these rows, float [n, features], for sufficient statistics.
 
         Raises:
-            ValueError: the head is not of our own (``models.readout``).
+            ValueError: the head is not of our own (``models.heads.readout``).
         """
         if not isinstance(self.model, Readout):
             raise ValueError("a Hugging Face classifier keeps its features to itself")

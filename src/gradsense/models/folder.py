@@ -2,8 +2,9 @@
 
 ``AutoModelForSequenceClassification`` and ``AutoTokenizer`` open such a folder as it is;
 ``gradsense.json`` adds what gradsense needs to feed it flows: labels and prompt template. A model
-with a head of our own (``models.readout``) has its base in that layout, for ``AutoModel``, and the
-head beside it, and where moments were gathered also the novelty score (``models.novelty``).
+with a head of our own (``models.heads.readout``) has its base in that layout, for ``AutoModel``,
+and the head beside it, and where sufficient statistics were gathered also the novelty score
+(``models.heads.influence``).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gradsense.models.classifier import TextClassifier
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.readout import Readout
 from gradsense.prompts.templates import Template, get_template
-from gradsense.storage.folders import replacing
+from gradsense.storage.files import replacing
 
 CARD_FILE = "gradsense.json"
 HEAD_FILE = "head.safetensors"
@@ -266,7 +267,7 @@ def _plain_model(classifier: TextClassifier) -> Any:
 
 
 def _open_to_others(folder: Path) -> None:
-    """Undo two habits of the libraries that keep others from opening the folder."""
+    """Undo what two libraries do that keeps others from opening the folder."""
     # safetensors makes its file private, though a service may run as another user.
     for weights in folder.glob("*.safetensors"):
         weights.chmod((folder / "config.json").stat().st_mode)

@@ -2,10 +2,10 @@
 
 Inputs: ``input_ids`` int64 [n, length], and ``attention_mask`` of the same shape where prompts are
 padded. Outputs: ``logits`` float32 [n, classes] and, with a novelty score, ``novelty`` float32 [n].
-A head of our own (``models.readout``) adds ``features`` float32 [n, d], what that head reads, so
-that a device finds a site's moments without torch; whoever does not ask for them pays nothing. The
-head's initialisers are ``model.score.weight`` [classes, d] and ``model.score.bias`` [classes], so
-that onnxruntime can take another head in their place.
+A head of our own (``models.heads.readout``) adds ``features`` float32 [n, d], what that head reads,
+so that a device computes a site's sufficient statistics without torch; a run that asks for no
+features does not compute them. The head's initialisers are ``model.score.weight`` [classes, d] and
+``model.score.bias`` [classes], so that onnxruntime can take another head in their place.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def write_graph(
     Args:
         classifier: without adapters, as ``folder.load`` gives it.
         path: the file.
-        score: novelty; only where the head is of our own (``models.readout``).
+        score: novelty; only where the head is of our own (``models.heads.readout``).
 
     Raises:
         GradsenseError: torch cannot export this model.

@@ -1,4 +1,4 @@
-"""Records to text within a token budget."""
+"""Records to text within a token budget: templates over the words of a task."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""DeviceProfile profiles: how fast a site computes and sends, and what that costs in energy.
+"""Device profiles: how fast a site computes and sends, and what that costs in energy.
 
 Compute is the rate a small model really trains at: a measured or computed peak times a
 utilisation. The peaks have sources; the utilisations are our assumption, and are stated so that
@@ -27,6 +27,9 @@ class DeviceProfile:
         compute_w: drawn above idle while computing, in watts.
         radio_w: drawn above idle while sending or receiving, in watts.
         source: where the figures come from.
+
+    >>> round(PROFILES["pi4"].upload_s(1_000_000), 3)
+    0.42
     """
 
     name: str

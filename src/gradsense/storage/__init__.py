@@ -1,1 +1,1 @@
-"""What rests on a disk: whole folders, SQLite files, checkpoints."""
+"""What rests on a disk: whole files and folders, SQLite files, checkpoints."""

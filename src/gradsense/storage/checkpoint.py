@@ -8,7 +8,6 @@ the same bytes where a database keeps them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import GradsenseError, InputError
+from gradsense.storage import files
 
 #: A checkpoint larger than this once unpacked is not ours.
 MAX_BYTES = 16 << 30
@@ -89,13 +89,8 @@ def save(path: Path, values: dict[str, Any], groups: Groups) -> None:
         InputError: the folder cannot be written.
     """
     data = dumps(values, groups)
-    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        files.write(path, data, mode=0o666)
     except OSError as error:
         raise InputError(
             f"cannot write the checkpoint: {error.strerror}",
@@ -119,11 +114,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
 def remove(path: Path) -> None:
     """Remove a checkpoint, and the half of one that a killed process left."""
     path.unlink(missing_ok=True)
-    _temporary(path).unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
+    files.temporary(path).unlink(missing_ok=True)
 
 
 def damaged(path: Path, why: str) -> GradsenseError:

@@ -1,4 +1,4 @@
-"""Who carries messages between clients and coordinator: today in one process, in virtual time."""
+"""Messages between devices and coordinator: MQTT 5, signed, in chunks (docs/protocol.md)."""
 
 from typing import TYPE_CHECKING
 

@@ -1,8 +1,9 @@
-"""Large bodies in pieces, and what is needed to go on after a break.
+"""Large bodies in pieces: cut, put together again in any order, and continued after a break.
 
 A body of ``total`` bytes in ``count`` chunks is cut at ``i * total // count``: no chunk's size
 needs to be said, and none may differ. A message's id follows from its verified properties, so a
-restarted sender arrives at the same id and goes on where it was.
+restarted sender arrives at the same id and goes on where it was. ``Assembler`` holds no clock:
+time is passed in. Its state is plain JSON and bytes.
 """
 
 from __future__ import annotations
@@ -10,46 +11,53 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from gradsense.errors import UpdateRefused
-from gradsense.transport.protocol import Properties
+from gradsense.transport.protocol import MAX_CHUNKS, Properties, WrongHash
 
 #: A body above this travels in several chunks.
 CHUNK_BYTES = 256 << 10
-MAX_CHUNKS = 1 << 16
+#: Charged for each chunk beside its bytes, so that many tiny ones cannot take unseen memory.
+CHUNK_OVERHEAD = 256
 
-_HEADER = struct.Struct("<4s16sIIQ32s")
-_RESUME = struct.Struct("<4s16sI")
-_CHUNK_MAGIC, _RESUME_MAGIC, _ASK_MAGIC = b"GSC1", b"GSR1", b"GSQ1"
-HEADER_BYTES = _HEADER.size
+_RESUME = struct.Struct("<16sI")
 
 
 class BadChunk(UpdateRefused):
-    """A chunk's header is damaged, out of bounds, or its piece has the wrong length."""
+    """A chunk has another length than its place in the message needs."""
 
     reason = "bad-chunk"
 
 
 class ChunkMismatch(UpdateRefused):
-    """A chunk belongs to another message than its properties, or contradicts an earlier one."""
+    """A chunk contradicts an earlier one of its message."""
 
     reason = "chunk-mismatch"
 
 
 class BadResume(UpdateRefused):
-    """A question what is missing, or its answer, cannot be read."""
+    """A resume request or its answer cannot be read."""
 
     reason = "bad-resume"
 
 
-def message_id(properties: Properties) -> bytes:
-    """16 bytes that name a message: the same for all its chunks, and after a restart."""
-    header = properties.header
-    said = (header.run, header.device, header.kind, header.sequence, properties.body_sha256)
-    text = "\n".join(("gradsense-message-v1", *map(str, said), str(properties.chunk_count)))
-    return hashlib.sha256(text.encode()).digest()[:16]
+class DeviceQuota(UpdateRefused):
+    """A single message would take more than one device may have waiting."""
+
+    reason = "device-quota"
+
+
+class AssemblerFull(UpdateRefused):
+    """All devices together have too much waiting; the device tries again later."""
+
+    reason = "assembler-full"
+
+
+# Cutting ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Chunk:
     """One piece of a body and where it belongs.
 
     Attributes:
-        message: the 16 bytes of ``message_id``.
+        message: its ``Properties.message_id``.
         index, count: which piece of how many.
         total: bytes of the whole body.
         digest: SHA-256 of the whole body.
@@ -71,38 +79,23 @@ class Chunk:
     digest: bytes
     piece: bytes = field(repr=False)
 
-    def pack(self) -> bytes:
-        """The payload of one publish: a header of 68 bytes, then the piece."""
-        header = (self.message, self.index, self.count, self.total, self.digest)
-        return _HEADER.pack(_CHUNK_MAGIC, *header) + self.piece
-
     @classmethod
-    def parse(cls, payload: bytes) -> Chunk:
-        """The chunk in a payload that came.
+    def of(cls, properties: Properties, piece: bytes) -> Chunk:
+        """The chunk that came with these properties.
 
         Raises:
-            BadChunk: truncated, no chunk, or numbers that do not fit each other.
+            BadChunk: the piece has another length than its place needs.
         """
-        if len(payload) < HEADER_BYTES:
-            raise BadChunk(f"{len(payload)} bytes hold no chunk")
-        magic, message, index, count, total, digest = _HEADER.unpack_from(payload)
-        if magic != _CHUNK_MAGIC:
-            raise BadChunk("not a gradsense chunk")
-        chunk = cls(message, index, count, total, digest, payload[HEADER_BYTES:])
-        chunk.check()
-        return chunk
-
-    def check(self) -> None:
-        """Whether the numbers fit each other.
-
-        Raises:
-            BadChunk: they do not.
-        """
-        if not 0 <= self.index < self.count <= min(self.total, MAX_CHUNKS):
-            raise BadChunk(f"chunk {self.index} of {self.count} of {self.total} bytes")
-        start, end = _bounds(self.index, self.count, self.total)
-        if len(self.piece) != end - start:
-            raise BadChunk(f"chunk {self.index} has {len(self.piece)} bytes, not {end - start}")
+        index, count, total = (
+            properties.chunk_index,
+            properties.chunk_count,
+            properties.body_size,
+        )
+        start, end = _bounds(index, count, total)
+        if len(piece) != end - start:
+            raise BadChunk(f"chunk {index} has {len(piece)} bytes, not {end - start}")
+        digest = bytes.fromhex(properties.body_sha256)
+        return cls(properties.message_id, index, count, total, digest, piece)
 
 
 def _bounds(index: int, count: int, total: int) -> tuple[int, int]:
@@ -127,30 +120,11 @@ def split(body: bytes, properties: Properties, indices: Iterable[int] | None = N
     Args:
         indices: only these, as a ``Resume`` lists them; None: all.
     """
-    message, digest = message_id(properties), bytes.fromhex(properties.body_sha256)
     count, total = properties.chunk_count, len(body)
-    chosen = range(count) if indices is None else indices
     return [
-        Chunk(message, i, count, total, digest, body[slice(*_bounds(i, count, total))])
-        for i in chosen
+        Chunk.of(properties.at(index), body[slice(*_bounds(index, count, total))])
+        for index in (range(count) if indices is None else indices)
     ]
-
-
-def check_chunk(chunk: Chunk, properties: Properties) -> None:
-    """Whether a chunk belongs to the message whose signed properties came with it.
-
-    Raises:
-        ChunkMismatch: it is of another message, or of another place in it.
-    """
-    promised = (
-        message_id(properties),
-        properties.chunk_index,
-        properties.chunk_count,
-        properties.body_size,
-        bytes.fromhex(properties.body_sha256),
-    )
-    if promised != (chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest):
-        raise ChunkMismatch("the chunk is of another message than its properties")
 
 
 @dataclass(frozen=True)
@@ -161,13 +135,13 @@ class ResumeRequest:
     count: int
 
     def pack(self) -> bytes:
-        """24 bytes: magic, message id, count."""
-        return _RESUME.pack(_ASK_MAGIC, self.message, self.count)
+        """20 bytes: message id, count."""
+        return _RESUME.pack(self.message, self.count)
 
     @classmethod
     def parse(cls, body: bytes) -> ResumeRequest:
-        """Raises: BadResume: not a question, or its count is out of bounds."""
-        message, count, rest = _resume_header(body, _ASK_MAGIC)
+        """Raises: BadResume: of the wrong length, or its count is out of bounds."""
+        message, count, rest = _resume_header(body)
         if rest:
             raise BadResume(f"{len(rest)} bytes too many")
         return cls(message, count)
@@ -182,19 +156,19 @@ class Resume:
     missing: tuple[int, ...]
 
     def pack(self) -> bytes:
-        """Magic, message id, count, then a bitmap: bit i % 8 of byte i // 8 is chunk i.
+        """Message id, count, then a bitmap: bit i % 8 of byte i // 8 is chunk i.
 
         Bit 0 is the lowest; a set bit is a missing chunk.
         """
         bits = bytearray(-(-self.count // 8))
         for index in self.missing:
             bits[index // 8] |= 1 << index % 8
-        return _RESUME.pack(_RESUME_MAGIC, self.message, self.count) + bytes(bits)
+        return _RESUME.pack(self.message, self.count) + bytes(bits)
 
     @classmethod
     def parse(cls, body: bytes) -> Resume:
-        """Raises: BadResume: not an answer, of the wrong length, or bits beyond the last chunk."""
-        message, count, bits = _resume_header(body, _RESUME_MAGIC)
+        """Raises: BadResume: of the wrong length, or bits beyond the last chunk."""
+        message, count, bits = _resume_header(body)
         if len(bits) != -(-count // 8):
             raise BadResume(f"a bitmap of {len(bits)} bytes for {count} chunks")
         missing = tuple(i for i in range(8 * len(bits)) if bits[i // 8] >> i % 8 & 1)
@@ -203,10 +177,224 @@ class Resume:
         return cls(message, count, missing)
 
 
-def _resume_header(body: bytes, magic: bytes) -> tuple[bytes, int, bytes]:
-    if len(body) < _RESUME.size or body[:4] != magic:
-        raise BadResume("neither a question nor an answer about chunks")
-    _, message, count = _RESUME.unpack_from(body)
+def _resume_header(body: bytes) -> tuple[bytes, int, bytes]:
+    if len(body) < _RESUME.size:
+        raise BadResume(f"{len(body)} bytes")
+    message, count = _RESUME.unpack_from(body)
     if not 1 <= count <= MAX_CHUNKS:
         raise BadResume(f"{count} chunks")
     return message, count, body[_RESUME.size :]
+
+
+# Putting together ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quota:
+    """What may wait for its missing chunks.
+
+    Attributes:
+        device_bytes: of one device, counted as if all chunks of its messages were there.
+        total_bytes: of all devices, as far as chunks are there.
+        age_s: seconds without a new chunk after which a message is given up.
+        finished: whole messages that are remembered, so that a late duplicate opens none anew.
+    """
+
+    device_bytes: int = 128 << 20
+    total_bytes: int = 1 << 30
+    age_s: float = 3600.0
+    finished: int = 16_384
+
+
+@dataclass
+class _Transfer:
+    count: int
+    total: int
+    digest: bytes
+    touched_s: float
+    pieces: dict[int, bytes] = field(default_factory=dict)
+    held: int = 0  # bytes that are there, with their overhead
+
+    @property
+    def claimed(self) -> int:
+        return self.total + (self.count + 1) * CHUNK_OVERHEAD
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.count) if i not in self.pieces)
+
+
+@dataclass(frozen=True)
+class UploadProgress:
+    """What a chunk led to.
+
+    Attributes:
+        body: the whole body, with the chunk that completes it; else None.
+        missing: chunks still to come.
+        repeated: the message was whole before; acknowledge it again.
+    """
+
+    body: bytes | None = field(default=None, repr=False)
+    missing: int = 0
+    repeated: bool = False
+
+
+Key = tuple[str, bytes]
+
+
+class Assembler:
+    """Puts chunks together, of many devices, in any order, also twice.
+
+    Only chunks whose signed properties were verified may take memory: see ``messages.read``.
+
+    Attributes:
+        counts: messages given up: ``expired`` by age, ``displaced`` by newer ones of the same
+            device.
+    """
+
+    def __init__(self, quota: Quota | None = None) -> None:
+        self.quota = quota or Quota()
+        self.counts: Counter[str] = Counter()
+        self.held = 0  # bytes of all chunks, with their overhead; never above total_bytes
+        self._transfers: dict[str, dict[bytes, _Transfer]] = {}
+        self._finished: OrderedDict[Key, int] = OrderedDict()  # to its count
+
+    def add(self, device: str, chunk: Chunk, now: float) -> UploadProgress:
+        """Take a chunk.
+
+        Raises:
+            ChunkMismatch: the same chunk came before with other bytes; the earlier one stays.
+            DeviceQuota: its message alone is more than a device may have.
+            AssemblerFull: no room, though nothing old is left to give up.
+            WrongHash: it completes a body that is not the one promised; all its chunks are
+                dropped, and the sender starts it anew.
+        """
+        if (device, chunk.message) in self._finished:
+            return UploadProgress(repeated=True)
+        transfer = self._transfers.get(device, {}).get(chunk.message)
+        if transfer is None:
+            transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
+        if chunk.index in transfer.pieces:
+            if transfer.pieces[chunk.index] != chunk.piece:
+                raise ChunkMismatch(f"chunk {chunk.index} came before with other bytes")
+            return UploadProgress(missing=transfer.count - len(transfer.pieces))
+        self._make_room(device, transfer, len(chunk.piece), now)
+        self._keep(device, chunk, transfer, now)
+        if len(transfer.pieces) < transfer.count:
+            return UploadProgress(missing=transfer.count - len(transfer.pieces))
+        return UploadProgress(body=self._complete(device, chunk.message, transfer))
+
+    def _make_room(self, device: str, transfer: _Transfer, size: int, now: float) -> None:
+        if transfer.claimed > self.quota.device_bytes:
+            raise DeviceQuota(f"'{device}': a message of {transfer.total} bytes")
+        if not transfer.pieces:
+            own = self._transfers.get(device, {})
+            claimed = transfer.claimed + sum(other.claimed for other in own.values())
+            while own and claimed > self.quota.device_bytes:
+                oldest = min(own, key=lambda message: own[message].touched_s)
+                claimed -= own[oldest].claimed
+                self._drop(device, oldest)
+                self.counts["displaced"] += 1
+        needed = size + 2 * CHUNK_OVERHEAD  # the second for the message, which may be new
+        if self.held + needed > self.quota.total_bytes:
+            self.expire(now)
+        if self.held + needed > self.quota.total_bytes:
+            raise AssemblerFull(f"{self.held} bytes wait for missing chunks")
+
+    def _keep(self, device: str, chunk: Chunk, transfer: _Transfer, now: float) -> None:
+        # ``_make_room`` may have expired this very message; then it goes on with this chunk.
+        if self._transfers.get(device, {}).get(chunk.message) is not transfer:
+            transfer.pieces, transfer.held = {}, CHUNK_OVERHEAD
+            self.held += CHUNK_OVERHEAD
+            self._transfers.setdefault(device, {})[chunk.message] = transfer
+        charge = len(chunk.piece) + CHUNK_OVERHEAD
+        transfer.pieces[chunk.index] = chunk.piece
+        transfer.held += charge
+        transfer.touched_s = now
+        self.held += charge
+
+    def _complete(self, device: str, message: bytes, transfer: _Transfer) -> bytes:
+        body = b"".join(transfer.pieces[index] for index in range(transfer.count))
+        self._drop(device, message)
+        if hashlib.sha256(body).digest() != transfer.digest:
+            raise WrongHash(f"'{device}': the chunks do not give the body that was promised")
+        self._finished[device, message] = transfer.count
+        while len(self._finished) > self.quota.finished:
+            self._finished.popitem(last=False)
+        return body
+
+    def _drop(self, device: str, message: bytes) -> None:
+        self.held -= self._transfers[device].pop(message).held
+        if not self._transfers[device]:
+            del self._transfers[device]
+
+    def expire(self, now: float) -> int:
+        """Give up what has waited too long; how many messages that were."""
+        old = [
+            (device, message)
+            for device, transfers in self._transfers.items()
+            for message, transfer in transfers.items()
+            if now - transfer.touched_s > self.quota.age_s
+        ]
+        for device, message in old:
+            self._drop(device, message)
+        self.counts["expired"] += len(old)
+        return len(old)
+
+    def forget(self, device: str, message: bytes) -> None:
+        """Take a message's chunks anew, whole or not: for example, its body could not be stored."""
+        self._finished.pop((device, message), None)
+        if message in self._transfers.get(device, {}):
+            self._drop(device, message)
+
+    def resume(self, device: str, request: ResumeRequest) -> Resume:
+        """What is missing of a message; all of it, where nothing is known."""
+        if self._finished.get((device, request.message)) == request.count:
+            return Resume(request.message, request.count, ())
+        transfer = self._transfers.get(device, {}).get(request.message)
+        if transfer is None or transfer.count != request.count:
+            return Resume(request.message, request.count, tuple(range(request.count)))
+        return Resume(request.message, request.count, transfer.missing)
+
+    # State ----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Any], list[bytes]]:
+        """All that a resumed assembler needs: JSON-able values, and the pieces they count off."""
+        transfers: list[dict[str, Any]] = []
+        pieces: list[bytes] = []
+        for device, own in self._transfers.items():
+            for message, transfer in own.items():
+                transfers.append(
+                    {
+                        "device": device,
+                        "message": message.hex(),
+                        "count": transfer.count,
+                        "total": transfer.total,
+                        "digest": transfer.digest.hex(),
+                        "touched_s": transfer.touched_s,
+                        "indices": list(transfer.pieces),
+                    }
+                )
+                pieces += transfer.pieces.values()
+        finished = [[name, message.hex(), n] for (name, message), n in self._finished.items()]
+        values = {"transfers": transfers, "finished": finished, "counts": dict(self.counts)}
+        return values, pieces
+
+    @classmethod
+    def restored(
+        cls, values: Mapping[str, Any], pieces: Iterable[bytes], quota: Quota | None = None
+    ) -> Assembler:
+        """An assembler that goes on exactly where ``state`` was taken."""
+        assembler = cls(quota)
+        left = iter(pieces)
+        for saved in values["transfers"]:
+            device, message = saved["device"], bytes.fromhex(saved["message"])
+            digest, at = bytes.fromhex(saved["digest"]), saved["touched_s"]
+            transfer = _Transfer(saved["count"], saved["total"], digest, at)
+            for index in saved["indices"]:
+                chunk = Chunk(message, index, transfer.count, transfer.total, digest, next(left))
+                assembler._keep(device, chunk, transfer, at)
+        for device, message, count in values["finished"]:
+            assembler._finished[device, bytes.fromhex(message)] = count
+        assembler.counts = Counter(values["counts"])
+        return assembler

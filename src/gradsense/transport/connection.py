@@ -5,8 +5,8 @@ again what had no PUBACK, of which the protocol above knows nothing and which it
 its own order. So what was under way is forgotten with its connection, and the link queues nothing
 while there is none.
 
-A message counts as received by the broker's measure when ``Link.done`` says so, which a receiver
-does once it has made it durable. A broker that holds a session sends again what was not.
+A message counts as received for the broker once ``Link.done`` was called, which a receiver does
+once it has made it durable. A broker that holds a session sends again what was not.
 
 The thread of the link calls whoever uses it: such a function must not wait, as nothing is read or
 written meanwhile. An error in it is counted by name and logged; the link lives on.
@@ -29,14 +29,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.transport.connection_errors import no_answer, of_error, of_reason
-from gradsense.transport.connection_log import Counts, LinkLog
+from gradsense.transport.connection_log import Counts, LinkLog, no_answer, of_error, of_reason
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
 from gradsense.transport.pacing import Backoff
+from gradsense.transport.protocol import MAX_PACKET_BYTES
 
-#: The largest packet that is taken; a chunk has a quarter of it. Brokers are told the same limit.
-MAX_PACKET_BYTES = 1 << 20
 #: Publishes without PUBACK: so many are on the way at once, so many wait behind them in memory.
 #: Mosquitto allows 20 and EMQX 32 on the way; paho does not heed what a broker announces.
 _INFLIGHT = 16
@@ -73,10 +71,10 @@ class Link:
         on_disconnect: it ended.
         will: what the broker publishes when the connection breaks.
         session_s: for how long the broker keeps what comes meanwhile; 0: a clean session.
-        keepalive_s: silence after which the broker is asked whether it is there. That a connection
+        keepalive_s: silence after which the broker is pinged. That a connection
             is half open is found within about 1.5 times as long, by either side.
         receive_maximum: messages that may come before the first of them is ``done``.
-        rng: of this link alone; spreads the fleet's attempts.
+        rng: of this link alone; jitter of the fleet's attempts to connect.
         check_dates: whether the dates of the broker's certificate matter, see ``Identity.tls``.
 
     Raises:
@@ -100,9 +98,9 @@ class Link:
     ) -> None:
         self._identity, self._tls = identity, identity.tls(check_dates=check_dates)
         self._filters = [(topic, SubscribeOptions(qos=1)) for topic in subscriptions]
-        self._hear, self._greet, self._miss = on_message, on_connect, on_disconnect
+        self._on_arrival, self._on_open, self._on_close = on_message, on_connect, on_disconnect
         self._will, self._session_s, self._receive_maximum = will, session_s, receive_maximum
-        # paho asks after this silence and gives up after as much again.
+        # paho pings after this silence and gives up after as much again.
         self._keepalive_s = max(1, round(0.75 * keepalive_s))
         self._backoff = Backoff(rng)
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{identity.name}", daemon=True)
@@ -160,7 +158,7 @@ class Link:
         return taken
 
     def done(self, arrival: Arrival) -> None:
-        """Tell the broker that a message needs not come again. Harmless after a break."""
+        """Acknowledge a message to the broker. Harmless after a break."""
         current = self._current
         if arrival._receipt is None or current is None:
             return
@@ -169,7 +167,7 @@ class Link:
             client.ack(mid, 1)
 
     def resubscribe(self) -> bool:
-        """Let the broker send all retained messages again; False: it cannot be asked now."""
+        """Let the broker send all retained messages again; False: there is no connection."""
         current = self._current
         return current is not None and self._subscribe(current.client)
 
@@ -265,7 +263,7 @@ class Link:
             attempt.held_s = time.monotonic() - attempt.opened
             self._log.held(attempt.held_s)
             self._log.add(disconnects=int(not self._stopping.is_set()))
-            self._call(self._miss)
+            self._call(self._on_close)
 
     def _subscribe(self, client: paho.Client) -> bool:
         if not self._filters:
@@ -291,7 +289,7 @@ class Link:
         attempt = self._attempt
         if reason.is_failure:
             attempt.answered = True
-            self._log.refused(of_reason("connect", reason))
+            self._log.refused(of_reason("connect", str(reason)))
             return
         attempt.session_present = bool(flags.session_present)
         self._current = attempt
@@ -301,20 +299,20 @@ class Link:
     def _opened(self, attempt: _Connection) -> None:
         attempt.answered, attempt.opened = True, time.monotonic()
         self._log.add(connects=1)
-        self._call(self._greet, attempt.session_present)
+        self._call(self._on_open, attempt.session_present)
 
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
         if flags.is_disconnect_packet_from_server:
             self._attempt.answered = True
-            self._log.refused(of_reason("disconnect", reason))
+            self._log.refused(of_reason("disconnect", str(reason)))
 
     def _on_message(self, client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
         try:
             arrival = _arrival(client, came)
             self._log.add(received=1, bytes_received=size(arrival.message))
-            self._hear(arrival)
+            self._on_arrival(arrival)
         except Exception as error:
             # Not acknowledged it would take one of few places and come again with each session.
             self._log.fault(error)
@@ -328,7 +326,7 @@ class Link:
             self._attempt.unacked -= 1
             self._acked.notify_all()
         if reason.is_failure:
-            self._log.refused(of_reason("publish", reason))
+            self._log.refused(of_reason("publish", str(reason)))
 
     def _on_subscribe(
         self, _client: paho.Client, _data: Any, _mid: int, reasons: Any, _properties: Any
@@ -337,7 +335,7 @@ class Link:
             self._opened(self._attempt)
         for reason in reasons:
             if reason.is_failure:
-                self._log.refused(of_reason("subscribe", reason))
+                self._log.refused(of_reason("subscribe", str(reason)))
 
 
 class _Connection:

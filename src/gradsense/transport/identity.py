@@ -1,4 +1,4 @@
-"""Who one side of the fleet is and whom it believes, read from what enrolment wrote.
+"""One side's own keys and the keys that it trusts, read from what enrolment wrote.
 
 A device reads ``BUNDLE/device``, the coordinator ``fleet.json`` and ``coordinator/`` of the fleet
 folder; docs/fleet.md lists the files. Both then hold the same kind of thing, so that the link
@@ -91,7 +91,7 @@ class Identity:
     peer_seal_key: X25519PublicKey = field(repr=False)
 
     def tls(self, *, check_dates: bool = True) -> ssl.SSLContext:
-        """TLS 1.2 or newer with this side's certificate; only the fleet's authority is believed.
+        """TLS 1.2 or newer with this side's certificate; only the fleet's authority is trusted.
 
         Args:
             check_dates: False where the clock may be years off, as on a gateway without a battery.

@@ -1,7 +1,12 @@
-"""From a body to the messages that carry it, and from a message back to what may be parsed.
+"""From a body to the signed messages that carry it, and from a message back to a verified body.
 
-Both sides use these: ``written`` signs and, where it is asked to, seals; ``messages`` cuts into
-chunks; ``read`` takes one message that came as far as its verified properties.
+Ed25519 (RFC 8032) signs topic, properties and the body's hash, in a domain for each kind of
+message: a broker operator can neither forge nor alter one, nor pass one kind off as another.
+Optionally the body is sealed for its recipient: X25519 (RFC 7748) with a fresh key for each body,
+HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 (RFC 8439).
+
+A replay carries a good signature: the coordinator refuses it by (device, sequence), a device by
+the model's version.
 """
 
 from __future__ import annotations
@@ -9,30 +14,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gradsense.transport.chunks import Chunk, check_chunk, chunk_count, split
+from gradsense.errors import UpdateRefused
+from gradsense.transport.chunks import Chunk, chunk_count, split
 from gradsense.transport.protocol import (
+    CHUNKED,
     MessageHeader,
     Properties,
-    SizeLimits,
     Topic,
     check_body,
-    check_topic,
     describe,
     parse_topic,
 )
-from gradsense.transport.signing import (
-    BadSignature,
-    associated_data,
-    open_sealed,
-    seal,
-    sign,
-    verify,
-)
 
-_CHUNKED = ("update", "model")
+_KEY_BYTES = 32
+_TAG_BYTES = 16
+#: Bytes that sealing adds to a body.
+SEAL_OVERHEAD = _KEY_BYTES + _TAG_BYTES
+#: Every key encrypts one body only, so the nonce need not vary.
+_NONCE = bytes(12)
+#: Bytes of a body that travels in no chunks; a resume of 65536 chunks has half of it.
+_MAX_SMALL_BODY = 16 << 10
+
+
+class BadSignature(UpdateRefused):
+    """The message is not signed, or not by the key that was expected."""
+
+    reason = "bad-signature"
+
+
+class CannotOpen(UpdateRefused):
+    """A sealed body was altered, was sealed for somebody else, or belongs to another message."""
+
+    reason = "cannot-open"
+
+
+# Messages -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -76,38 +99,35 @@ def sign_message(
     """Sign a body, and seal it first where a recipient's key is given."""
     if seal_for is not None:
         header = replace(header, sealed=True)
-        body = seal(body, seal_for, associated_data(header))
-    count = chunk_count(len(body)) if header.kind in _CHUNKED else 1
+        body = seal(body, seal_for, header.associated_data())
+    count = chunk_count(len(body)) if header.kind in CHUNKED else 1
     return SignedMessage(sign(describe(header, body, chunks=count), key), body)
 
 
 def messages(
     signed: SignedMessage, indices: Iterable[int] | None = None, *, retain: bool = False
 ) -> list[Message]:
-    """The publishes that carry a signed: all of its chunks, or only ``indices``."""
-    properties, header = signed.properties, signed.properties.header
-    if header.kind not in _CHUNKED:
-        topic = str(Topic(header.run, header.kind, header.device))
-        return [Message(topic, tuple(properties.pairs()), signed.body, retain)]
+    """The publishes that carry a signed message: all of its chunks, or only ``indices``."""
+    properties = signed.properties
+    if properties.header.kind not in CHUNKED:
+        return [Message(str(properties.topic()), tuple(properties.pairs()), signed.body, retain)]
     found = []
     for chunk in split(signed.body, properties, indices):
-        place = chunk.index if header.kind == "model" else 0
-        topic = str(Topic(header.run, header.kind, header.device, place))
-        pairs = tuple(properties.at(chunk.index).pairs())
-        found.append(Message(topic, pairs, chunk.pack(), retain))
+        own = properties.at(chunk.index)
+        found.append(Message(str(own.topic()), tuple(own.pairs()), chunk.piece, retain))
     return found
 
 
 def presence(
     run: str, device: str, body: bytes, held: tuple[int, str], key: Ed25519PrivateKey
 ) -> Message:
-    """A device's status, to be retained.
+    """Whether a device is there, to be retained.
 
     Args:
-        body: ``body.ONLINE`` or ``body.OFFLINE``.
+        body: ``payloads.ONLINE`` or ``payloads.OFFLINE``.
         held: version and hash of the model that it holds, or ``NO_MODEL``.
     """
-    header = MessageHeader("status", run, device, 0, *held)
+    header = MessageHeader("presence", run, device, 0, *held)
     return messages(sign_message(header, body, key), retain=True)[0]
 
 
@@ -116,44 +136,35 @@ class Read:
     """A message whose sender is known.
 
     Attributes:
-        topic, properties: verified.
+        properties: verified.
         chunk: of an update or model; else None.
         body: of every other kind, checked against its hash; else empty.
     """
 
-    topic: Topic
     properties: Properties
     chunk: Chunk | None = None
     body: bytes = field(default=b"", repr=False)
 
 
-def read(
-    message: Message,
-    key_of: Callable[[Topic], Ed25519PublicKey | None],
-    limits: SizeLimits | None = None,
-) -> Read:
+def read(message: Message, key_of: Callable[[Topic], Ed25519PublicKey | None]) -> Read:
     """Verify a message that came; nothing of its payload is parsed before.
 
     Args:
         key_of: the key that whoever may publish on this topic signs with; None: nobody may.
-        limits: of the body.
 
     Raises:
         UpdateRefused: one of its named kinds, in the order of docs/protocol.md.
     """
     topic = parse_topic(message.topic)
-    properties = Properties.parse(message.pairs)
-    check_topic(topic, properties)
+    properties = Properties.parse(topic, message.pairs)
     key = key_of(topic)
     if key is None:
         raise BadSignature(f"'{topic.device}' is not enrolled, or its certificate has ended")
     verify(properties, key)
-    if topic.kind not in _CHUNKED:
-        check_body(message.payload, properties, limits)
-        return Read(topic, properties, body=message.payload)
-    chunk = Chunk.parse(message.payload)
-    check_chunk(chunk, properties)
-    return Read(topic, properties, chunk)
+    if topic.kind in CHUNKED:
+        return Read(properties, Chunk.of(properties, message.payload))
+    check_body(message.payload, properties, _MAX_SMALL_BODY)
+    return Read(properties, body=message.payload)
 
 
 def unsealed(body: bytes, properties: Properties, key: X25519PrivateKey | None) -> bytes:
@@ -166,4 +177,83 @@ def unsealed(body: bytes, properties: Properties, key: X25519PrivateKey | None) 
         return body
     # Without a key of our own any will do: none but the recipient's opens it.
     key = key or X25519PrivateKey.generate()
-    return open_sealed(body, key, associated_data(properties.header))
+    return open_sealed(body, key, properties.header.associated_data())
+
+
+# Signatures ---------------------------------------------------------------------------------
+
+
+def sign(properties: Properties, key: Ed25519PrivateKey) -> Properties:
+    """The same properties with the sender's signature."""
+    return replace(properties, signature=key.sign(properties.signed_bytes()).hex())
+
+
+def verify(properties: Properties, key: Ed25519PublicKey) -> None:
+    """Whether the holder of ``key`` signed these properties. The body is checked by its hash.
+
+    Args:
+        key: for what goes up, the registered key of the device that the topic names; for what
+            goes down, the coordinator's.
+
+    Raises:
+        BadSignature: not signed, or not by that key, or a value was altered.
+    """
+    try:
+        key.verify(bytes.fromhex(properties.signature), properties.signed_bytes())
+    except (InvalidSignature, ValueError):
+        header = properties.header
+        raise BadSignature(
+            f"{header.kind} {header.sequence} of '{header.device}': not signed by the expected key"
+        ) from None
+
+
+# Sealed bodies ------------------------------------------------------------------------------
+
+
+def seal(
+    body: bytes,
+    recipient: X25519PublicKey,
+    aad: bytes,
+    *,
+    ephemeral: X25519PrivateKey | None = None,
+) -> bytes:
+    """Encrypt a body for one holder of a private key.
+
+    Args:
+        recipient: the coordinator's key for updates, the fleet's for models.
+        aad: ``MessageHeader.associated_data`` of the message.
+        ephemeral: only for test vectors. Two bodies under one key would betray each other, so a
+            fresh one is drawn where none is given.
+
+    Returns:
+        The ephemeral public key (32 bytes), ciphertext, tag (16 bytes).
+    """
+    ephemeral = ephemeral or X25519PrivateKey.generate()
+    public = ephemeral.public_key().public_bytes_raw()
+    cipher = _cipher(ephemeral.exchange(recipient), public, recipient.public_bytes_raw())
+    return public + cipher.encrypt(_NONCE, body, aad)
+
+
+def open_sealed(sealed: bytes, recipient: X25519PrivateKey, aad: bytes) -> bytes:
+    """The body again.
+
+    Raises:
+        CannotOpen: altered, sealed for another key, or bound to another message.
+    """
+    if len(sealed) < SEAL_OVERHEAD:
+        raise CannotOpen("not a sealed body")
+    public = sealed[:_KEY_BYTES]
+    try:
+        # An exchange with a point of low order raises ValueError.
+        shared = recipient.exchange(X25519PublicKey.from_public_bytes(public))
+        cipher = _cipher(shared, public, recipient.public_key().public_bytes_raw())
+        return cipher.decrypt(_NONCE, sealed[_KEY_BYTES:], aad)
+    except (InvalidTag, ValueError):
+        raise CannotOpen("altered, for another key, or of another message") from None
+
+
+def _cipher(shared: bytes, ephemeral: bytes, recipient: bytes) -> ChaCha20Poly1305:
+    derive = HKDF(
+        algorithm=SHA256(), length=32, salt=ephemeral + recipient, info=b"gradsense-seal-v2"
+    )
+    return ChaCha20Poly1305(derive.derive(shared))

@@ -1,8 +1,8 @@
-"""What a body holds: an update, a global model, an acknowledgement, a presence.
+"""What a body holds: an update, a global model, an acknowledgement, a device's presence.
 
-Everything here comes from outside and was verified before (``wire.check_body``), but a device that
-was taken over signs well. So sizes are bounded before anything is allocated, and each refusal has
-a name.
+Everything here comes from outside and was verified before, but a device that was taken over signs
+well. So each decoder takes a limit, sizes are checked before anything is allocated, and each
+refusal has a name. No body repeats what topic and properties have.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -21,16 +22,18 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
-from gradsense.federation.update import GlobalModel, Update, decode, encode
+from gradsense.federation.transforms import codecs
+from gradsense.federation.transforms.transform import OverLimit
+from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
-from gradsense.transport.protocol import Properties, SizeLimits, TooLarge, WrongHash
+from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
 
 ONLINE, OFFLINE = b"online", b"offline"
 
+_MAX_UPDATE_HEADER = 4096
 _MAX_MODEL_HEADER = 8 << 20
 _MAX_REASON = 64
-_ACK = struct.Struct("<4sQB")
-_ACK_MAGIC = b"GSA1"
+_REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
 _ZSTD_LEVEL = 3
 
 
@@ -40,18 +43,12 @@ class BadBody(UpdateRefused):
     reason = "bad-body"
 
 
-class Mismatch(UpdateRefused):
-    """What the body says of itself differs from its properties."""
-
-    reason = "envelope-mismatch"
-
-
 # Small ones ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Ack:
-    """What became of an update, said only once that is durable.
+    """What became of an update, sent only once that is durable.
 
     Attributes:
         sequence: the update's.
@@ -62,33 +59,23 @@ class Ack:
     refusal: str = ""
 
     def pack(self) -> bytes:
-        """Magic, sequence (u64), length of the name (u8), name; little endian."""
-        name = self.refusal.encode("ascii")
-        return _ACK.pack(_ACK_MAGIC, self.sequence, len(name)) + name
+        """The refusal's name; the sequence is in the properties."""
+        return self.refusal.encode("ascii")
 
     @classmethod
-    def open(cls, body: bytes, properties: Properties) -> Ack:
-        """The acknowledgement in a body that ``wire.check_body`` let pass.
+    def open(cls, body: bytes, header: MessageHeader) -> Ack:
+        """The acknowledgement in a verified body.
 
         Raises:
             BadBody: it is none.
-            Mismatch: it speaks of another sequence than its properties.
         """
-        if len(body) < _ACK.size:
-            raise BadBody("no acknowledgement")
-        magic, sequence, length = _ACK.unpack_from(body)
-        name = body[_ACK.size :]
-        if magic != _ACK_MAGIC or length != len(name) or length > _MAX_REASON:
-            raise BadBody("no acknowledgement")
-        if not all(byte in b"abcdefghijklmnopqrstuvwxyz0123456789-" for byte in name):
+        if _REFUSAL.fullmatch(body) is None:
             raise BadBody("the refusal has no name")
-        if sequence != properties.header.sequence:
-            raise Mismatch("the acknowledgement is of another sequence than its properties")
-        return cls(sequence, name.decode("ascii"))
+        return cls(header.sequence, body.decode("ascii"))
 
 
-def open_status(body: bytes) -> bool:
-    """Whether a device says that it is there; its last will says that it is not.
+def open_presence(body: bytes) -> bool:
+    """Whether a device reports that it is there; its last will reports that it is not.
 
     Raises:
         BadBody: neither.
@@ -98,79 +85,103 @@ def open_status(body: bytes) -> bool:
     return body == ONLINE
 
 
-# Updates and models -------------------------------------------------------------------------
+# Updates ------------------------------------------------------------------------------------
+
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "samples": (int,),
+    "reason": (str,),
+    "score": (int, float, type(None)),
+    "codec": (str,),
+}
 
 
 def pack_update(update: Update) -> bytes:
-    """An update's body: ``federation.message.encode`` inside one zstd frame."""
-    return compress(encode(update))
+    """An update's body: length of the header (u32, little endian), header (JSON), one zstd frame.
+
+    The frame is what the codec gives. Only a codec that does not compress is compressed here.
+    """
+    header = {name: getattr(update, name) for name in _FIELDS}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    packed = update.packed or codecs()[update.codec].pack(update.delta)
+    frame = compress(packed) if update.codec == "none" else packed
+    return struct.pack("<I", len(text)) + text + frame
 
 
-def open_update(body: bytes, properties: Properties, limits: SizeLimits | None = None) -> Update:
-    """The update in a body that ``check_body`` let pass (and that was unsealed, if sealed).
+def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
+    """The update in a verified body (that was unsealed, if sealed).
+
+    Args:
+        limit: bytes that its frame, and the tensors in it, may take.
 
     Raises:
-        TooLarge: it would unpack to more than the limit, at any level.
+        TooLarge: they would take more.
         BadBody: it is no update, or holds numbers that no client sends.
-        Mismatch: it names another client, sequence or base than its properties.
     """
-    limits = limits or SizeLimits()
-    message = expand(body, limits.raw)
-    _check_codec_size(message, limits.raw)
+    fields, frame = _split_update(body)
+    packed = expand(frame, limit) if fields["codec"] == "none" else frame
     try:
-        update = decode(message)
+        delta = codecs()[fields["codec"]].unpack(packed, limit)
+    except OverLimit as error:
+        raise TooLarge(str(error)) from None
     # Last line before hostile bytes meet a codec: whatever it stumbles over is a refusal.
     except (InputError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise BadBody(f"no update: {error}") from None
-    header = properties.header
-    said = (update.client, update.sequence, update.base_version)
-    if said != (header.device, header.sequence, header.base_version):
-        raise Mismatch("the update's client, sequence or base version is not the properties'")
-    if abs(update.samples) >= 1 << 53 or len(update.reason) > _MAX_REASON:
+    return Update(header.device, header.base_version, header.sequence, delta=delta, **fields)
+
+
+def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header's fields within their bounds, and the frame."""
+    try:
+        (length,) = struct.unpack_from("<I", body)
+        if length > _MAX_UPDATE_HEADER:
+            raise BadBody(f"an update header of {length} bytes")
+        header = json.loads(body[4 : 4 + length])
+        fields = {name: header[name] for name in _FIELDS}
+    except (struct.error, ValueError, RecursionError, TypeError, LookupError):
+        raise BadBody("no update header") from None
+    for name, types in _FIELDS.items():
+        if not isinstance(fields[name], types) or isinstance(fields[name], bool):
+            raise BadBody(f"'{name}' is of the wrong type")
+    if fields["codec"] not in codecs():
+        raise BadBody("unknown codec")
+    if abs(fields["samples"]) >= 1 << 53 or len(fields["reason"]) > _MAX_REASON:
         raise BadBody("the sample count or the reason is out of bounds")
-    if update.score is not None and not (
-        abs(update.score) < 1 << 53 and math.isfinite(update.score)
-    ):
+    score = fields["score"]
+    if score is not None and not (abs(score) < 1 << 53 and math.isfinite(score)):
         raise BadBody("the score is not finite")
-    return update
+    return fields, body[4 + length :]
+
+
+# Models -------------------------------------------------------------------------------------
 
 
 def pack_model(model: GlobalModel) -> bytes:
     """A global model's body: a safetensors blob with metadata inside one zstd frame."""
-    said = {
-        "version": model.version,
-        "hash": model_hash(model.tensors),
-        "participants": None if model.participants is None else sorted(model.participants),
-    }
+    names = None if model.participants is None else sorted(model.participants)
     # One entry: safetensors writes several in an order that changes between processes.
-    text = json.dumps(said, separators=(",", ":"), sort_keys=True)
+    text = json.dumps({"participants": names}, separators=(",", ":"))
     tensors = {name: np.asarray(t, dtype="<f4", order="C") for name, t in model.tensors.items()}
     return compress(save_tensors(tensors, metadata={"gradsense": text}))
 
 
-def open_model(
-    body: bytes, properties: Properties, limits: SizeLimits | None = None
-) -> GlobalModel:
-    """The global model in a body that ``check_body`` let pass (and that was unsealed, if sealed).
+def open_model(body: bytes, header: MessageHeader, limit: int) -> GlobalModel:
+    """The global model in a verified body (that was unsealed, if sealed).
+
+    Args:
+        limit: bytes that it may take unpacked.
 
     Raises:
-        TooLarge: it would unpack to more than the limit.
+        TooLarge: it would take more.
         BadBody: it is no model.
-        Mismatch: it is another version than its properties name.
         WrongHash: its tensors are not those that the properties name.
     """
-    blob = expand(body, (limits or SizeLimits()).raw)
-    said = _model_metadata(blob)
-    tensors = _load(blob)
+    blob = expand(body, limit)
+    names, tensors = _participants(blob), _load(blob)
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise BadBody("a model's tensors are float32")
-    header = properties.header
-    if said["version"] != header.base_version or header.sequence != header.base_version:
-        raise Mismatch("the model's version is not the properties'")
-    if not said["hash"] == header.base_hash == model_hash(tensors):
+    if header.base_hash != model_hash(tensors):
         raise WrongHash("the model's tensors are not those that its hash names")
-    names = said["participants"]
-    return GlobalModel(said["version"], tensors, None if names is None else frozenset(names))
+    return GlobalModel(header.base_version, tensors, names)
 
 
 def model_hash(tensors: Tensors) -> str:
@@ -227,43 +238,18 @@ def _load(blob: bytes) -> dict[str, np.ndarray]:
         raise BadBody(f"no safetensors: {error}") from None
 
 
-def _check_codec_size(message: bytes, limit: int) -> None:
-    """Refuse what a codec would blow up: its own zstd frame, and the shapes that it names.
-
-    Codecs trust sizes up to 2 GiB; a coordinator that hears thousands of devices does not.
-    """
-    try:
-        (length,) = struct.unpack_from("<I", message, 4)
-        header = json.loads(message[8 : 8 + min(length, len(message))])
-        plain = header["codec"] == "none"
-    except (struct.error, ValueError, RecursionError, TypeError, LookupError):
-        raise BadBody("no update header") from None
-    if plain:
-        return
-    parts = _load(expand(message[8 + length :], limit))
-    asked = sum(4 * part.size for name, part in parts.items() if ":" not in name)
-    for name, part in parts.items():
-        if name.startswith("shape:"):
-            if part.dtype != np.int64 or part.ndim != 1 or (part < 0).any():
-                raise BadBody("a shape that is none")
-            asked += 4 * math.prod(part.tolist())
-    if asked > limit:
-        raise TooLarge(f"its tensors would take {asked} bytes; the limit is {limit}")
-
-
-def _model_metadata(blob: bytes) -> dict[str, Any]:
+def _participants(blob: bytes) -> frozenset[str] | None:
     refusal = BadBody("the model's metadata cannot be read")
     try:
         (length,) = struct.unpack_from("<Q", blob)
         if length > min(_MAX_MODEL_HEADER, len(blob) - 8):
             raise refusal
-        said = json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["gradsense"])
-        names, version = said["participants"], said["version"]
-        well = type(version) is int and isinstance(said["hash"], str)
+        metadata = json.loads(blob[8 : 8 + length])["__metadata__"]["gradsense"]
+        names = json.loads(metadata)["participants"]
     except (struct.error, ValueError, RecursionError, TypeError, LookupError):
         raise refusal from None
-    if names is not None:
-        well = well and isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not well:
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise refusal
-    return {"version": version, "hash": said["hash"], "participants": names}
+    return frozenset(names)

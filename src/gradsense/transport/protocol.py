@@ -1,38 +1,44 @@
-"""The envelope of every message between fleet and coordinator: topic and properties.
+"""Every message between fleet and coordinator: its topic and its properties, version 2.
 
 Pure values and functions; whoever holds the socket calls them. A receiver goes through them in
 this order, so that nothing is parsed before it is verified: ``parse_topic``, ``Properties.parse``,
-``check_topic``, ``signing.verify``, ``chunks``, ``check_body``, and only then ``body.open_update``
-or ``body.open_model``. All bytes are laid out in ``docs/protocol.md``.
+``messages.verify``, ``chunks``, ``check_body``, and only then ``payloads.open_update`` or
+``payloads.open_model``. All bytes are laid out in ``docs/protocol.md``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from gradsense.errors import UpdateRefused
 
-SCHEMA = "1"
-#: The sender's name in a model, which is for everybody; no device may have it.
+SCHEMA = "2"
+#: Every topic begins so.
+ROOT = "gradsense/v2"
+#: The name in a model's topic, which is for everybody; no device may have it.
 COORDINATOR = "coordinator"
 PROPERTY_PREFIX = "gs-"
-#: What a device says that it holds before its first model: version and hash.
+#: What a device reports to hold before its first model: version and hash.
 NO_MODEL = (0, "0" * 64)
+#: The largest packet that either side or the broker takes; a chunk has a quarter of it.
+MAX_PACKET_BYTES = 1 << 20
+MAX_CHUNKS = 1 << 16
 
-Kind = Literal["update", "model", "ask", "resume", "ack", "status"]
+Kind = Literal["update", "resume-request", "presence", "model", "resume", "ack"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_UP: tuple[Kind, ...] = ("update", "ask", "status")
-_TO_ONE: tuple[Kind, ...] = ("resume", "ack")
+#: What devices publish, what one device is sent, and what travels in chunks.
+UP: tuple[Kind, ...] = ("update", "resume-request", "presence")
+TO_ONE: tuple[Kind, ...] = ("resume", "ack")
+CHUNKED: tuple[Kind, ...] = ("update", "model")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
-_SIGNATURE = re.compile(r"(?:[0-9a-f]{128})?", re.ASCII)
-_INDEX_MAX = (1 << 16) - 1
 _MAX_TOPIC = 256
 _MAX_PAIRS = 32
 _MAX_PAIR_CHARS = 512
@@ -54,12 +60,6 @@ class UnsupportedSchema(UpdateRefused):
     """The message follows another version of the protocol."""
 
     reason = "unsupported-schema"
-
-
-class WrongDevice(UpdateRefused):
-    """The properties name another run, device or kind than the topic."""
-
-    reason = "wrong-device"
 
 
 class TooLarge(UpdateRefused):
@@ -97,7 +97,8 @@ class Topic:
     Attributes:
         run: the job.
         kind: what travels there.
-        device: who sends or is spoken to; ``COORDINATOR`` for the model, which all devices take.
+        device: the sender, or the receiver of an ack or resume; ``COORDINATOR`` for the model,
+            which all devices receive.
         index: of a model's chunk, since each needs a topic of its own to be retained.
     """
 
@@ -107,17 +108,17 @@ class Topic:
     index: int = 0
 
     def __str__(self) -> str:
-        base = f"gradsense/v1/{self.run}"
-        if self.kind in _UP:
+        base = f"{ROOT}/{self.run}"
+        if self.kind in UP:
             return f"{base}/up/{self.device}/{self.kind}"
-        if self.kind in _TO_ONE:
+        if self.kind in TO_ONE:
             return f"{base}/device/{self.device}/{self.kind}"
         return f"{base}/down/model/{self.index}" if self.index else f"{base}/down/model"
 
 
 def device_filters(run: str, device: str) -> tuple[str, ...]:
     """What a device subscribes to: the model's chunks, and what is for itself."""
-    base = f"gradsense/v1/{run}"
+    base = f"{ROOT}/{run}"
     return f"{base}/down/model", f"{base}/down/model/+", f"{base}/device/{device}/#"
 
 
@@ -131,14 +132,14 @@ def parse_topic(text: str) -> Topic:
     if len(text) > _MAX_TOPIC:
         raise refusal
     match text.split("/"):
-        case ["gradsense", "v1", run, "up", device, kind] if kind in _UP:
+        case ["gradsense", "v2", run, "up", device, kind] if kind in UP:
             topic = Topic(run, kind, device)
-        case ["gradsense", "v1", run, "device", device, kind] if kind in _TO_ONE:
+        case ["gradsense", "v2", run, "device", device, kind] if kind in TO_ONE:
             topic = Topic(run, kind, device)
-        case ["gradsense", "v1", run, "down", "model"]:
+        case ["gradsense", "v2", run, "down", "model"]:
             return _named(Topic(run, "model"), refusal)
-        case ["gradsense", "v1", run, "down", "model", index] if _NUMBER.fullmatch(index):
-            if not 1 <= int(index) <= _INDEX_MAX:
+        case ["gradsense", "v2", run, "down", "model", index] if _NUMBER.fullmatch(index):
+            if not 1 <= int(index) < MAX_CHUNKS:
                 raise refusal
             return _named(Topic(run, "model", index=int(index)), refusal)
         case _:
@@ -156,64 +157,81 @@ def _named(topic: Topic, refusal: BadTopic) -> Topic:
 
 # Properties ---------------------------------------------------------------------------------
 
+_PATTERNS = {
+    "schema": re.compile(re.escape(SCHEMA)),
+    "sequence": _NUMBER,
+    "base-version": _NUMBER,
+    "base-hash": _HASH,
+    "sealed": re.compile(r"[01]", re.ASCII),
+    "body-sha256": _HASH,
+    "body-size": _NUMBER,
+    "chunk-count": _NUMBER,
+    "chunk-index": _NUMBER,
+    "signature": re.compile(r"(?:[0-9a-f]{128})?", re.ASCII),
+}
+#: What each kind has of ``MessageHeader`` beside its topic, in the order in which it is signed.
+_PLACE: dict[Kind, tuple[str, ...]] = {
+    "update": ("sequence", "base-version", "base-hash", "sealed"),
+    "resume-request": ("sequence",),
+    "presence": ("base-version", "base-hash"),
+    "model": ("base-version", "base-hash", "sealed"),
+    "resume": ("sequence",),
+    "ack": ("sequence",),
+}
+
 
 @dataclass(frozen=True)
 class MessageHeader:
     """Where a message stands: known before its body is.
 
     Attributes:
-        kind: what it is.
-        run: the job that it belongs to.
-        device: the sender; of an ack or resume the device that it is for, so that nobody can pass
-            it on to another; ``COORDINATOR`` for the model.
-        sequence: the sender's number, used once; of an ack or resume the update's, of a model its
-            version.
-        base_version: the global model that an update starts from; of a model its own version.
-        base_hash: that model's ``model_hash``.
-        sealed: whether the body is encrypted end to end (``signing.seal``).
+        kind, run, device: as in its topic.
+        sequence: the sender's number of an update, used once; of an ack, resume or resume request
+            the update's.
+        base_version, base_hash: the global model that an update starts from, with its
+            ``model_hash``; of a model its own; of presence the one that the device holds.
+        sealed: whether the body is encrypted end to end (``messages.seal``).
     """
 
     kind: Kind
     run: str
     device: str
-    sequence: int
-    base_version: int
-    base_hash: str
+    sequence: int = 0
+    base_version: int = 0
+    base_hash: str = ""
     sealed: bool = False
 
-    @property
-    def content_type(self) -> str:
-        """The body's media type."""
-        sealed = "+sealed" if self.sealed else ""
-        packing = "+zstd" if self.kind in ("update", "model") else ""
-        return f"application/vnd.gradsense.{self.kind}{packing}{sealed}"
-
     def pairs(self) -> list[tuple[str, str]]:
-        """Names and values in the fixed order, without the prefix."""
-        return [
-            ("content-type", self.content_type),
-            ("schema", SCHEMA),
-            ("run", self.run),
-            ("kind", self.kind),
-            ("device", self.device),
-            ("sequence", str(self.sequence)),
-            ("base-version", str(self.base_version)),
-            ("base-hash", self.base_hash),
-        ]
+        """Names and values that its topic does not have, in the fixed order."""
+        values = {
+            "sequence": str(self.sequence),
+            "base-version": str(self.base_version),
+            "base-hash": self.base_hash,
+            "sealed": str(int(self.sealed)),
+        }
+        return [(name, values[name]) for name in _PLACE[self.kind]]
+
+    def place(self) -> list[str]:
+        """Everything in it but the kind, as it is signed and as a sealed body is bound to it."""
+        return [self.run, self.device, *(value for _, value in self.pairs())]
+
+    def associated_data(self) -> bytes:
+        """What a sealed body is bound to."""
+        return joined(["gradsense-seal-v2", self.kind, *self.place()])
 
 
 @dataclass(frozen=True)
 class Properties:
-    """Everything that a message says beside its payload.
+    """What a message carries beside topic and payload.
 
     Attributes:
         header: where it stands.
         body_sha256: of the whole body as it travels (compressed, and sealed if so), as hex.
         body_size: its bytes.
         chunk_count: pieces that it travels in; 1 unless it is an update or a model.
-        chunk_index: which of them this message carries. Not signed: the signature is the whole
-            message's and the same on each chunk.
-        signature: Ed25519 by the sender (``signing.sign``) as hex; empty until signed.
+        chunk_index: which of them this message carries; a model's is in the topic. Not signed: the
+            signature is the whole message's and the same on each chunk.
+        signature: Ed25519 by the sender (``messages.sign``) as hex; empty until signed.
     """
 
     header: MessageHeader
@@ -223,79 +241,73 @@ class Properties:
     chunk_index: int = 0
     signature: str = ""
 
-    def signed_pairs(self) -> list[tuple[str, str]]:
-        """What the signature covers, in its order."""
-        return [
-            *self.header.pairs(),
-            ("body-sha256", self.body_sha256),
-            ("body-size", str(self.body_size)),
-            ("chunk-count", str(self.chunk_count)),
-        ]
+    def _body_pairs(self) -> list[tuple[str, str]]:
+        pairs = [("body-sha256", self.body_sha256), ("body-size", str(self.body_size))]
+        if self.header.kind in CHUNKED:
+            pairs.append(("chunk-count", str(self.chunk_count)))
+        return pairs
+
+    def signed_bytes(self) -> bytes:
+        """What the signature covers: the kind's domain, then every value in the fixed order."""
+        values = [value for _, value in self._body_pairs()]
+        return joined([f"gradsense-{self.header.kind}-v2", *self.header.place(), *values])
+
+    @property
+    def message_id(self) -> bytes:
+        """16 bytes that name a message: the same for all its chunks, and after a restart."""
+        return hashlib.sha256(self.signed_bytes()).digest()[:16]
 
     def pairs(self) -> list[tuple[str, str]]:
         """The MQTT 5 user properties of this message."""
-        every = [
-            *self.signed_pairs(),
-            ("chunk-index", str(self.chunk_index)),
-            ("signature", self.signature),
-        ]
+        every = [("schema", SCHEMA), *self.header.pairs(), *self._body_pairs()]
+        if self.header.kind == "update":
+            every.append(("chunk-index", str(self.chunk_index)))
+        every.append(("signature", self.signature))
         return [(PROPERTY_PREFIX + name, value) for name, value in every]
+
+    def topic(self) -> Topic:
+        """The topic of this message."""
+        header = self.header
+        index = self.chunk_index if header.kind == "model" else 0
+        return Topic(header.run, header.kind, header.device, index)
 
     def at(self, index: int) -> Properties:
         """The same message's properties for its chunk ``index``."""
         return replace(self, chunk_index=index)
 
     @classmethod
-    def parse(cls, pairs: Sequence[tuple[str, str]]) -> Properties:
+    def parse(cls, topic: Topic, pairs: Sequence[tuple[str, str]]) -> Properties:
         """The properties of a message that came. Names without ``gs-`` are others' and ignored.
 
         Raises:
-            BadProperties: one is missing, twice there, unknown or out of bounds.
+            BadProperties: one is missing, twice there, unknown for this kind or out of bounds.
             UnsupportedSchema: the message follows another version of the protocol.
         """
-        values = _values(pairs)
+        values, kind = _values(pairs), topic.kind
         if values.get("schema", SCHEMA) != SCHEMA:
-            raise UnsupportedSchema(f"schema {values['schema']!r}; this side speaks {SCHEMA}")
-        unknown = values.keys() ^ _PATTERNS.keys()
-        if unknown:
+            raise UnsupportedSchema(f"schema {values['schema']!r}; this side understands {SCHEMA}")
+        names = {"schema", *_PLACE[kind], "body-sha256", "body-size", "signature"}
+        names |= {"chunk-count"} if kind in CHUNKED else set()
+        names |= {"chunk-index"} if kind == "update" else set()
+        if unknown := values.keys() ^ names:
             raise BadProperties(f"missing or unknown: {', '.join(sorted(unknown))}")
-        for name, pattern in _PATTERNS.items():
-            if not pattern.fullmatch(values[name]):
-                raise BadProperties(f"'{name}' is {values[name][:80]!r}")
+        for name, value in values.items():
+            if not _PATTERNS[name].fullmatch(value):
+                raise BadProperties(f"'{name}' is {value[:80]!r}")
         header = MessageHeader(
-            kind=next(kind for kind in KINDS if kind == values["kind"]),
-            run=values["run"],
-            device=values["device"],
-            sequence=int(values["sequence"]),
-            base_version=int(values["base-version"]),
-            base_hash=values["base-hash"],
-            sealed=values["content-type"].endswith("+sealed"),
+            kind=kind,
+            run=topic.run,
+            device=topic.device,
+            sequence=int(values.get("sequence", 0)),
+            base_version=int(values.get("base-version", 0)),
+            base_hash=values.get("base-hash", ""),
+            sealed=values.get("sealed") == "1",
         )
-        count, index = int(values["chunk-count"]), int(values["chunk-index"])
-        size = int(values["body-size"])
-        most = min(_INDEX_MAX + 1, size) if header.kind in ("update", "model") else 1
-        if not 0 <= index < count <= most:
+        size, count = int(values["body-size"]), int(values.get("chunk-count", 1))
+        index = int(values.get("chunk-index", topic.index))
+        if not 0 <= index < count <= (min(MAX_CHUNKS, size) if kind in CHUNKED else 1):
             raise BadProperties(f"chunk {index} of {count} of a body of {size} bytes")
-        if values["content-type"] != header.content_type:
-            raise BadProperties(f"'content-type' is not that of a {header.kind}")
         return cls(header, values["body-sha256"], size, count, index, values["signature"])
-
-
-_PATTERNS = {
-    "content-type": re.compile(r"[a-z0-9./+]{1,80}", re.ASCII),
-    "schema": re.compile(re.escape(SCHEMA)),
-    "run": _NAME,
-    "kind": re.compile("|".join(KINDS)),
-    "device": _NAME,
-    "sequence": _NUMBER,
-    "base-version": _NUMBER,
-    "base-hash": _HASH,
-    "body-sha256": _HASH,
-    "body-size": _NUMBER,
-    "chunk-count": _NUMBER,
-    "chunk-index": _NUMBER,
-    "signature": _SIGNATURE,
-}
 
 
 def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -314,17 +326,10 @@ def _values(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     return values
 
 
-def check_topic(topic: Topic, properties: Properties) -> None:
-    """The broker lets a device publish only below its own name, so the topic says who spoke.
-
-    Raises:
-        WrongDevice: the properties name another run, device or kind, or another chunk's topic.
-    """
-    header = properties.header
-    if (topic.run, topic.kind, topic.device) != (header.run, header.kind, header.device):
-        raise WrongDevice(f"'{header.device}' ({header.kind}, {header.run}) on topic {topic}")
-    if topic.kind == "model" and topic.index != properties.chunk_index:
-        raise WrongDevice(f"chunk {properties.chunk_index} on topic {topic}")
+def joined(values: Sequence[str]) -> bytes:
+    """Each value behind its length (u32, little endian): no two lists give the same bytes."""
+    encoded = [value.encode() for value in values]
+    return b"".join(struct.pack("<I", len(value)) + value for value in encoded)
 
 
 def describe(header: MessageHeader, body: bytes, *, chunks: int = 1) -> Properties:
@@ -332,15 +337,14 @@ def describe(header: MessageHeader, body: bytes, *, chunks: int = 1) -> Properti
     return Properties(header, hashlib.sha256(body).hexdigest(), len(body), chunks)
 
 
-def check_body(body: bytes, properties: Properties, limits: SizeLimits | None = None) -> None:
+def check_body(body: bytes, properties: Properties, limit: int) -> None:
     """Whether a whole body is the one that its verified properties promise.
 
     Raises:
         TooLarge: more bytes than the limit.
         WrongHash: another size or hash.
     """
-    limits = limits or SizeLimits()
-    if max(len(body), properties.body_size) > limits.body:
+    if max(len(body), properties.body_size) > limit:
         raise TooLarge(f"a body of {max(len(body), properties.body_size)} bytes")
     if len(body) != properties.body_size:
         raise WrongHash(f"{len(body)} bytes where {properties.body_size} were promised")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
 from gradsense.data.sources.following import STDIN, Follower, Position
+from gradsense.data.sources.lines import MAX_LINE_BYTES
 from gradsense.data.sources.logfile import HEAD_BYTES
 from gradsense.errors import InputError
 

@@ -1,63 +1,109 @@
-"""A log as flows: context goes on through restarts, and a damaged place is a clear error."""
+"""The registry of record sources: what each must hold, and that a new one is one new file."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import polars as pl
 import pytest
 
-from gradsense.data.flows import column
-from gradsense.data.sources.live import Source
+import gradsense.data.sources
+from gradsense.data.datasets.captures import discover
+from gradsense.data.flows import FLOW_SCHEMA
+from gradsense.data.sources.cells import CellErrors
+from gradsense.data.sources.lines import Lines
+from gradsense.data.sources.source import RecordSource, log_names, sources
+from gradsense.data.sources.stream import LogStream, read_log
 from gradsense.data.tally import Tally
-from gradsense.errors import InputError
+
+SPACED = """
+    from functools import partial
+    from typing import ClassVar
+
+    import numpy as np
+    import polars as pl
+
+    from gradsense.data.sources.cells import to_flows
+    from gradsense.data.sources.source import RecordSource
+
+    NAMES = ("ts", "orig_h", "resp_h", "resp_p", "proto", "conn_state")
 
 
-def read(source: Source, limit: int = 1 << 20) -> dict[str, list[Any]]:
-    names = ("line", "ctx_flows", "ctx_same_port")
-    found: dict[str, list[Any]] = {name: [] for name in names}
-    while (flows := source.read(limit, Tally(), final=True)) is not None:
-        for name in names:
-            found[name] += column(flows, name)
-    return found
+    def rows(lines, faults):
+        cells = [lines.raw(place).decode().split()[1:] for place in range(len(lines))]
+        frame = pl.DataFrame(cells, schema=dict.fromkeys(NAMES, pl.String), orient="row")
+        return to_flows(frame, lines.numbers, {}, faults)
 
 
-def test_after_a_restart_the_context_is_warm(edge_log: Path, tmp_path: Path) -> None:
-    whole = read(Source(edge_log))
-    log = tmp_path / "conn.log"
-    lines = edge_log.read_bytes().splitlines(keepends=True)
-    log.write_bytes(b"".join(lines[:300]))
-    first = Source(log)
-    before = read(first)
-    place = first.place()
-    with log.open("ab") as file:
-        file.write(b"".join(lines[300:]))
-    after = read(Source(log, place))
-    assert {name: before[name] + after[name] for name in whole} == whole
-    assert max(after["ctx_flows"][:20]) > 5, "hosts are not taken for new ones"
+    class Spaced(RecordSource):
+        name: ClassVar = "spaced"
+        rank: ClassVar = 9
+        logs: ClassVar = ("spaced.log",)
+
+        @classmethod
+        def sniff(cls, path, lines):
+            return lines[0].startswith(b"FLOW ")
+
+        @classmethod
+        def begins(cls, line):
+            return line.startswith(b"FLOW ")
+
+        def plan(self, lines, faults):
+            return [partial(rows, lines, faults)]
+
+        def row_parser(self):
+            return None
+"""
+LOG = b"FLOW 1.5 10.0.0.1 10.0.0.2 80 tcp S0\nFLOW 2.5 10.0.0.1 10.0.0.3 99999 tcp S0\n"
 
 
-def test_line_by_line_and_in_blocks_are_the_same(edge_log: Path, tmp_path: Path) -> None:
-    log = tmp_path / "conn.log"
-    source, shapes = Source(log), set()
-    found: list[Any] = []
-    lines = edge_log.read_bytes().splitlines(keepends=True)
-    with log.open("ab", buffering=0) as file:
-        for line in lines:
-            file.write(line)
-            flows = source.read(1 << 20, Tally(), final=False)
-            if flows is not None and len(flows):
-                shapes.add(type(flows))
-                found += column(flows, "ctx_flows")
-    assert list in shapes, "few lines take the short way"
-    assert found == read(Source(edge_log))["ctx_flows"]
+@pytest.fixture
+def spaced(tmp_path: Path) -> Iterator[Path]:
+    """A log in a format that nothing knows but its own file."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    (folder / "spaced.py").write_text(textwrap.dedent(SPACED))
+    gradsense.data.sources.__path__.append(str(folder))
+    sources.cache_clear()
+    log = tmp_path / "site" / "spaced.log"
+    log.parent.mkdir()
+    log.write_bytes(LOG)
+    yield log
+    gradsense.data.sources.__path__.remove(str(folder))
+    sources.cache_clear()
 
 
-@pytest.mark.parametrize("place", [{}, {"position": {"inode": "x"}, "stream": {}}])
-def test_a_damaged_place_is_a_clear_error(edge_log: Path, place: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="--state"):
-        Source(edge_log, place)
+def test_a_new_source_is_a_new_file_for_stored_and_growing_logs(spaced: Path) -> None:
+    stored, growing = Tally(), Tally()
+    flows = pl.concat(read_log(spaced, tally=stored))
+    assert flows.select("ts", "resp_h", "line").rows() == [(1.5, "10.0.0.2", 1)]
+    assert stored.dropped["out of range"].line == 2
+    stream = LogStream(spaced)
+    assert pl.DataFrame(stream.parse(LOG, growing), schema=FLOW_SCHEMA).equals(flows)
+    assert growing == stored
+    again = LogStream.restore(spaced, stream.state())
+    assert len(again.parse(LOG, growing)) == 1
+    assert [capture.path for capture in discover(spaced.parents[1])] == [spaced]
 
 
-def test_standard_input_has_no_place() -> None:
-    assert Source(Path("-")).place() is None
+def test_ranks_and_names_are_unique() -> None:
+    assert len({source.rank for source in sources()}) == len(sources())
+    assert [source.name for source in sources()] == ["tsv", "eve", "json"]
+    assert list(log_names())[:2] == ["conn.log.labeled", "conn.log.labeled.gz"]
+    assert log_names()["eve.json"] > log_names()["conn.log.gz"]
+
+
+@pytest.mark.parametrize("source", sources(), ids=lambda source: source.name)
+def test_source_survives_anything(source: type[RecordSource]) -> None:
+    one = source(Path("log"))
+    again = source(Path("log"))
+    again.restore(one.state())
+    assert again.state() == one.state()
+    block, faults = b"\xff\n\n{}\nfree text\n\0\n" + b"x" * (1 << 20) + b"yy\n", CellErrors()
+    frames = [call() for call in one.plan(Lines(block, 1), faults)]
+    assert sum(frame.height for frame in frames) == 0
+    assert all(frame.schema == FLOW_SCHEMA for frame in frames)
+    assert sum(faults.counts.values()) == 5, "every line but the blank one is counted"
+    assert not any(map(source.begins, (b"", b"{", b"[]", b"free text")))

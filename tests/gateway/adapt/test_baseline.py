@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.gateway.adapt.baseline import DAY_S, BaselineSettings, DeviceBaseline
-from gradsense.prompts.fields import Field
 from gradsense.prompts.templates import Template
+from gradsense.tasks.fields import Field
 
 
 def field(name: str, phrases: int) -> Field:

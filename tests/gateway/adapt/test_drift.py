@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.drift import FLOOR, Drift, DriftSettings, level_of, psi
 from gradsense.models.card import Reference
-from gradsense.prompts.fields import Field
 from gradsense.prompts.templates import Template
+from gradsense.tasks.fields import Field
 
 TOY = Template(
     "toy",

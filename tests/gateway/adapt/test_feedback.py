@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradsense.config import settings
-from gradsense.data.datasets.labels import BENIGN
+from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.detection.export import export
 from gradsense.experiments.bench import set_up

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradsense.data.datasets.labels import BENIGN, CLASSES, MALICIOUS
+from gradsense.data.datasets.iot23 import BENIGN, CLASSES, MALICIOUS
 from gradsense.gateway.alerting.advice import NOVEL, TECHNIQUES, describe
 from gradsense.gateway.alerting.alert import SEVERITIES
 

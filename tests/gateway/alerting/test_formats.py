@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from gradsense.gateway.alerting import formats
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert, iso, milliseconds
-from gradsense.gateway.alerting.formats import as_json
+from gradsense.gateway.alerting.alert import SEVERITIES, Alert
+from gradsense.gateway.alerting.formats import as_json, iso, milliseconds
 from tests.support.sample_alerts import sample
 
 BARE = sample().example.model_copy(

@@ -200,12 +200,15 @@ def test_only_what_changed_is_said() -> None:
     assert [one.topic.rpartition("/")[2] for one in update] == ["attributes"]
 
 
-def test_devices_beyond_the_bound_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_beyond_the_bound_are_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(homeassistant, "MAX_DEVICES", 2)
     entities = home()
     for device in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.3", "10.0.0.1"):
         entities.take(sample(device=device))
     assert entities.left_out == 2
+    assert len(caplog.records) == 1
     assert len(states(entities)) == 2
 
 

@@ -1,12 +1,13 @@
-"""Byte and time budgets."""
+"""The byte budget."""
 
 from __future__ import annotations
 
-import pytest
+import math
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.gateway.escalation.budget import ByteBudget, TimeBudget
+from gradsense.gateway.escalation.escalate import ByteBudget
 
 
 def test_a_full_bucket_grants_a_minute_at_once_and_refills_evenly() -> None:
@@ -35,7 +36,7 @@ def test_a_clock_that_goes_back_refills_nothing() -> None:
 def test_no_span_grants_more_than_the_bucket_and_its_refill(
     per_minute: int, asks: list[tuple[float, int]]
 ) -> None:
-    budget, now, latest = ByteBudget(per_minute), 0.0, 0.0
+    budget, now, latest = ByteBudget(per_minute), 0.0, -math.inf
     granted: list[tuple[float, int]] = []  # with the time as the bucket saw it: never back
     for step, size in asks:
         now += step
@@ -47,10 +48,3 @@ def test_no_span_grants_more_than_the_bucket_and_its_refill(
         for end, size in granted[first:]:
             spent += size
             assert spent <= per_minute * (1 + (end - begin) / 60) + 1e-6
-
-
-def test_time_runs_out_and_stays_out() -> None:
-    budget = TimeBudget.of(0.2, now=5.0)
-    assert budget.left(5.0) == pytest.approx(0.2)
-    assert budget.left(5.15) == pytest.approx(0.05)
-    assert budget.left(9.0) == 0.0

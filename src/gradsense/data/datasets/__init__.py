@@ -1,1 +1,1 @@
-"""Labelled captures: found, cleaned, split and dealt out to clients."""
+"""Labelled captures: found, inspected, split and assigned to clients."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,14 +13,12 @@ import numpy as np
 import polars as pl
 
 from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.labels import UNKNOWN, View, class_order, with_view
+from gradsense.data.datasets.iot23 import View, class_order, classed
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.sources.source import log_names
+from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
-
-#: File names of a capture's log, best first: a labelled log beats an unlabelled one.
-LOG_NAMES = ("conn.log.labeled", "conn.log.labeled.gz", "conn.log", "conn.log.gz")
 
 UNLABELLED = "unlabelled"
 UNKNOWN_LABEL = "unknown label"
@@ -41,7 +39,7 @@ class Dataset:
     Args:
         flows: ``FLOW_SCHEMA``, ``CONTEXT_SCHEMA``, ``capture`` and ``class``; ordered by capture,
             then line.
-        classes: the classes present, in canonical order.
+        classes: those that were named, or else the classes present, in canonical order.
         captures: all captures read, also those without a labelled flow.
         tally: lines read and dropped; flows without a usable label count as dropped.
         synthetic: whether any log is marked as generated.
@@ -59,9 +57,10 @@ class Dataset:
 def discover(root: Path) -> list[Capture]:
     """Find the captures at ``root``: a log file, or a folder at any depth above the logs.
 
-    A capture is a folder with one of ``LOG_NAMES`` in it or in its subfolder ``bro``, which is
-    the layout of the public IoT-23. Sorted by name, which is the folder's name, or its path
-    below ``root`` where two folders are called the same.
+    A capture is a folder with a log of any source in it or in its subfolder ``bro``, which is
+    the layout of the public IoT-23. Symlinks to folders are followed, each folder being visited
+    once. Sorted by name, which is the folder's name, or its path below ``root`` where two
+    folders are called the same.
 
     Raises:
         InputError: ``root`` does not exist or holds no capture.
@@ -72,19 +71,21 @@ def discover(root: Path) -> list[Capture]:
     if not root.is_dir():
         raise InputError("no such file or folder", hint="check the path", file=root)
     logs: dict[Path, Path] = {}
-    for place, folders, files in os.walk(root):
-        folders.sort()
-        found = next((name for name in LOG_NAMES if name in files), None)
+    ranks = log_names()
+    for place, files in _folders(root):
+        found = next((name for name in ranks if name in files), None)
         if found is not None:
-            log = Path(place) / found
-            logs.setdefault(_capture_folder(log), log)
+            folder = _capture_folder(place / found)
+            known = logs.get(folder)
+            if known is None or ranks[found] < ranks[known.name]:
+                logs[folder] = place / found
     if not logs:
         raise InputError(
             "the folder holds no captures",
             hint="lay them out as CAPTURE/bro/conn.log.labeled, or name one log file",
             file=root,
         )
-    names = [folder.resolve().name for folder in logs]
+    names = [(folder.resolve() if folder == root else folder).name for folder in logs]
     captures = [
         Capture(name if names.count(name) == 1 else folder.relative_to(root).as_posix(), log)
         for name, (folder, log) in zip(names, logs.items(), strict=True)
@@ -98,6 +99,7 @@ def load(
     cap: int = 1000,
     seed: int,
     view: View = "classes",
+    labels: Sequence[str] = (),
     unknown: Literal["error", "drop"] = "error",
     strict: bool = False,
     on_file: Callable[[str, int, int], None] | None = None,
@@ -109,10 +111,11 @@ def load(
     Args:
         cap: at most so many flows per ``(capture, class)``, drawn uniformly; 0 keeps all.
         seed: of that draw. The result depends on nothing else, block sizes included.
-        view: IoT-23's detailed classes, or Benign against Malicious.
-        unknown: a label that is not known is an error, or is dropped and counted.
+        view: IoT-23's detailed classes, or Benign against Malicious; without ``labels``.
+        labels: the classes in order; none takes those of the view that are found.
+        unknown: a label that is none of these is an error, or is dropped and counted.
         strict: a malformed line is an error instead of being counted.
-        on_file: told ``(capture name, index from 0, number of captures)`` before each file.
+        on_file: called with ``(capture name, index from 0, number of captures)`` before each file.
 
     Raises:
         InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
@@ -120,17 +123,16 @@ def load(
     if cap < 0:
         raise InputError(f"cap is {cap}", hint="give 0 for no cap, or more", field="cap")
     captures = discover(root)
+    classes = tuple(labels) or class_order(view)
     tally = Tally()
     frames: list[pl.DataFrame] = []
     capped: dict[tuple[str, str], tuple[int, int]] = {}
     for index, capture in enumerate(captures):
         if on_file is not None:
             on_file(capture.name, index, len(captures))
-        reservoir = _Reservoir(cap, seed, capture.name)
-        context = ContextWindow()
-        for flows in read_conn(capture.path, tally=tally, strict=strict):
-            labelled = with_view(context.add(flows), view)
-            reservoir.add(_usable(labelled, capture.path, tally, unknown))
+        reservoir = Reservoir(cap, f"{seed}/{capture.name}")
+        for flows in in_context(capture, tally=tally, strict=strict):
+            reservoir.add(_usable(classed(flows, classes), classes, capture.path, tally, unknown))
         frames.append(reservoir.frame().with_columns(capture=pl.lit(capture.name)))
         for name, seen in reservoir.seen.items():
             capped[capture.name, name] = (seen, min(seen, cap) if cap else seen)
@@ -141,7 +143,7 @@ def load(
     present = set(flows["class"].unique())
     return Dataset(
         flows=flows,
-        classes=tuple(name for name in class_order(view) if name in present),
+        classes=tuple(name for name in classes if labels or name in present),
         captures=tuple(captures),
         tally=tally,
         synthetic=any(is_synthetic(capture.path) for capture in captures),
@@ -149,13 +151,38 @@ def load(
     )
 
 
+def in_context(capture: Capture, *, tally: Tally, strict: bool = False) -> Iterator[pl.DataFrame]:
+    """The flows of a capture with context columns, block by block; see ``read_log``."""
+    context = ContextWindow()
+    return (context.add(flows) for flows in read_log(capture.path, tally=tally, strict=strict))
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below ``root`` once, and the names of its files; links after the rest."""
+    pending, seen = [root], set[str]()
+    while pending:
+        for place, folders, files in os.walk(pending.pop(0)):
+            real = os.path.realpath(place)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            paths = [Path(place) / name for name in folders]
+            pending += [path for path in paths if path.is_symlink()]
+            yield Path(place), files
+
+
 def _capture_folder(log: Path) -> Path:
     return log.parent.parent if log.parent.name == "bro" else log.parent
 
 
-def _usable(flows: pl.DataFrame, path: Path, tally: Tally, unknown: str) -> pl.DataFrame:
-    """The flows with a known class; the others move in the tally from read to dropped."""
-    bad = flows.filter(pl.col("class").is_null() | (pl.col("class") == UNKNOWN))
+def _usable(
+    flows: pl.DataFrame, classes: Sequence[str], path: Path, tally: Tally, unknown: str
+) -> pl.DataFrame:
+    """The flows of these classes; the others move in the tally from read to dropped."""
+    known = pl.col("class").is_in(classes).fill_null(value=False)
+    bad = flows.filter(~known)
     if not bad.height:
         return flows
     for reason, rows in (
@@ -169,15 +196,15 @@ def _usable(flows: pl.DataFrame, path: Path, tally: Tally, unknown: str) -> pl.D
         if reason == UNKNOWN_LABEL and unknown == "error":
             raise InputError(
                 f"the label '{text}' is not known",
-                hint="pass --unknown-labels drop to leave such flows out,"
-                " or use the binary view if the flow is marked Malicious",
+                hint="name the classes with --labels, pass --unknown-labels drop to leave such"
+                " flows out, or use the binary view if the flow is marked Malicious",
                 file=path,
                 line=line,
                 field="label",
             )
         tally.read -= rows.height
         tally.add(reason, path, line, "label", text, rows.height)
-    return flows.filter(pl.col("class").is_not_null() & (pl.col("class") != UNKNOWN))
+    return flows.filter(known)
 
 
 def _nothing_left(root: Path, tally: Tally) -> InputError:
@@ -195,15 +222,20 @@ def _nothing_left(root: Path, tally: Tally) -> InputError:
     )
 
 
-class _Reservoir:
+class Reservoir:
     """A uniform sample of at most ``cap`` flows per class, whatever blocks the flows come in.
 
-    Every flow draws a priority from ``(seed, capture, line)`` alone; the smallest stay.
+    Every flow draws a priority from the key and its line alone; the smallest stay. Without a
+    class is a class here.
+
+    Args:
+        cap: 0 keeps all.
+        key: of the sample: a capture's name, and a seed if there is one.
     """
 
-    def __init__(self, cap: int, seed: int, capture: str) -> None:
+    def __init__(self, cap: int, key: str) -> None:
         self.cap = cap
-        digest = hashlib.sha256(f"{seed}/{capture}".encode()).digest()
+        digest = hashlib.sha256(key.encode()).digest()
         self.base = int.from_bytes(digest[:8], "little")
         self.seen: dict[str, int] = {}
         self.kept: list[pl.DataFrame] = []
@@ -212,7 +244,7 @@ class _Reservoir:
         for name, count in flows["class"].value_counts(sort=True).iter_rows():
             self.seen[name] = self.seen.get(name, 0) + count
         lines = flows["line"].to_numpy().astype(np.uint64)
-        fresh = flows.with_columns(pl.Series("priority", splitmix64(lines, self.base)))
+        fresh = flows.with_columns(pl.Series("priority", _splitmix64(lines, self.base)))
         self.kept.append(self._smallest([fresh]))
         self.kept = [self._smallest(self.kept)] if self.cap else self.kept
 
@@ -234,7 +266,7 @@ class _Reservoir:
         return together.filter(pl.col("priority").rank("ordinal").over("class") <= self.cap)
 
 
-def splitmix64(
+def _splitmix64(
     values: np.ndarray[tuple[int], np.dtype[np.uint64]], base: int
 ) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """Mix ``base + value`` of every row into 64 random-looking bits (Steele et al. 2014)."""

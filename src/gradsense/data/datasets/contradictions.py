@@ -1,7 +1,8 @@
 """Flows that read the same but carry different labels: how many there are, what to do about it.
 
-IoT-23 has them: benign tcp S0 flows of one capture cannot be told from port scans of another.
-No model can learn both, so they bound its accuracy from above. They are kept by default.
+IoT-23 has them: benign tcp S0 flows of one capture look the same as
+port scans of another. No model can learn both, so they bound its accuracy from above. They are
+kept by default.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from gradsense.data.datasets.labels import BINARY_CLASSES, CLASSES
+from gradsense.data.datasets.iot23 import BINARY_CLASSES, CLASSES
 from gradsense.errors import InputError
 
 How = Literal["keep", "majority", "drop"]

@@ -11,11 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from gradsense.data.context import ContextWindow
-from gradsense.data.datasets.captures import discover
+from gradsense.data.datasets.captures import discover, in_context
 from gradsense.data.datasets.contradictions import ContradictionReport, report_counts
-from gradsense.data.datasets.labels import CLASSES, UNKNOWN, normalise
-from gradsense.data.sources.zeek import is_synthetic, read_conn
+from gradsense.data.datasets.iot23 import CLASSES, classed
+from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
 
 _TOP = 10
@@ -122,7 +121,7 @@ def inspect(
     Args:
         strict: a malformed line is an error instead of being counted.
         render: flows with context columns to one text each, for the count of duplicates.
-        on_file: told ``(capture name, index from 0, number of captures)`` before each file.
+        on_file: called with ``(capture name, index from 0, number of captures)`` before each file.
 
     Raises:
         InputError: no captures, or an unreadable log.
@@ -136,11 +135,10 @@ def inspect(
     for index, capture in enumerate(captures):
         if on_file is not None:
             on_file(capture.name, index, len(captures))
-        context = ContextWindow()
         classes: Counter[str] = Counter()
         rows, start, end = 0, None, None
-        for flows in read_conn(capture.path, tally=tally, strict=strict):
-            labelled = normalise(flows).with_columns(shown=_shown())
+        for flows in in_context(capture, tally=tally, strict=strict):
+            labelled = classed(flows).with_columns(shown=_shown())
             rows += flows.height
             start = _least(start, flows["ts"].min())
             end = _most(end, flows["ts"].max())
@@ -148,7 +146,7 @@ def inspect(
             protocols.update(_counts(flows["proto"]))
             services.update(_counts(flows["service"].drop_nulls()))
             if render is not None:
-                texts.add(render(context.add(flows)), labelled["class"])
+                texts.add(render(flows), labelled["class"])
         summaries.append(
             CaptureSummary(
                 name=capture.name,
@@ -195,7 +193,7 @@ class _TextCounts:
     def duplicates(self) -> Duplicates:
         self._merge()
         flows, distinct = int(self.merged["flows"].sum()), self.merged["text"].n_unique()
-        known = self.merged.filter(pl.col("class").is_not_null() & (pl.col("class") != UNKNOWN))
+        known = self.merged.filter(pl.col("class").is_in(CLASSES))
         return Duplicates(
             distinct=distinct,
             flows=flows - distinct,
@@ -208,9 +206,11 @@ def _shown() -> pl.Expr:
     """The class for people: unknown labels as written, missing ones in words."""
     written = pl.concat_str(pl.col("label"), pl.col("detail"), separator=" ", ignore_nulls=True)
     return (
-        pl.when(pl.col("class") == UNKNOWN)
-        .then(written)
-        .otherwise(pl.col("class").fill_null(_UNLABELLED))
+        pl.when(pl.col("class").is_null())
+        .then(pl.lit(_UNLABELLED))
+        .when(pl.col("class").is_in(CLASSES))
+        .then("class")
+        .otherwise(written)
     )
 
 

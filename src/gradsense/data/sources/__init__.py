@@ -1,1 +1,1 @@
-"""Logs that grow: followed through rotation and restarts, and turned into flows in context."""
+"""Formats of logs, one file each, and how logs are read, stored ones and those that grow."""

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense.data.sources.logfile import LogFile, LogHead
-from gradsense.data.sources.rotation import Rotated, rotated
+from gradsense.data.sources.logfile import LogFile, LogHead, Rotated, rotated
 from gradsense.errors import InputError
 
 #: The name that means standard input.
@@ -66,7 +65,7 @@ class FollowCounts:
 
     ``rotations``: turned to a newer file. ``truncations``: the file was emptied or written anew.
     ``unreadable``: it could not be opened or read for a while. ``damaged``: gzip files that ended
-    early. ``lost``: the file read last was gone after a restart; its unread rest is unknown.
+    early. ``lost``: the file read last was gone after a restart, with what of it was unread.
     """
 
     rotations: int = 0
@@ -233,7 +232,7 @@ class Follower:
         own = [current] if current is not None else []
         identity = (position.device, position.inode)
         candidates = [file for file in own + others if file.identity == identity]
-        if position.head.telling:
+        if position.head.identifies:
             candidates += [file for file in others + own if file.identity != identity]
         for candidate in candidates:
             file = self._opened(candidate.path)
@@ -256,7 +255,7 @@ class Follower:
 
     def _later(self, place: Position, current: Rotated | None) -> Path | None:
         """The oldest file that was written after the one of ``place``, or else the log itself."""
-        known = [head for head in (*place.finished, place.head) if head.telling]
+        known = [head for head in (*place.finished, place.head) if head.identifies]
         now = current.identity if current is not None else None
         for other in rotated(self.path, self._archive, place.modified):
             newer = other.modified > place.modified and other.identity != now and other.size

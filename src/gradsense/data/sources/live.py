@@ -1,4 +1,4 @@
-"""One log as a source of flows: followed, parsed, and put into context."""
+"""One growing log as flows: followed, parsed, and put into context."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from gradsense.errors import InputError
 WARM_UP_BYTES = 1 << 20
 
 
-class Source:
+class LiveLog:
     """A log that grows.
 
     Args:
         log: its path, or ``-`` for standard input; its name in alerts and in the journal.
-        place: what ``place`` said when it was last committed; None begins at the beginning.
+        place: the value of ``place`` that was last committed; None begins at the beginning.
         archive: a folder that its rotated files are moved to.
 
     Raises:
@@ -105,6 +105,6 @@ def _before(log: Path, position: Position) -> bytes:
                 return b""
             file.seek(start)
             lines = file.read(position.offset - start)
-    except OSError:  # the follower will say so
+    except OSError:  # the follower will count it
         return b""
     return lines[lines.find(b"\n") + 1 :] if start else lines

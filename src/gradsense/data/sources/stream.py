@@ -1,64 +1,128 @@
-"""One growing log, block by block: which format it has, under which header, at which line.
+"""A log as flows: a stored one read once through, or a growing one block by block.
 
-A live log is never turned away. Whatever stands in it is parsed or counted, and reading goes on:
-a new ``#fields`` header or a JSON record decides what the lines after it are. This is where it
-differs from ``telemetry.zeek``, to which a log without a header is the user's mistake.
+A stored log that no source can read is the user's mistake, and an error. A growing log is never
+refused: what cannot be read is counted, and a new ``#fields`` header or a JSON record decides what
+the lines after it are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.blocks import BOM
-from gradsense.data.sources.cells import CellErrors
-from gradsense.data.sources.header import MAX_FIELDS, Header
-from gradsense.data.sources.lines import SHOWN_BYTES, Lines
-from gradsense.data.sources.rows import Row, RowParser, json_row, tsv_rows
-from gradsense.data.sources.suricata import OTHER_EVENT, EveParser, eve_row, is_other_event
-from gradsense.data.sources.zeek_json import JsonParser, load_json
-from gradsense.data.sources.zeek_tsv import TsvParser
+from gradsense.data.sources.cells import CellErrors, Row
+from gradsense.data.sources.lines import (
+    BOM,
+    SHOWN_BYTES,
+    Lines,
+    read_blocks,
+    read_head,
+    undecodable,
+)
+from gradsense.data.sources.source import Calls, RecordSource, sources
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
-#: Up to so many lines are tried one by one; more are faster in polars.
+BLOCK_BYTES = 8 << 20
+#: Blocks parsed at the same time; polars holds no lock while it parses.
+WORKERS = min(4, os.cpu_count() or 1)
+#: Of a growing log, up to so many lines are tried one by one; more are faster in polars.
 FEW_LINES = 64
 
-Format = Literal["tsv", "json", "eve"]
-_Calls = list[Callable[[], pl.DataFrame]]
-_JSON_PARSERS: dict[Format, JsonParser | EveParser] = {"json": JsonParser(), "eve": EveParser()}
+_Block = tuple[list[pl.DataFrame], CellErrors]
 
 
-class _Header(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+def read_log(
+    path: Path, *, tally: Tally, strict: bool = False, block_bytes: int = BLOCK_BYTES
+) -> Iterator[pl.DataFrame]:
+    """Yield the flows of a stored log as frames with exactly ``FLOW_SCHEMA``, in file order.
 
-    separator: str = Field(min_length=1, max_length=1)
-    unset: str
-    empty: str
-    fields: list[str] = Field(max_length=MAX_FIELDS)
+    Lines and reasons are counted in ``tally``. Blank lines hold no record and are not counted.
+    Memory is bounded by a few times ``block_bytes``, whatever the file's size.
+
+    Raises:
+        InputError: the file is empty, binary, unreadable, damaged, of no known format or lacks a
+            required column; with ``strict`` also at the first malformed line.
+    """
+    source = _sniffed(path, read_head(path))
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pending: deque[Future[_Block]] = deque()
+        first_line = 1
+        for block in read_blocks(path, block_bytes):
+            lines, faults = Lines(block, first_line), CellErrors()
+            pending.append(pool.submit(_run, source.plan(lines, faults), faults))
+            first_line += len(lines)
+            if len(pending) > WORKERS:
+                yield from _counted(pending.popleft().result(), path, tally, strict)
+        while pending:
+            yield from _counted(pending.popleft().result(), path, tally, strict)
 
 
-class _State(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+def _run(calls: Calls, faults: CellErrors) -> _Block:
+    return [call() for call in calls], faults
 
-    format: Format
+
+def _counted(block: _Block, path: Path, tally: Tally, strict: bool) -> Iterator[pl.DataFrame]:
+    frames, faults = block
+    if strict:
+        faults.raise_first(path)
+    faults.into(tally, path)
+    for frame in frames:
+        if frame.height:
+            tally.read += frame.height
+            yield frame
+
+
+def _sniffed(path: Path, head: bytes) -> RecordSource:
+    """The source that reads this log. Raises InputError where there is none."""
+    if not head.strip():
+        raise InputError("the file is empty", hint="give a Zeek conn.log", file=path)
+    lines = head.split(b"\n")
+    whole = lines[:-1] or lines
+    for source in sources():
+        if source.sniff(path, whole):
+            return source(path)
+    if b"\0" in head or undecodable(b"\n".join(whole)):
+        raise InputError(
+            "is binary, not a Zeek log",
+            hint="give a conn.log as TSV or JSON lines, plain or .gz",
+            file=path,
+        )
+    raise InputError(
+        "has neither a #fields header nor JSON lines",
+        hint="give the conn.log as Zeek wrote it, with its header lines",
+        file=path,
+        line=1,
+    )
+
+
+def is_synthetic(path: Path) -> bool:
+    """True if a header line starting with ``#synthetic`` marks the log as generated."""
+    return any(line.startswith(b"#synthetic") for line in read_head(path).split(b"\n"))
+
+
+class _StoredStream(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    format: str
     line: int = Field(ge=1)
-    header: _Header
 
 
 class LogStream:
     """Parses the blocks of one growing log in order; never raises on what they hold.
 
-    The format is Zeek TSV, Zeek JSON or Suricata's ``eve.json``, told from the lines themselves:
-    a ``#fields`` line begins TSV. Where no header is in force, or at the beginning of a file or
-    of a block of TSV, a JSON object with ``event_type`` begins ``eve.json`` and one with ``ts``
-    Zeek JSON. Lines before all that are counted under ``NO_HEADER``, and lines under a header
-    without a required column under a reason that names the column.
+    Lines that start with ``#`` are comments in every format, and a source may begin with one.
+    Where the source in force is not ready, or may change within a file, other lines are looked
+    at for the record of another source. Lines before all that are counted under ``NO_HEADER``,
+    and lines under a header without a required column under a reason that names the column.
 
     Args:
         path: the log's name in the tally.
@@ -67,9 +131,8 @@ class LogStream:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.line = 1  # the number of the next line
-        self._parser = _LiveParser(path)
-        self._header: Header | None = None  # the one that ``_tsv_row`` was made for
-        self._tsv_row: RowParser | None = None
+        self._sources = {source.name: source(path) for source in sources()}
+        self._source = next(iter(self._sources.values()))
 
     def parse(self, block: bytes, tally: Tally) -> list[Row] | pl.DataFrame:
         """The flows of the next block of whole lines; lines and reasons are counted in ``tally``.
@@ -87,7 +150,7 @@ class LogStream:
             tally.read += len(rows)
             return rows
         lines, faults = Lines(block, self.line), CellErrors()
-        frames = [call() for call in self._parser.plan(lines, faults)]
+        frames = [call() for call in self._plan(lines, faults)]
         self.line += len(lines)
         faults.into(tally, self.path)
         frames = [frame for frame in frames if frame.height]
@@ -98,24 +161,17 @@ class LogStream:
     def restart(self) -> None:
         """A new file begins, or the same one again after it was emptied.
 
-        Line numbers begin again at 1. Format and header stay until the file says otherwise: a
+        Line numbers begin again at 1. Format and header stay until the file shows otherwise: a
         log that is copied and emptied under its writer goes on without a new header.
         """
         self.line = 1
 
     def state(self) -> dict[str, Any]:
         """What ``restore`` needs to go on at this place after a restart, as JSON."""
-        header = self._parser.header
-        return {
-            "format": self._parser.format,
-            "line": self.line,
-            "header": {
-                "separator": header.separator,
-                "unset": header.unset,
-                "empty": header.empty,
-                "fields": list(header.fields),
-            },
-        }
+        state: dict[str, Any] = {"format": self._source.name, "line": self.line}
+        for source in self._sources.values():
+            state |= source.state()
+        return state
 
     @classmethod
     def restore(cls, path: Path, state: dict[str, Any]) -> LogStream:
@@ -124,94 +180,76 @@ class LogStream:
         Raises:
             InputError: ``state`` is not what ``state()`` gives.
         """
+        stream = cls(path)
         try:
-            known = _State.model_validate(state)
-        except ValidationError as error:
+            known = _StoredStream.model_validate(state)
+            if state.keys() != stream.state().keys() or known.format not in stream._sources:
+                raise ValueError("other keys or another format")
+            for source in stream._sources.values():
+                source.restore(state)
+        except ValueError as error:
             raise InputError(
-                f"the stored state of its parser is damaged ({error.error_count()} faults)",
+                "the stored state of its parser is damaged",
                 hint="delete the stored position and read the log again",
                 file=path,
             ) from error
-        stream = cls(path)
-        stream.line = known.line
-        parser, header = stream._parser, known.header
-        parser.format = known.format
-        parser.header = Header(header.separator, header.unset, header.empty, tuple(header.fields))
+        stream.line, stream._source = known.line, stream._sources[known.format]
         return stream
 
     def _rows(self, block: bytes, tally: Tally) -> list[Row] | None:
         """The flows of few clean lines; None where the block needs the block parser."""
         if self.line == 1 or block.count(b"\n") > FEW_LINES:
             return None
-        parse = self._row_parser()
+        parse = self._source.row_parser()
         if parse is None:
             return None
         rows: list[Row] = []
-        others = CellErrors()
+        dropped = CellErrors()
         for number, line in enumerate(block[:-1].split(b"\n"), self.line):
             row = parse(line, number)
-            if row is not None:
-                rows.append(row)
-            elif parse is eve_row and is_other_event(line):  # most of what Suricata writes
-                others.add(OTHER_EVENT, number, None, line[:SHOWN_BYTES].decode(errors="replace"))
-            else:
+            if row is None:
                 return None
-        others.into(tally, self.path)
+            if isinstance(row, str):  # most of what Suricata writes are other events than flows
+                dropped.add(row, number, None, line[:SHOWN_BYTES].decode(errors="replace"))
+            else:
+                rows.append(row)
+        dropped.into(tally, self.path)
         return rows
 
-    def _row_parser(self) -> RowParser | None:
-        if self._parser.format == "json":
-            return json_row
-        if self._parser.format == "eve":
-            return eve_row
-        if self._header is not self._parser.header:
-            self._header = self._parser.header
-            self._tsv_row = tsv_rows(self._header)
-        return self._tsv_row
+    def _plan(self, lines: Lines, faults: CellErrors) -> Calls:
+        calls: Calls = []
+        for is_comment, part in lines.runs(b"#"):
+            if is_comment:
+                for source in self._sources.values():
+                    if source.directive(part, faults):
+                        self._source = source
+            else:
+                calls += self._plan_run(part, faults)
+        return calls
 
-
-class _LiveParser(TsvParser):
-    """A TSV parser that counts what TsvParser raises, and hands JSON lines to their parsers."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.format: Format = "tsv"
-
-    def directive(self, comment: Lines, faults: CellErrors) -> None:
-        try:
-            super().directive(comment, faults)
-        except InputError as error:
-            # Otherwise a required column is missing, for which the lines below will be counted.
-            if error.field in {"#separator", "#fields"}:
-                self.header = Header()
-        if comment.block.startswith(b"#fields"):
-            self.format = "tsv"
-
-    def plan_run(self, run: Lines, faults: CellErrors) -> _Calls:
-        split, found = self._sniff(run)
+    def _plan_run(self, run: Lines, faults: CellErrors) -> Calls:
+        """The work on lines without a comment among them."""
+        split, found = self._change(run)
         if found is None:
-            return self._plan_as(self.format, run, faults)
-        calls: _Calls = []
+            return self._source.plan(run, faults)
+        calls: Calls = []
         if split:
             begin = int(run.starts[split])
-            calls += self._plan_as(self.format, Lines(run.block[:begin], run.first_line), faults)
+            calls += self._source.plan(Lines(run.block[:begin], run.first_line), faults)
             run = Lines(run.block[begin:], run.first_line + split)
-        self.format = found
-        return calls + self._plan_as(found, run, faults)
+        self._source = found
+        return calls + found.plan(run, faults)
 
-    def _plan_as(self, form: Format, run: Lines, faults: CellErrors) -> _Calls:
-        if form == "tsv":
-            return super().plan_run(run, faults)
-        return _JSON_PARSERS[form].plan(run, faults)
+    def _change(self, run: Lines) -> tuple[int, RecordSource | None]:
+        """The first line that begins a source, and that source; None where the one in force stays.
 
-    def _sniff(self, run: Lines) -> tuple[int, Format | None]:
-        """The first line that tells a format other than the one in force, and that format."""
-        if self.format != "tsv" and run.first_line > 1:
+        The source in force may be found again, which changes nothing.
+        """
+        if self._source.lasting and run.first_line > 1:
             return 0, None
-        known = self.format != "tsv" or self.header.layout is not None
-        for index in range(min(1, len(run)) if known else len(run)):
+        for index in range(min(1, len(run)) if self._source.ready else len(run)):
             line = run.raw(index)
-            record = load_json(line) if line.startswith(b"{") else None
-            if record is not None and ("event_type" in record or "ts" in record):
-                return index, "eve" if "event_type" in record else "json"
+            for source in self._sources.values():
+                if source.begins(line):
+                    return index, source
         return 0, None

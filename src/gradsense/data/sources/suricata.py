@@ -14,25 +14,27 @@ Zeek's ``conn.log``. Suricata keeps less of a connection than Zeek, so these are
 - ``duration`` and payload are unset where start and end are the same, as in Zeek.
 - ``missed_bytes`` is 0, or unset where Suricata saw a gap, since it does not say how large.
 - ICMP has Zeek's stand-ins for ports: the type, and the type of its answer or else the code.
+
+Suricata writes no labels. An event may carry those of a labelled data set, under the keys that
+labelled Zeek logs have: ``label`` and ``detailedlabel``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeGuard
+from pathlib import Path
+from typing import Any, ClassVar, TypeGuard
 
-import numpy as np
 import polars as pl
 
-from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
-from gradsense.data.sources.cells import CellErrors, to_flows
-from gradsense.data.sources.lines import Lines
-from gradsense.data.sources.rows import COLUMNS, Row, legible, typed_row
-from gradsense.data.sources.zeek_json import INVALID_JSON, refuse_constant
+from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, to_flows, typed_row
+from gradsense.data.sources.lines import MAX_LINE_BYTES, Lines, legible
+from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.zeek_json import INVALID_JSON, line_by_line, refuse_constant
+from gradsense.data.sources.zeek_tsv import DETAIL_NAMES
 
 #: Alerts, DNS and other events share the file with the flows; they are counted, not read.
 OTHER_EVENT = "another event than a flow"
@@ -83,55 +85,52 @@ _SYN_EXTRA_BYTES = 8
 _Cells = dict[str, str | None]
 
 
-class EveParser:
-    """Parses blocks of ``eve.json`` lines; holds no state between blocks."""
+class SuricataEve(RecordSource):
+    """Holds no state between blocks."""
 
-    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
-        """The work on one block, a call that may run later and elsewhere."""
+    name: ClassVar = "eve"
+    rank: ClassVar = 1
+    logs: ClassVar = ("eve.json", "eve.json.gz")
+
+    @classmethod
+    def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
+        return any(map(cls.begins, lines))
+
+    @classmethod
+    def begins(cls, line: bytes) -> bool:
+        event = _event(line) if line.startswith(b"{") else None
+        return event is not None and "event_type" in event
+
+    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
         return [partial(_flows, lines, faults)]
 
+    def row_parser(self) -> RowParser:
+        return eve_row
 
-def eve_row(line: bytes, number: int) -> Row | None:
-    """One clean flow event to a flow; None for anything else, another event included."""
-    if legible(line) is None:
+
+def eve_row(line: bytes, number: int) -> Row | str | None:
+    """One clean flow event to a flow; ``OTHER_EVENT`` for another event, None for anything else."""
+    event = _event(line) if len(line) <= MAX_LINE_BYTES else None
+    if event is None:
         return None
-    event = _event(line)
-    if event is None or event.get("event_type") != "flow":
+    if event.get("event_type") != "flow":
+        return OTHER_EVENT
+    if legible(line) is None:
         return None
     cells = _cells(event)
     return typed_row([cells[name] for name in COLUMNS], number)
 
 
-def is_other_event(line: bytes) -> bool:
-    """Whether the line is surely an event that is no flow."""
-    event = _event(line) if len(line) <= MAX_LINE_BYTES else None
-    return event is not None and event.get("event_type") != "flow"
-
-
 def _flows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
-    good = lines.legible(faults)
-    invalid, other = np.zeros_like(good), np.zeros_like(good)
-    columns: dict[str, list[str | None]] = {name: [] for name in COLUMNS}
-    for index in np.flatnonzero(good).tolist():
-        raw = lines.raw(index)
-        if not raw.strip():
-            good[index] = False
-            continue
-        event = _event(raw)
-        if event is None:
-            invalid[index] = True
-        elif event.get("event_type") != "flow":
-            other[index] = True
-        else:
-            for name, cell in _cells(event).items():
-                columns[name].append(cell)
-    lines.drop(invalid, INVALID_JSON, faults)
-    lines.drop(other, OTHER_EVENT, faults)
-    good &= ~(invalid | other)
-    if not good.any():
-        return pl.DataFrame(schema=FLOW_SCHEMA)
-    cells = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String))
-    return to_flows(cells, lines.numbers[good], _NAMES, faults)
+    cells, numbers = line_by_line(lines, lines.legible(faults), faults, _line_cells)
+    return to_flows(cells, numbers, _NAMES, faults)
+
+
+def _line_cells(line: bytes) -> _Cells | str:
+    event = _event(line)
+    if event is None:
+        return INVALID_JSON
+    return _cells(event) if event.get("event_type") == "flow" else OTHER_EVENT
 
 
 def _event(line: bytes) -> dict[str, Any] | None:
@@ -167,6 +166,8 @@ def _cells(event: dict[str, Any]) -> _Cells:
         "orig_pkts": _text(flow.get("pkts_toserver")),
         "resp_pkts": _text(flow.get("pkts_toclient")),
         "missed_bytes": None if tcp.get("gap_ts") or tcp.get("gap_tc") else "0",
+        "label": _text(event.get("label")),
+        "detail": next(filter(None, (_text(event.get(key)) for key in DETAIL_NAMES)), None),
     }
     sent, answered = _flags(tcp, "tcp_flags_ts"), _flags(tcp, "tcp_flags_tc")
     frame = _ETHERNET_BYTES + _VLAN_BYTES * _vlan_tags(event)

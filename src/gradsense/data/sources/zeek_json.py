@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import CellErrors, to_flows
-from gradsense.data.sources.header import DETAIL_NAMES, zeek_name
-from gradsense.data.sources.lines import Lines
+from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
+from gradsense.data.sources.cells import (
+    COLUMNS,
+    FLOAT_DIGITS,
+    INT_DIGITS,
+    MAX_PORT,
+    CellErrors,
+    Row,
+    readers,
+    to_flows,
+)
+from gradsense.data.sources.lines import Lines, legible
+from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.zeek_tsv import DETAIL_NAMES, ZeekTsv, missing_columns, zeek_name
 
 INVALID_JSON = "invalid JSON"
 
@@ -26,22 +40,53 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _NAMES = {name: keys[0] for name, keys in _KEYS.items()}
 
 
-class JsonParser:
-    """Parses blocks of JSON lines; holds no state between blocks."""
+_MAX_INT = 10**INT_DIGITS
+_MAX_FLOAT = 10.0**FLOAT_DIGITS
+_ISO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
-    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
-        """The work on one block, a call that may run later and elsewhere."""
+_Cells = dict[str, str | None]
+
+
+class ZeekJson(RecordSource):
+    """Holds no state between blocks. The fallback for JSON lines that no other source knows."""
+
+    name: ClassVar = "json"
+    rank: ClassVar = 2
+    logs: ClassVar = ZeekTsv.logs
+
+    @classmethod
+    def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
+        if not any(line.lstrip().startswith(b"{") for line in lines):
+            return False
+        # A log whose first records never carry a required key is another log, not a faulty one.
+        keys = {key for line in lines for key in load_json(line) or ()}
+        missing = [zeek_name(name) for name in REQUIRED if zeek_name(name) not in keys]
+        if keys and missing:
+            raise missing_columns(path, missing, line=1)
+        return True
+
+    @classmethod
+    def begins(cls, line: bytes) -> bool:
+        record = load_json(line) if line.startswith(b"{") else None
+        return record is not None and "ts" in record
+
+    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
         return [partial(_rows, lines, faults)]
+
+    def row_parser(self) -> RowParser:
+        return json_row
 
 
 def _rows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
     good = lines.legible(faults)
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    cells = _json_cells_fast(lines.join(good), int(good.sum()))
+    cells, numbers = _json_cells_fast(lines.join(good), int(good.sum())), lines.numbers[good]
     if cells is None:
-        cells, good = _json_cells(lines, good, faults)
-    return to_flows(cells, lines.numbers[good], _NAMES, faults)
+        cells, numbers = line_by_line(lines, good, faults, _json_cells)
+    return to_flows(cells, numbers, _NAMES, faults)
 
 
 def _json_cells_fast(data: bytes, rows: int) -> pl.DataFrame | None:
@@ -64,30 +109,46 @@ def _not_empty(text: pl.Expr) -> pl.Expr:
     return pl.when(text != "").then(text)
 
 
-def _json_cells(
-    lines: Lines, good: NDArray[np.bool_], faults: CellErrors
-) -> tuple[pl.DataFrame, NDArray[np.bool_]]:
-    """Line by line, for blocks with a fault; also the mask of the lines that are JSON objects."""
-    good = good.copy()
-    invalid = np.zeros_like(good)
-    columns: dict[str, list[str | None]] = {name: [] for name in _KEYS}
+def _json_cells(line: bytes) -> _Cells | str:
+    record = load_json(line)
+    if record is None:
+        return INVALID_JSON
+    found = {
+        name: next((record[key] for key in keys if record.get(key) is not None), None)
+        for name, keys in _KEYS.items()
+    }
+    return {name: text or None for name, text in found.items()}
+
+
+def line_by_line(
+    lines: Lines, good: NDArray[np.bool_], faults: CellErrors, read: Callable[[bytes], _Cells | str]
+) -> tuple[pl.DataFrame, NDArray[np.int64]]:
+    """The cells of the good lines as text columns, and the number of each line that has some.
+
+    Args:
+        read: gives a line's cells, or the reason for which it is dropped and counted. Blank lines
+            are left out.
+    """
+    numbers: list[int] = []
+    rows: list[_Cells] = []
+    reasons: dict[str, NDArray[np.bool_]] = {}
     for index in np.flatnonzero(good).tolist():
         raw = lines.raw(index)
         if not raw.strip():
-            good[index] = False
             continue
-        record = load_json(raw)
-        if record is None:
-            invalid[index] = True
-            continue
-        for name, keys in _KEYS.items():
-            found = (record[key] for key in keys if record.get(key) is not None)
-            columns[name].append(next(found, None) or None)
-    lines.drop(invalid, INVALID_JSON, faults)
-    return pl.DataFrame(columns, schema=dict.fromkeys(_KEYS, pl.String)), good & ~invalid
+        found = read(raw)
+        if isinstance(found, str):
+            reasons.setdefault(found, np.zeros_like(good))[index] = True
+        else:
+            numbers.append(lines.first_line + index)
+            rows.append(found)
+    for reason, mask in reasons.items():
+        lines.drop(mask, reason, faults)
+    columns = dict.fromkeys(COLUMNS, pl.String)
+    return pl.DataFrame(rows, schema=columns, orient="row"), np.array(numbers, np.int64)
 
 
-def load_json(line: bytes) -> dict[str, str | None] | None:
+def load_json(line: bytes) -> _Cells | None:
     """One object with its values as text, numbers in their shortest form; None if it is none."""
     try:
         record = json.loads(
@@ -119,3 +180,71 @@ def _value_text(value: object) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value)
+
+
+def _json_text(value: object) -> str | None:
+    return value if type(value) is str and value else None
+
+
+def _json_integer(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < _MAX_INT else None
+
+
+def _json_port(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_PORT else None
+
+
+def _json_number(value: object) -> float | None:
+    if type(value) in {int, float} and 0 <= value < _MAX_FLOAT:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    return None
+
+
+def _json_time(value: object) -> float | None:
+    if type(value) is not str:
+        return _json_number(value)
+    if not _ISO_TIME.fullmatch(value):
+        return None
+    try:
+        seconds = (datetime.fromisoformat(value) - _EPOCH) // _MICROSECOND / 1e6
+    except ValueError:
+        return None
+    return seconds if seconds >= 0 else None
+
+
+_JSON_COLUMNS = tuple(
+    (name, DETAIL_NAMES if name == "detail" else (zeek_name(name),), read, name in REQUIRED)
+    for name, read in (
+        readers(_json_port, _json_integer, _json_number, _json_text) | {"ts": _json_time}
+    ).items()
+)
+
+
+def json_row(line: bytes, number: int) -> Row | None:
+    """One line of Zeek's JSON format to a flow."""
+    record = _object(line)
+    if record is None:
+        return None
+    row: Row = {}
+    for name, keys, read, required in _JSON_COLUMNS:
+        found = [record[key] for key in keys if key in record]
+        given = found[0] if found else None
+        value = None if given is None else read(given)
+        if len(found) > 1 or (value is None and (required or given is not None)):
+            return None
+        row[name] = value
+    row["line"] = number
+    return row
+
+
+def _object(line: bytes) -> dict[str, object] | None:
+    """The line as a JSON object without escapes and without twin keys; objects in it as pairs."""
+    text = legible(line)
+    if text is None or not text.startswith("{"):
+        return None
+    try:
+        pairs = json.loads(text, object_pairs_hook=list, parse_constant=refuse_constant)
+    except (ValueError, RecursionError):
+        return None
+    record = dict(pairs)
+    return record if len(record) == len(pairs) else None

@@ -1,24 +1,143 @@
-"""Zeek's ASCII format: rows under a header that may change within the file."""
+"""Zeek's ASCII format: rows under a header that may change within the file.
+
+The header gives separators, markers and the order of the columns. IoT-23's labelled logs join
+their last three columns in one.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import CellErrors, complete, to_flows
-from gradsense.data.sources.header import ColumnLayout, Header
-from gradsense.data.sources.lines import Lines
+from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
+from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, complete, to_flows, typed_row
+from gradsense.data.sources.lines import Lines, legible
+from gradsense.data.sources.source import Calls, RecordSource, RowParser
 from gradsense.errors import InputError
 
 FIELD_COUNT = "wrong number of fields"
 NO_HEADER = "before any #fields header"
+
+#: A header with more columns is no connection log; parsing cost grows with the columns.
+MAX_FIELDS = 512
+
+_IDS = ("orig_h", "orig_p", "resp_h", "resp_p")
+#: The names that labelled logs give IoT-23's detailed label, the usual one first.
+DETAIL_NAMES = ("detailedlabel", "detailed-label", "detailed_label")
+
+
+def zeek_name(name: str) -> str:
+    """A flow column's name in Zeek's own spelling."""
+    if name == "detail":
+        return DETAIL_NAMES[0]
+    return f"id.{name}" if name in _IDS else name
+
+
+def _flow_name(field_name: str) -> str:
+    if field_name in DETAIL_NAMES:
+        return "detail"
+    return field_name.removeprefix("id.") if field_name.startswith("id.") else field_name
+
+
+@dataclass(frozen=True)
+class ColumnLayout:
+    """Where the flow columns are in a line.
+
+    Args:
+        columns: one unique name per column of the file; a flow column has its flow name.
+        nullable: flow columns in which the unset marker means null.
+        compound: the parts of IoT-23's last column, empty where the log has none.
+        names: flow column to the log's own name, for messages.
+    """
+
+    columns: tuple[str, ...]
+    nullable: tuple[str, ...]
+    compound: tuple[str, ...]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The directives in force. ``read`` gives the header after one more ``#`` line."""
+
+    separator: str = "\t"
+    unset: str = "-"
+    empty: str = "(empty)"
+    fields: tuple[str, ...] = field(default=())
+
+    def read(self, text: str, file: Path, line: int) -> Header:
+        """Take in one line that starts with ``#``; unknown directives change nothing.
+
+        Raises:
+            InputError: the declared separator is not one ASCII character, or ``#fields`` lists
+                more than ``MAX_FIELDS`` columns.
+        """
+        if text.startswith("#separator"):
+            # A new header starts here, so what an earlier one declared is over.
+            declared = text[len("#separator") :].removeprefix(" ") or " "
+            return Header(separator=_separator(declared, file, line))
+        name, _, value = text.partition(self.separator)
+        if name == "#unset_field":
+            return replace(self, unset=value)
+        if name == "#empty_field":
+            return replace(self, empty=value)
+        if name == "#fields":
+            fields = tuple(value.split(self.separator, MAX_FIELDS))
+            if len(fields) > MAX_FIELDS:
+                raise InputError(
+                    f"the header lists more than {MAX_FIELDS} columns",
+                    hint="give a conn.log",
+                    file=file,
+                    line=line,
+                    field="#fields",
+                )
+            return replace(self, fields=fields)
+        return self
+
+    def missing(self) -> list[str]:
+        """Zeek names of the required columns that ``#fields`` does not list."""
+        return [zeek_name(n) for n in REQUIRED if zeek_name(n) not in self.fields]
+
+    @cached_property
+    def layout(self) -> ColumnLayout | None:
+        """None before any ``#fields`` line."""
+        if not self.fields:
+            return None
+        compound = tuple(self.fields[-1].split())
+        compound = tuple(map(_flow_name, compound)) if len(compound) > 1 else ()
+        columns: list[str] = []
+        names: dict[str, str] = {}
+        for position, field_name in enumerate(self.fields):
+            name = _flow_name(field_name)
+            if name in FLOW_SCHEMA and name != "line" and name not in names:
+                names[name] = field_name
+                columns.append(name)
+            else:
+                columns.append(f"#{position}")
+        nullable = tuple(name for name in names if name not in {"label", "detail"})
+        return ColumnLayout(tuple(columns), nullable, compound, names)
+
+
+def _separator(declared: str, file: Path, line: int) -> str:
+    plain = re.sub(r"\\x([0-9a-fA-F]{2})", lambda match: chr(int(match[1], 16)), declared)
+    if len(plain) != 1 or not plain.isascii() or plain in "\n\r":
+        raise InputError(
+            f"the separator {declared!r} is not one ASCII character",
+            hint=r"write the log with Zeek's default separator \x09",
+            file=file,
+            line=line,
+            field="#separator",
+        )
+    return plain
 
 
 def lacking(missing: Sequence[str]) -> str:
@@ -35,52 +154,82 @@ def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError
     )
 
 
-class TsvParser:
-    """Takes the blocks of one file in order; holds the header in force."""
+class _StoredHeader(BaseModel):
+    """A header in the stored position of a log."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    separator: str = Field(min_length=1, max_length=1)
+    unset: str
+    empty: str
+    fields: list[str] = Field(max_length=MAX_FIELDS)
+
+
+class ZeekTsv(RecordSource):
+    """Holds the header in force."""
+
+    name: ClassVar = "tsv"
+    rank: ClassVar = 0
+    logs: ClassVar = ("conn.log.labeled", "conn.log.labeled.gz", "conn.log", "conn.log.gz")
+    lasting: ClassVar = False
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.header = Header()
+        self._parser: tuple[Header, RowParser | None] = (self.header, None)
 
-    def plan(self, lines: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
-        """The work on one block: a call for each run of rows under one header.
+    @classmethod
+    def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
+        return any(line.startswith(b"#fields") for line in lines)
 
-        Headers are read here, in file order; the calls may run later and elsewhere.
-        """
-        calls: list[Callable[[], pl.DataFrame]] = []
-        block, number, begin = lines.block, lines.first_line, 0
-        for comment in lines.starting_with(b"#"):
-            if comment > begin:
-                run = Lines(block[begin:comment], number)
-                calls += self.plan_run(run, faults)
-                number += len(run)
-            begin = block.index(b"\n", comment) + 1
-            self.directive(Lines(block[comment:begin], number), faults)
-            number += 1
-        if not begin:
-            calls += self.plan_run(lines, faults)
-        elif begin < len(block):
-            calls += self.plan_run(Lines(block[begin:], number), faults)
-        return calls
+    @property
+    def ready(self) -> bool:
+        return self.header.layout is not None
 
-    def plan_run(self, run: Lines, faults: CellErrors) -> list[Callable[[], pl.DataFrame]]:
-        """The work on lines without a directive among them, under the header in force."""
-        return [partial(_rows, run, self.header, faults)]
-
-    def directive(self, comment: Lines, faults: CellErrors) -> None:
-        """Take in one line that starts with ``#``.
+    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
+        """A call for each run of rows under one header; headers are read here, in file order.
 
         Raises:
             InputError: the separator is not one character, or a required column is missing.
         """
+        calls: Calls = []
+        for is_comment, part in lines.runs(b"#"):
+            if is_comment:
+                self._read_header(part, faults)
+            else:
+                calls.append(partial(_rows, part, self.header, faults))
+        return calls
+
+    def directive(self, comment: Lines, faults: CellErrors) -> bool:
+        try:
+            self._read_header(comment, faults)
+        except InputError as error:
+            # Otherwise a required column is missing, for which the lines below will be counted.
+            if error.field in {"#separator", "#fields"}:
+                self.header = Header()
+        return comment.block.startswith(b"#fields")
+
+    def _read_header(self, comment: Lines, faults: CellErrors) -> None:
+        """Raises InputError: a separator or a list of columns that cannot be used."""
         if not comment.legible(faults).all():
             return
         text = comment.raw(0).decode()
         self.header = self.header.read(text, self.path, comment.first_line)
-        if text.startswith("#fields"):
-            missing = self.header.missing()
-            if missing:
-                raise missing_columns(self.path, missing, comment.first_line)
+        missing = self.header.missing() if text.startswith("#fields") else []
+        if missing:
+            raise missing_columns(self.path, missing, comment.first_line)
+
+    def row_parser(self) -> RowParser | None:
+        if self._parser[0] is not self.header:
+            self._parser = (self.header, tsv_rows(self.header))
+        return self._parser[1]
+
+    def state(self) -> dict[str, Any]:
+        return {"header": asdict(self.header) | {"fields": list(self.header.fields)}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        header = _StoredHeader.model_validate(state["header"])
+        self.header = Header(header.separator, header.unset, header.empty, tuple(header.fields))
 
 
 def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
@@ -217,3 +366,46 @@ def _unescape(cells: pl.DataFrame) -> pl.DataFrame:
         return series.replace(known, new)
 
     return cells.with_columns(column(series) for series in cells)
+
+
+def tsv_rows(header: Header) -> RowParser | None:
+    """The parser of single lines under ``header``; None where the header gives no flows."""
+    layout = header.layout
+    if layout is None or header.missing():
+        return None
+    separator, width = header.separator, len(layout.columns)
+    unset, empty = header.unset, header.empty
+    parts = len(layout.compound)
+    if {*layout.compound} & {*COLUMNS} - {"label", "detail"}:
+        return None
+    names = (*layout.columns, *layout.compound)
+    # A part of the compound column counts before an earlier column of the same name.
+    last = {name: place for place, name in enumerate(names)}
+    places = tuple(
+        (last.get(name), name in layout.nullable, FLOW_SCHEMA[name] == pl.String)
+        for name in COLUMNS
+    )
+
+    def parse(line: bytes, number: int) -> Row | None:
+        text = legible(line)
+        if text is None or text.startswith("#"):
+            return None
+        cells = text.split(separator)
+        if len(cells) != width:
+            return None
+        if parts:
+            compound = cells[-1].split("   ")
+            if len(compound) != parts:
+                return None
+            cells += compound
+        if "" in cells:  # null to polars in some columns, text in others
+            return None
+        texts: list[str | None] = []
+        for place, nullable, is_text in places:
+            cell = None if place is None else cells[place]
+            if nullable and (cell == unset or (is_text and cell == empty)):
+                cell = None
+            texts.append(cell)
+        return typed_row(texts, number)
+
+    return parse

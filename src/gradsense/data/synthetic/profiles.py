@@ -24,7 +24,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Ending:
     """One way in which a connection goes.
 
     Args:
@@ -66,7 +66,7 @@ class Behaviour:
     service: str | None
     ports: dict[int, float]
     target: Target
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Ending, ...]
     every: float = 0.0
     rhythm: Rhythm = "periodic"
     source_port: int | None = None
@@ -87,27 +87,27 @@ class SiteProfile:
     volume: float = 1.0
 
 
-def syn(weight: float, *, header: int = 60) -> tuple[Outcome, Outcome]:
+def syn(weight: float, *, header: int = 60) -> tuple[Ending, Ending]:
     """A TCP connection that nobody answers: one SYN, or the usual three of a kernel."""
-    once = Outcome(weight * 0.6, "S0", ("S",), None, None, None, (1, 1), header=header, service="")
+    once = Ending(weight * 0.6, "S0", ("S",), None, None, None, (1, 1), header=header, service="")
     again = Spread(3.1, 0.03)
     zero = Spread(0)
-    thrice = Outcome(
+    thrice = Ending(
         weight * 0.4, "S0", ("S",), again, zero, zero, (2, 4), header=header, service=""
     )
     return once, thrice
 
 
-def refused(weight: float) -> Outcome:
+def refused(weight: float) -> Ending:
     zero, soon = Spread(0), Spread(0.08, 0.8)
-    return Outcome(weight, "REJ", ("Sr",), soon, zero, zero, (1, 2), (1, 2), 50, "")
+    return Ending(weight, "REJ", ("Sr",), soon, zero, zero, (1, 2), (1, 2), 50, "")
 
 
 def tcp_session(
     seconds: Spread, sent: Spread, received: Spread, *, failing: float = 0.02, reset: float = 0.06
-) -> tuple[Outcome, ...]:
+) -> tuple[Ending, ...]:
     """A TCP session: mostly closed properly, sometimes reset or left open, or it never began."""
-    done = Outcome(
+    done = Ending(
         1 - failing - reset - 0.03,
         "SF",
         ("ShADadFf", "ShADadfF", "ShADadFfR", "ShADdaFf"),
@@ -129,20 +129,20 @@ def tcp_session(
 
 def udp_query(
     seconds: Spread, sent: Spread, received: Spread, *, failing: float = 0.03
-) -> tuple[Outcome, ...]:
+) -> tuple[Ending, ...]:
     """A UDP question with its answer, or without one."""
     return (
-        Outcome(1 - failing, "SF", ("Dd",), seconds, sent, received, header=28),
-        Outcome(failing / 2, "S0", ("D",), None, None, None, (1, 1), header=66, service=""),
-        Outcome(failing / 2, "S0", ("D",), Spread(5.0, 0.01), sent, Spread(0), (1, 1), header=28),
+        Ending(1 - failing, "SF", ("Dd",), seconds, sent, received, header=28),
+        Ending(failing / 2, "S0", ("D",), None, None, None, (1, 1), header=66, service=""),
+        Ending(failing / 2, "S0", ("D",), Spread(5.0, 0.01), sent, Spread(0), (1, 1), header=28),
     )
 
 
-def udp_cast(seconds: Spread, sent: Spread, packets: tuple[int, int]) -> tuple[Outcome, ...]:
+def udp_cast(seconds: Spread, sent: Spread, packets: tuple[int, int]) -> tuple[Ending, ...]:
     """UDP to a group: nobody answers on the same connection."""
     return (
-        Outcome(0.8, "S0", ("D",), seconds, sent, Spread(0), packets, header=28),
-        Outcome(0.2, "S0", ("D",), None, None, None, (1, 1), header=160),
+        Ending(0.8, "S0", ("D",), seconds, sent, Spread(0), packets, header=28),
+        Ending(0.2, "S0", ("D",), None, None, None, (1, 1), header=160),
     )
 
 
@@ -199,9 +199,9 @@ PEERS = Behaviour(  # a camera's peer-to-peer service tries addresses that it wa
 STREAM = Behaviour(
     "udp", None, {10001: 2, 32100: 2, 80: 0.3}, "anyone",
     (
-        Outcome(0.7, "SF", ("Dd",), Spread(8, 1), Spread(900, 1), Spread(700, 1), (2, 9), (2, 9),
+        Ending(0.7, "SF", ("Dd",), Spread(8, 1), Spread(900, 1), Spread(700, 1), (2, 9), (2, 9),
                 28),
-        Outcome(0.3, "S0", ("D",), Spread(2, 1), Spread(300, 0.8), Spread(0), (2, 6), header=28),
+        Ending(0.3, "S0", ("D",), Spread(2, 1), Spread(300, 0.8), Spread(0), (2, 6), header=28),
     ),
     260, "steady",
 )  # fmt: skip
@@ -220,7 +220,7 @@ INFECTIONS: dict[str, Behaviour] = {
             *syn(0.45, header=40),
             *syn(0.39),
             refused(0.12),
-            Outcome(0.04, "SF", ("ShAFf", "ShADadFf"), Spread(1.5, 0.9), Spread(30, 0.9),
+            Ending(0.04, "SF", ("ShAFf", "ShADadFf"), Spread(1.5, 0.9), Spread(30, 0.9),
                     Spread(60, 0.9), (3, 5), (2, 4)),
         ),
         rhythm="bursts", detail="PartOfAHorizontalPortScan",
@@ -230,7 +230,7 @@ INFECTIONS: dict[str, Behaviour] = {
         (
             *tcp_session(Spread(60, 1.2), Spread(240, 0.7), Spread(420, 0.9), failing=0.15,
                          reset=0.4),
-            Outcome(0.25, "S3", ("ShAdDaf", "ShAdDaft"), Spread(25, 1), Spread(180, 0.6),
+            Ending(0.25, "S3", ("ShAdDaf", "ShAdDaft"), Spread(25, 1), Spread(180, 0.6),
                     Spread(900, 0.7), (4, 9), (4, 9)),
         ),
         rhythm="steady", detail="C&C",
@@ -243,11 +243,11 @@ INFECTIONS: dict[str, Behaviour] = {
     "ddos": Behaviour(
         "tcp", None, {80: 4, 443: 2, 53: 1}, "victim",
         (
-            Outcome(0.40, "S0", ("S",), None, None, None, (1, 1), header=40),
+            Ending(0.40, "S0", ("S",), None, None, None, (1, 1), header=40),
             *syn(0.15),
-            Outcome(0.15, "S0", ("S",), Spread(0.9, 0.8), Spread(0), Spread(0), (5, 60), header=40),
-            Outcome(0.22, "OTH", ("C", "A"), None, None, None, (1, 2), header=40),
-            Outcome(0.08, "RSTRH", ("^r", "Sr"), Spread(0.1, 0.8), Spread(0), Spread(0), (1, 1),
+            Ending(0.15, "S0", ("S",), Spread(0.9, 0.8), Spread(0), Spread(0), (5, 60), header=40),
+            Ending(0.22, "OTH", ("C", "A"), None, None, None, (1, 2), header=40),
+            Ending(0.08, "RSTRH", ("^r", "Sr"), Spread(0.1, 0.8), Spread(0), Spread(0), (1, 1),
                     (1, 1), 40),
         ),
         rhythm="bursts", detail="DDoS",

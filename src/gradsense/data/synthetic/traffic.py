@@ -19,7 +19,7 @@ from gradsense.data.synthetic.profiles import (
     INFECTIONS,
     SITES,
     Behaviour,
-    Outcome,
+    Ending,
     Rhythm,
     SiteProfile,
     Spread,
@@ -207,7 +207,7 @@ def _connections(
 
 
 def _ends(
-    outcome: Outcome, service: str | None, times: _Floats, rng: np.random.Generator
+    outcome: Ending, service: str | None, times: _Floats, rng: np.random.Generator
 ) -> pl.DataFrame:
     """What both ends did in connections of one outcome: state, sizes, packets, duration."""
     count = len(times)

@@ -7,7 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import Codec, expand, squeeze
+from gradsense.federation.transforms.transform import (
+    MAX_MESSAGE_BYTES,
+    Codec,
+    OverLimit,
+    expand,
+    squeeze,
+)
 from gradsense.learning.learner import Array, Tensors
 
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -23,5 +29,9 @@ class Half(Codec):
         clipped = {n: np.clip(t, -HALF_MAX, HALF_MAX) for n, t in tensors.items()}
         return squeeze({n: t.astype(np.float16) for n, t in clipped.items()})
 
-    def unpack(self, data: bytes) -> dict[str, Array]:
-        return {name: part.astype(np.float32) for name, part in expand(data).items()}
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        halves = expand(data, limit)
+        asked = sum(4 * half.size for half in halves.values())
+        if asked > limit:
+            raise OverLimit(asked, limit)
+        return {name: half.astype(np.float32) for name, half in halves.items()}

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import Codec, load
+from gradsense.federation.transforms.transform import MAX_MESSAGE_BYTES, Codec, OverLimit, load
 from gradsense.learning.learner import Array, Tensors
 
 
@@ -21,5 +21,7 @@ class Plain(Codec):
     def pack(self, tensors: Tensors) -> bytes:
         return save({name: np.ascontiguousarray(value) for name, value in tensors.items()})
 
-    def unpack(self, data: bytes) -> dict[str, Array]:
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        if len(data) > limit:
+            raise OverLimit(len(data), limit)
         return load(data)

@@ -7,7 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import Codec, rebuild, shape_entry, squeeze
+from gradsense.federation.transforms.transform import (
+    MAX_MESSAGE_BYTES,
+    Codec,
+    rebuild,
+    shape_entry,
+    squeeze,
+)
 from gradsense.learning.learner import Array, Tensors
 
 
@@ -45,8 +51,8 @@ class Quantized(Codec):
             parts |= shape_entry(name, tensor)
         return squeeze(parts)
 
-    def unpack(self, data: bytes) -> dict[str, Array]:
-        return rebuild(data, self._values)
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        return rebuild(data, limit, self._values)
 
     def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
         whole, scales = parts[f"whole:{name}"], parts[f"scale:{name}"]

@@ -9,7 +9,14 @@ import numpy as np
 
 from gradsense.federation.parts import Share, part
 from gradsense.federation.transforms.half import HALF_MAX
-from gradsense.federation.transforms.transform import Codec, rebuild, shape_entry, shape_of, squeeze
+from gradsense.federation.transforms.transform import (
+    MAX_MESSAGE_BYTES,
+    Codec,
+    rebuild,
+    shape_entry,
+    shape_of,
+    squeeze,
+)
 from gradsense.learning.learner import Array, Tensors
 
 
@@ -40,8 +47,8 @@ class TopK(Codec):
             parts |= shape_entry(name, tensor)
         return squeeze(parts)
 
-    def unpack(self, data: bytes) -> dict[str, Array]:
-        return rebuild(data, self._values)
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        return rebuild(data, limit, self._values)
 
     def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
         flat = np.zeros(math.prod(shape_of(parts, name)), dtype=np.float32)

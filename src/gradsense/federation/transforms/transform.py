@@ -6,7 +6,8 @@ will decode, so what a clip or a lossy codec takes away stays in the client's un
 travels later (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). An algorithm without
 ``keep_local`` overwrites that remainder with the next broadcast.
 
-All codecs but ``none`` are wrapped in zstd. Sizes are bounded before anything is allocated.
+All codecs but ``none`` are wrapped in zstd. Whoever unpacks gives a limit, which is checked before
+anything is allocated.
 """
 
 from __future__ import annotations
@@ -58,15 +59,29 @@ class Codec(ABC):
         """The tensors as bytes."""
 
     @abstractmethod
-    def unpack(self, data: bytes) -> dict[str, Array]:
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
         """The tensors again, float32, up to the codec's error bound.
 
+        Args:
+            limit: bytes that ``data`` may unpack to, and that the tensors may take.
+
         Raises:
+            OverLimit: it is more.
             InputError: the bytes are not this codec's.
         """
 
 
 # What codecs share --------------------------------------------------------------------------
+
+
+class OverLimit(InputError):
+    """The bytes would unpack to more than the limit."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the tensors would take {size} bytes; the limit is {limit}",
+            hint="have the client send fewer or smaller tensors",
+        )
 
 
 def refuse(reason: object) -> InputError:
@@ -89,13 +104,17 @@ def squeeze(parts: dict[str, np.ndarray]) -> bytes:
     return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(save_tensors(parts))
 
 
-def expand(data: bytes) -> dict[str, np.ndarray]:
+def expand(data: bytes, limit: int) -> dict[str, np.ndarray]:
     """The arrays that ``squeeze`` was given."""
     try:
         size = zstandard.frame_content_size(data)
-        if not 0 <= size <= MAX_MESSAGE_BYTES:
-            raise refuse(f"it would unpack to {size} bytes")
-        raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=MAX_MESSAGE_BYTES)
+        if size < 0:
+            raise refuse("it does not declare the size that it would unpack to")
+        if size > limit:
+            raise OverLimit(size, limit)
+        raw = zstandard.ZstdDecompressor().decompress(
+            data, max_output_size=limit, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise refuse(error) from None
     return load(raw)
@@ -106,22 +125,25 @@ def _names(parts: dict[str, np.ndarray], prefix: str) -> list[str]:
 
 
 def shape_of(parts: dict[str, np.ndarray], name: str) -> tuple[int, ...]:
-    """The tensor's shape, which must not ask for more memory than a message may hold."""
+    """The tensor's shape."""
     shape = tuple(int(extent) for extent in parts[f"shape:{name}"].ravel())
-    if min(shape, default=1) < 0 or 4 * math.prod(shape) > MAX_MESSAGE_BYTES:
+    if min(shape, default=1) < 0:
         raise refuse(f"'{name}' has shape {shape}")
     return shape
 
 
 def rebuild(
-    data: bytes, read: Callable[[dict[str, np.ndarray], str], np.ndarray]
+    data: bytes, limit: int, read: Callable[[dict[str, np.ndarray], str], np.ndarray]
 ) -> dict[str, Array]:
     """Every tensor whose shape is listed, from the flat values that ``read`` finds for it."""
-    parts = expand(data)
+    parts = expand(data, limit)
     try:
+        shapes = {name: shape_of(parts, name) for name in _names(parts, "shape:")}
+        asked = sum(4 * math.prod(shape) for shape in shapes.values())
+        if asked > limit:
+            raise OverLimit(asked, limit)
         tensors = {}
-        for name in _names(parts, "shape:"):
-            shape = shape_of(parts, name)
+        for name, shape in shapes.items():
             flat = read(parts, name)[: math.prod(shape)]
             tensors[name] = flat.reshape(shape).astype(np.float32)
         return tensors

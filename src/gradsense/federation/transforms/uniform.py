@@ -7,7 +7,13 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import Positive, part
-from gradsense.federation.transforms.transform import Codec, rebuild, shape_entry, squeeze
+from gradsense.federation.transforms.transform import (
+    MAX_MESSAGE_BYTES,
+    Codec,
+    rebuild,
+    shape_entry,
+    squeeze,
+)
 from gradsense.learning.learner import Array, Tensors
 
 _TOP = 32_000  # folded, it fits two bytes
@@ -58,8 +64,8 @@ class Uniform(Codec):
             parts |= shape_entry(name, tensor)
         return squeeze(parts)
 
-    def unpack(self, data: bytes) -> dict[str, Array]:
-        return rebuild(data, self._values)
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        return rebuild(data, limit, self._values)
 
     def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
         folded = parts[f"low:{name}"].astype(np.int32) | parts[f"high:{name}"].astype(np.int32) << 8

@@ -1,7 +1,6 @@
 """What an alert says to people: how bad, what happened, what to do, which ATT&CK technique.
 
-The classes are those of IoT-23 (doi 10.5281/zenodo.4743746), techniques those of MITRE ATT&CK for
-Enterprise, version 14.
+The task has the words of each class (``Task.advice``); the counts are the alert's own.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradsense.gateway.alerting.alert import Severity
+from gradsense.tasks.task import Severity, get_task
 
 #: The label of flows that resemble nothing the model was trained on.
 NOVEL = "Novel"
 
-#: Names of the techniques below.
+#: Names of the techniques of MITRE ATT&CK for Enterprise, version 14, that tasks refer to.
 TECHNIQUES: dict[str, str] = {
     "T1046": "Network Service Discovery",
     "T1071": "Application Layer Protocol",
@@ -28,96 +27,13 @@ TECHNIQUES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Advice:
-    """The words of one alert; see ``edge.alert.Alert`` for the fields."""
+    """The words of one alert; see ``Alert`` for the fields."""
 
     severity: Severity
     title: str
     sentence: str
     advice: str
     technique: str | None
-
-
-@dataclass(frozen=True)
-class _Class:
-    severity: Severity
-    title: str
-    meaning: str  # "it ...", the end of the sentence
-    advice: str
-    technique: str | None
-
-
-_ISOLATE = "Take the device off the network"
-_CLEAN = (
-    f"{_ISOLATE}. Reset it to factory settings, install the newest firmware and set a new "
-    "password before it comes back."
-)
-_BLOCK = f"Block the other address at the router. {_CLEAN}"
-_REPLACE = f"{_BLOCK} Replace it if the maker has no update."
-
-_CC = "it behaves as if somebody steers it from outside (command and control)"
-_BEAT = "it reports at regular times to a server that steers bots (heartbeat)"
-
-_CLASSES: dict[str, _Class] = {
-    "Attack": _Class(
-        "high", "Attack on another device", "it tries to break into other devices", _CLEAN, "T1210"
-    ),
-    "C&C": _Class("high", "Controlled from outside", _CC, _BLOCK, "T1071"),
-    "C&C-FileDownload": _Class(
-        "critical",
-        "Malware is being loaded",
-        "it fetches a file from a server that steers bots",
-        _BLOCK,
-        "T1105",
-    ),
-    "C&C-HeartBeat": _Class("high", "Controlled from outside", _BEAT, _BLOCK, "T1071"),
-    "C&C-HeartBeat-Attack": _Class(
-        "critical", "Controlled and attacking", f"{_BEAT} and attacks others", _BLOCK, "T1210"
-    ),
-    "C&C-HeartBeat-FileDownload": _Class(
-        "critical", "Malware is being loaded", f"{_BEAT} and fetches a file there", _BLOCK, "T1105"
-    ),
-    "C&C-Mirai": _Class(
-        "high", "Mirai botnet", "it talks to a server of the Mirai botnet", _BLOCK, "T1071"
-    ),
-    "C&C-PartOfAHorizontalPortScan": _Class(
-        "critical", "Controlled and scanning", f"{_CC} and looks for victims", _BLOCK, "T1046"
-    ),
-    "C&C-Torii": _Class(
-        "critical", "Torii botnet", "it talks to a server of the Torii botnet", _REPLACE, "T1071"
-    ),
-    "DDoS": _Class("high", "DDoS attack", "it takes part in a DDoS attack", _CLEAN, "T1498"),
-    "FileDownload": _Class(
-        "critical", "Malware is being loaded", "it fetches a file as malware does", _BLOCK, "T1105"
-    ),
-    "Okiru": _Class("high", "Okiru botnet", "it acts like a bot of Okiru", _CLEAN, "T1584"),
-    "Okiru-Attack": _Class(
-        "critical", "Okiru botnet attacks", "it attacks others like a bot of Okiru", _CLEAN, "T1210"
-    ),
-    "PartOfAHorizontalPortScan": _Class(
-        "medium",
-        "Port scan",
-        "it asks many addresses for the same open port, as bots do to find victims",
-        f"If you did not start a scan yourself: {_CLEAN[0].lower()}{_CLEAN[1:]}",
-        "T1046",
-    ),
-    "PartOfAHorizontalPortScan-Attack": _Class(
-        "high",
-        "Port scan and attack",
-        "it looks for open ports and attacks what it finds",
-        _CLEAN,
-        "T1210",
-    ),
-    "Torii": _Class("critical", "Torii botnet", "it acts like a bot of Torii", _REPLACE, "T1584"),
-    "Malicious": _Class("high", "Malicious traffic", "it behaves like malware", _CLEAN, None),
-    NOVEL: _Class(
-        "low",
-        "Unknown behaviour",
-        "the model has never seen traffic like this",
-        "Ask what changed: an update, a new app, a new service. If nothing did, watch the device "
-        "and look up the other address.",
-        None,
-    ),
-}
 
 
 def describe(
@@ -141,15 +57,13 @@ def describe(
         first_ts, last_ts: seconds since the epoch.
         more_peers: ``peers`` is a lower bound.
     """
-    known = _CLASSES.get(label) or _Class(
-        "medium", f"Suspicious traffic: {label}", f"it behaves like '{label}'", _CLEAN, None
-    )
+    task = get_task()
+    known = task.novel if label == NOVEL else task.advice.get(label, task.other)
+    title, meaning = (text.replace("{label}", label) for text in (known.title, known.meaning))
     span = f" {_span(last_ts - first_ts)}" if flows > 1 else ""
     others = f"at least {peers:,} addresses" if more_peers else _count(peers, "address", "es")
     what = f"{device} sent {_count(flows, 'connection')} to {others}{_ports(ports, flows)}{span}"
-    return Advice(
-        known.severity, known.title, f"{what}: {known.meaning}.", known.advice, known.technique
-    )
+    return Advice(known.severity, title, f"{what}: {meaning}.", known.advice, known.technique)
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

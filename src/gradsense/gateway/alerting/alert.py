@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradsense.tasks import task
+
 State = Literal["open", "update", "closed"]
-Severity = Literal["info", "low", "medium", "high", "critical"]
+Severity = task.Severity
 
 #: In rising order; formats number them by place.
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
-
-#: The last second that ``datetime`` can express. A broken log may hold a later one, and an alert
-#: about it must still be sent.
-_LAST_SECOND = 253_402_300_799.0
 
 
 class Example(BaseModel):
@@ -85,14 +82,3 @@ class Alert(BaseModel):
     def key(self) -> str:
         """Identifies this message: the same whenever it is sent again."""
         return f"{self.id}-{self.revision}"
-
-
-def milliseconds(ts: float) -> int:
-    """Whole milliseconds since the epoch of a log's time in seconds."""
-    return round(min(max(ts, 0.0), _LAST_SECOND) * 1000)
-
-
-def iso(ts: float) -> str:
-    """For example ``2018-12-21T15:50:14.182Z`` (ISO 8601 and RFC 3339)."""
-    seconds, rest = divmod(milliseconds(ts), 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"

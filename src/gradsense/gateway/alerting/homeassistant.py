@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.alert import Alert, iso
+from gradsense.gateway.alerting.alert import Alert
+from gradsense.gateway.alerting.formats import iso
 
 #: Entities that one gateway may create: a scan with forged senders must not flood the user's home.
 MAX_DEVICES = 1000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class HomeAssistant:
         device = self._devices.get(name)
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
+                if not self.left_out:
+                    _log.warning("Home Assistant gets no entity of a device beyond %d", MAX_DEVICES)
                 self.left_out += 1
                 return []
             device = self._devices[name] = _Device()

@@ -152,7 +152,7 @@ def tls_context(
         files = ", ".join(str(file) for file in (ca, cert, key) if file is not None)
         raise InputError(
             f"cannot be used for TLS ({error.strerror or error})",
-            hint="give PEM files that this process may read",
+            hint="give PEM files of authority, certificate and key that this process may read",
             file=files,
         ) from error
     return context

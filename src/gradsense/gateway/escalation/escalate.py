@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import ssl
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import httpx
@@ -28,8 +28,7 @@ from pydantic import (
 )
 
 from gradsense.detection.detector import Verdict
-from gradsense.errors import InputError
-from gradsense.gateway.escalation.budget import ByteBudget, TimeBudget
+from gradsense.gateway.alerting.sink import tls_context
 from gradsense.gateway.escalation.secret import checked, read_secret
 from gradsense.gateway.settings import EscalateSettings
 from gradsense.prompts.templates import Template
@@ -83,6 +82,37 @@ class _Failed(Exception):
 
 
 _Found = dict[str, Verdict]
+
+
+@dataclass
+class ByteBudget:
+    """A token bucket of at most ``per_minute`` bytes, refilled evenly over a minute.
+
+    In any span of t seconds it grants at most ``per_minute`` · (1 + t / 60) bytes. A clock that
+    is set back refills nothing.
+    """
+
+    per_minute: int
+    _left: float = field(init=False)
+    _at: float | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._left = float(self.per_minute)
+
+    def left(self, now: float) -> int:
+        """Bytes that ``take`` would grant at ``now`` (seconds of any monotonic clock)."""
+        if self._at is None or now > self._at:
+            since = 0.0 if self._at is None else now - self._at
+            self._left = min(self.per_minute, self._left + since * self.per_minute / 60)
+            self._at = now
+        return int(self._left)
+
+    def take(self, size: int, now: float) -> bool:
+        """Spend ``size`` bytes if they are there; otherwise nothing is spent."""
+        if size > self.left(now):
+            return False
+        self._left -= size
+        return True
 
 
 class _Breaker:
@@ -185,11 +215,11 @@ class Escalator:
         failed: dict[str, Reason] = dict.fromkeys(texts[len(chosen) :], "budget")
         if not chosen:
             return {}, failed
-        time_left = TimeBudget.of(self.settings.time_ms / 1000, now)
+        deadline = now + self.settings.time_ms / 1000
         self.counts["asked"] += len(chosen)
-        self._running = self._pool.submit(self._request, chosen, body, time_left)
+        self._running = self._pool.submit(self._request, chosen, body, deadline)
         try:
-            found = self._running.result(timeout=time_left.left(self._clock()))
+            found = self._running.result(timeout=max(0.0, deadline - self._clock()))
         except Late:
             return {}, failed | dict.fromkeys(chosen, "timeout")
         except _Failed as failure:
@@ -215,7 +245,7 @@ class Escalator:
             self.sent_bytes += len(body) + _OVERHEAD_BYTES
         return texts[:fitting], body
 
-    def _request(self, texts: list[str], body: bytes, time_left: TimeBudget) -> _Found:
+    def _request(self, texts: list[str], body: bytes, deadline: float) -> _Found:
         """One exchange, in its own thread."""
         try:
             verdicts = self._exchange(body, len(texts))
@@ -225,7 +255,7 @@ class Escalator:
             raise
         found, now = dict(zip(texts, verdicts, strict=True)), self._clock()
         with self._lock:
-            if time_left.left(now) > 0:
+            if now < deadline:
                 self._breaker.heal()
             else:
                 self._breaker.fail(now)
@@ -282,20 +312,10 @@ def _client(settings: EscalateSettings) -> httpx.Client:
     token = _token(settings)
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    try:
-        context = ssl.create_default_context(cafile=settings.ca)
-    except OSError as error:  # ssl.SSLError is one
-        raise InputError(
-            f"no authority's certificate ({error.strerror or error})",
-            hint="give the PEM file of the authority that signed the service's certificate",
-            file=settings.ca,
-            field="ca",
-        ) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     return httpx.Client(
         base_url=settings.url,
         headers=headers,
-        verify=context,
+        verify=tls_context(ca=settings.ca),
         timeout=_PHASE_S,
         limits=httpx.Limits(max_connections=1, keepalive_expiry=_KEEP_ALIVE_S),
         trust_env=False,  # only the settings count: no proxy, no .netrc

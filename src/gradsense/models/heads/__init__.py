@@ -1,1 +1,1 @@
-"""What stands on a language model's last states: heads, and the novelty score beside them."""
+"""Heads on a language model's last states, and the novelty score beside them."""

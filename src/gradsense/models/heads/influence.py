@@ -1,6 +1,6 @@
 """The novelty score as a layer: small enough to run beside the model on a gateway.
 
-``learning.novelty`` explains the score, and makes this layer from a fleet's moments.
+``learning.novelty`` explains the score, and makes this layer from a fleet's sufficient statistics.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import nn
 
 Kind = Literal["last", "pooled", "tokens"]
 
-#: More features than this make the moments of a site too large to send and to solve.
+#: With more features the sufficient statistics of a site are too large to send and to solve.
 MAX_FEATURES = 4096
 
 
@@ -40,7 +40,7 @@ class Readout(nn.Module):
         states = {"last": 1, "pooled": 2, "tokens": length}[kind]
         self.features_per_prompt = states * state_width(base)
         self.score = nn.Linear(self.features_per_prompt, classes)
-        # An untrained head knows nothing, and says so: all classes alike.
+        # An untrained head gives all classes the same score.
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
         if frozen:

@@ -6,7 +6,8 @@ from typing import Any
 
 import gradsense
 from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import Alert, iso, milliseconds
+from gradsense.gateway.alerting.alert import Alert
+from gradsense.gateway.alerting.formats import iso, milliseconds
 
 VERSION = "8.11.0"
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import gradsense
 from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert, milliseconds
+from gradsense.gateway.alerting.alert import SEVERITIES, Alert
+from gradsense.gateway.alerting.formats import milliseconds
 
 VERSION = "1.5.0"
 

@@ -100,11 +100,6 @@ class MqttSink:
             self._take(alert)
         self._client = self._start(f"gradsense-{sensor}-{setting.name}")
 
-    @property
-    def left_out(self) -> int:
-        """Alerts about devices that got no entity, because there are too many."""
-        return self._home.left_out if self._home else 0
-
     def send(self, alerts: Sequence[Alert]) -> None:
         """Publish all of them and wait for the broker's acknowledgements (PUBACK).
 

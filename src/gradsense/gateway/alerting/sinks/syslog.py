@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from gradsense.gateway.alerting.alert import Alert, Severity, iso
-from gradsense.gateway.alerting.formats import Format, as_json
+from gradsense.gateway.alerting.alert import Alert, Severity
+from gradsense.gateway.alerting.formats import Format, as_json, iso
 from gradsense.gateway.alerting.sink import SinkContext, SinkError, SinkSettings, tls_context
 
 #: RFC 5424 table 1 in order, so that the place is the code.

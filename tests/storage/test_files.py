@@ -1,14 +1,15 @@
-"""Folders and transactions that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
 
-from gradsense.storage.folders import replacing, transaction
+from gradsense.errors import InputError
+from gradsense.storage.files import fresh, lock, replacing, temporary, write
 
 
 def names(folder: Path) -> list[str]:
@@ -54,13 +55,23 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
     assert names(tmp_path) == ["it"]
 
 
-def test_a_transaction_is_all_or_nothing() -> None:
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.execute("CREATE TABLE things (name TEXT)")
-    with transaction(db):
-        db.execute("INSERT INTO things VALUES ('kept')")
-    with contextlib.suppress(RuntimeError), transaction(db):
-        db.execute("INSERT INTO things VALUES ('lost')")
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "it"
+    temporary(file).write_bytes(b"left by a killed process, and longer than the next")
+    for body in (b"one", b"two"):
+        write(file, body)
+    with contextlib.suppress(RuntimeError), fresh(file) as stream:
+        stream.write(b"half")
         raise RuntimeError
-    assert db.execute("SELECT name FROM things").fetchall() == [("kept",)]
-    assert not db.in_transaction
+    assert file.read_bytes() == b"two"
+    assert names(tmp_path) == ["it"]
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    busy = InputError("is in use", hint="wait")
+    guard = lock(tmp_path / "lock", busy)
+    with pytest.raises(InputError, match="in use"):
+        lock(tmp_path / "lock", busy)
+    guard.close()
+    lock(tmp_path / "lock", busy).close()

@@ -1,130 +1,41 @@
-"""How one property of a flow becomes words: a closed list of phrases and an index into it.
-
-Every text that a template can ever emit is put together from these phrases, so the vocabulary
-is closed by construction: a strange value in a log picks another phrase, it never brings a word
-of its own. Hence no address, uid or time can leak into a prompt either.
-
-A field is written down twice, side by side: as a polars expression for many flows, and as a plain
-function for one, since polars needs milliseconds however few flows there are and a gateway has to
-answer within one. A property test holds the two together.
-"""
+"""The words of flows: protocols, services, states, ports, kinds of address, Zeek's history."""
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import polars as pl
 
-#: A flow as a plain mapping: FLOW_SCHEMA and, where needed, CONTEXT_SCHEMA names to values.
-Row = Mapping[str, Any]
+from gradsense.tasks.fields import Field, Record
 
-
-@dataclass(frozen=True)
-class Field:
-    """One property of a flow in words.
-
-    Args:
-        name: what the field tells, unique within a template.
-        phrases: every phrase that it can emit, each one or more words.
-        index: polars expression over a flow frame, never null, that picks the phrase.
-        pick: the same for one flow.
-    """
-
-    name: str
-    phrases: tuple[str, ...]
-    index: pl.Expr = field(repr=False, compare=False)
-    pick: Callable[[Row], int] = field(repr=False, compare=False)
-
-    @property
-    def text(self) -> pl.Expr:
-        """Expression that yields the phrase of each flow (String, never null)."""
-        return pl.lit(pl.Series(self.phrases, dtype=pl.String)).gather(self.index)
-
-
-def category(name: str, column: str, phrases: Mapping[str, str], other: str, missing: str) -> Field:
-    """A field over the known values of a text column; any other value reads ``other``."""
-    listed = (*phrases.values(), other, missing)
-    index = _position(pl.col(column), tuple(phrases)).fill_null(len(phrases) + 1)
-    places = {value: place for place, value in enumerate(phrases)}
-
-    def pick(row: Row) -> int:
-        value: str | None = row[column]
-        return places.get(value, len(places)) if value else len(places) + 1
-
-    return Field(name, listed, index, pick)
-
-
-def first_listed(
-    name: str, column: str, phrases: Mapping[str, str], other: str, missing: str
-) -> Field:
-    """As ``category``, for comma-separated sets such as Zeek's ``ssl,http``.
-
-    Zeek writes a set in no particular order, so the member that stands first in ``phrases``
-    speaks for the whole set.
-    """
-    members = pl.col(column).str.split(",")
-    best = members.list.eval(_position(pl.element(), tuple(phrases))).list.min()
-    places = {value: place for place, value in enumerate(phrases)}
-
-    def pick(row: Row) -> int:
-        found = (places.get(one, len(places)) for one in (row[column] or "").split(",") if one)
-        return min(found, default=len(places) + 1)
-
-    index = best.fill_null(len(phrases) + 1)
-    return Field(name, (*phrases.values(), other, missing), index, pick)
-
-
-def number(
-    name: str,
-    column: str,
-    edges: Sequence[float],
-    phrase: Callable[[float], str],
-    *,
-    zero: str,
-    missing: str,
-) -> Field:
-    """A field over a number: the phrase of the highest edge that it reaches.
-
-    Args:
-        edges: rising positive lower bounds of the buckets.
-        phrase: an edge in words.
-        zero: for values up to zero. A positive value below the first edge counts as the edge.
-        missing: for null and NaN.
-    """
-    value = pl.col(column).cast(pl.Float64).fill_nan(None)
-    # An empty bucket for (0, first edge) would need a word of its own; reaching down avoids it.
-    bounds = pl.Series([5e-324, *edges[1:]], dtype=pl.Float64)
-    bucket = pl.lit(bounds).search_sorted(value.fill_null(0.0), side="right")
-    index = pl.when(value.is_null()).then(len(edges) + 1).otherwise(bucket)
-    lower = bounds.to_list()
-
-    def pick(row: Row) -> int:
-        one: float | None = row[column]
-        return len(lower) + 1 if one is None or math.isnan(one) else bisect_right(lower, one)
-
-    return Field(name, (zero, *map(phrase, edges), missing), index, pick)
-
-
-def share(name: str, column: str, phrases: Sequence[str], missing: str) -> Field:
-    """A field over a share between 0 and 1, rounded to the nearest of evenly spaced phrases."""
-    steps = len(phrases) - 1
-    value = pl.col(column).fill_nan(None).clip(0.0, 1.0)
-    index = (value * steps + 0.5).floor().cast(pl.Int64).fill_null(steps + 1)
-
-    def pick(row: Row) -> int:
-        one: float | None = row[column]
-        if one is None or math.isnan(one):
-            return steps + 1
-        return math.floor(min(max(one, 0.0), 1.0) * steps + 0.5)
-
-    return Field(name, (*phrases, missing), index, pick)
-
+PROTOCOLS = ("tcp", "udp", "icmp")
+#: The first of these that is in a set of several stands for the set, so the more informative
+#: protocol goes first.
+SERVICES = (
+    *("irc", "ssh", "mqtt", "http", "dns", "dhcp", "ntp", "ftp-data", "ftp", "smtp", "pop3"),
+    *("imap", "telnet", "tftp", "rdp", "rfb", "smb", "dce_rpc", "ldap", "krb", "krb_tcp", "ntlm"),
+    *("gssapi", "mysql", "postgresql", "redis", "modbus", "dnp3", "snmp", "sip", "socks", "syslog"),
+    *("radius", "upnp", "ssdp", "quic", "wireguard", "stun", "xmpp", "dtls", "ssl"),
+)
+#: Zeek's conn_state and what it means.
+STATES = {
+    "S0": "got no answer",
+    "S1": "was opened and not closed",
+    "SF": "was opened and closed normally",
+    "REJ": "was rejected",
+    "S2": "was closed by the sender only",
+    "S3": "was closed by the receiver only",
+    "RSTO": "was reset by the sender",
+    "RSTR": "was reset by the receiver",
+    "RSTOS0": "got no answer and was reset",
+    "RSTRH": "was answered and then reset",
+    "SH": "was half opened by the sender",
+    "SHR": "was half opened by the receiver",
+    "OTH": "was seen midstream",
+}
 
 #: Ports that a word of their own pays for: common services of IoT devices and of their attackers
 #: (telnet, HTTP and its alternatives, MQTT, UPnP, ADB, TR-069, IRC, Realtek and Huawei routers),
@@ -159,7 +70,7 @@ def port(
     )
     places, lower = {number: place for place, number in enumerate(numbers)}, bounds.to_list()
 
-    def pick(row: Row) -> int:
+    def pick(row: Record) -> int:
         one: int | None = row[column]
         if one is None:
             return len(numbers) + len(ranges)
@@ -177,7 +88,7 @@ _V4 = r"^\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}$"
 _V6 = r"^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$"
 #: The first pattern that fits gives the kind. Shared space (RFC 6598) counts as private, as a
 #: device behind a carrier's NAT has it. A private address that ends in .255 is taken for the
-#: broadcast address of its network, since a log does not tell the netmask.
+#: broadcast address of its network, since a log does not hold the netmask.
 _V4_KINDS = {
     "bcast": r"^(255\.255\.255\.255|(10|192\.168|172\.(1[6-9]|2\d|3[01]))\..*\.255)$",
     "priv": r"^(10|192\.168|172\.(1[6-9]|2\d|3[01])|100\.(6[4-9]|[7-9]\d|1[01]\d|12[0-7]))\.",
@@ -257,7 +168,7 @@ def address_pair(name: str, phrase: Callable[[str, str, str], str]) -> Field:
     resp = _address_kind("resp_h", RESP_KINDS)
     index = (family * len(ORIG_KINDS) + orig) * len(RESP_KINDS) + resp
 
-    def pick(row: Row) -> int:
+    def pick(row: Record) -> int:
         family = _is_v6(row["resp_h"])
         orig, resp = _kind_of(row["orig_h"], ORIG_KINDS), _kind_of(row["resp_h"], RESP_KINDS)
         return (family * len(ORIG_KINDS) + orig) * len(RESP_KINDS) + resp
@@ -277,7 +188,7 @@ HISTORIES = (
     *("ShAdDaFfRR", "ShAdDaFRf", "ShAdDaFRfR", "ShAdDaR", "ShAdDaTFf", "ShAdfDr", "ShwAadDfF"),
     *("DdA", "DRr", "Dr", "DFf", "DadA", "^d", "^f", "^r", "^h", "^hA", "^dA", "^dADA", "HaDdAFf"),
 )
-#: What the phrase of any other history tells: which of these occur in it.
+#: The phrase of any other history names which of these occur in it.
 HISTORY_MARKS = ("D", "d", "[Ff]", "[Rr]", r"\^")
 _MARK_LETTERS = ("D", "d", "F", "R", "^")
 
@@ -300,7 +211,7 @@ def history(name: str, phrase: Callable[[str], str], missing: str) -> Field:
     )
     places = {text: place for place, text in enumerate(HISTORIES)}
 
-    def pick(row: Row) -> int:
+    def pick(row: Record) -> int:
         text = row["history"]
         if not text:
             return len(HISTORIES) + len(marks)
@@ -311,9 +222,3 @@ def history(name: str, phrase: Callable[[str], str], missing: str) -> Field:
         return len(HISTORIES) + sum(one << bit for bit, one in enumerate(found))
 
     return Field(name, (*map(phrase, (*HISTORIES, *marks)), missing), index, pick)
-
-
-def _position(value: pl.Expr, known: Sequence[str]) -> pl.Expr:
-    """Where each value stands in ``known``; ``len(known)`` for any other; null for null and ""."""
-    places = value.replace_strict(known, list(range(len(known))), default=len(known))
-    return pl.when(value.is_not_null() & (value != "")).then(places.cast(pl.Int64))

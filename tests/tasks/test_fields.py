@@ -5,8 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from gradsense.prompts import fields
-from gradsense.prompts.fields import Field
+from gradsense.tasks import fields
+from gradsense.tasks.fields import Field
+from gradsense.tasks.flows import words as flow_words
 
 
 def words(field: Field, **columns: list[object]) -> list[str]:
@@ -38,7 +39,7 @@ def test_a_set_of_services_reads_as_its_most_telling_member() -> None:
 
 
 def test_port_is_known_or_a_range() -> None:
-    field = fields.port("p", "x", (80, 23), lambda text: text, "none")
+    field = flow_words.port("p", "x", (80, 23), lambda text: text, "none")
     values = [23, 80, 24, 1024, 32767, 32768, 49152, 65535, None]
     expected = "23 80 system registered registered ephemeral dynamic dynamic none"
     assert words(field, x=values) == expected.split()
@@ -60,7 +61,7 @@ def test_port_is_known_or_a_range() -> None:
     ],
 )
 def test_address_kinds(orig: str, resp: str | None, expected: str) -> None:
-    field = fields.address_pair("a", lambda v6, o, r: f"{v6}{':' if v6 else ''}{o}>{r}")
+    field = flow_words.address_pair("a", lambda v6, o, r: f"{v6}{':' if v6 else ''}{o}>{r}")
     frame = pl.DataFrame(
         {"orig_h": [orig], "resp_h": [resp]}, schema_overrides={"resp_h": pl.String}
     )
@@ -68,11 +69,11 @@ def test_address_kinds(orig: str, resp: str | None, expected: str) -> None:
 
 
 def test_history_is_itself_or_what_occurred() -> None:
-    field = fields.history("h", lambda text: text, "none")
+    field = flow_words.history("h", lambda text: text, "none")
     values = ["ShADadFf", "ShADadTTtFfR", "^hADr", "Q", "", None]
     assert words(field, history=values) == ["ShADadFf", "+DdFR", "+DR^", "+", "none", "none"]
 
 
 def test_histories_are_listed_once() -> None:
-    assert len(set(fields.HISTORIES)) == len(fields.HISTORIES)
-    assert len(set(fields.KNOWN_PORTS)) == len(fields.KNOWN_PORTS)
+    assert len(set(flow_words.HISTORIES)) == len(flow_words.HISTORIES)
+    assert len(set(flow_words.KNOWN_PORTS)) == len(flow_words.KNOWN_PORTS)

@@ -1,0 +1,1 @@
+"""The templates of flows: each one file with a ``WORDING``, found by being there."""
