@@ -39,6 +39,7 @@ def test_there_is_one_for_everything_that_is_found_by_being_there() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not all(
         (ROOT / "src/gradsense" / room).is_dir() for room in ("tasks", "federation/algorithms")

@@ -16,6 +16,8 @@ from gradsense import __version__
 from gradsense.cli.app import app
 from gradsense.cli.lazy import LazyGroup
 
+pytestmark = pytest.mark.slow
+
 #: What a command may import when it runs, and not before. Typer itself needs rich for help.
 HEAVY = (
     *("numpy", "polars", "torch", "transformers", "tokenizers", "safetensors", "zstandard"),
