@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from gradsense.data.sources.blocks import MAX_LINE_BYTES
+from gradsense.data.sources.lines import MAX_LINE_BYTES
 
 FIELDS = (
     "ts", "uid", "id.orig_h", "id.orig_p", "id.resp_h", "id.resp_p", "proto", "service",
