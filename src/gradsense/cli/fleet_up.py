@@ -84,7 +84,7 @@ def up(
             fleet.prepare(shown.update)
         fleet.start()
         _show(fleet, stop, console, seconds=seconds, stay=stay)
-        _say_end(fleet, console)
+        _print_end(fleet, console)
         with Console(stderr=True).status("stopping"):
             fleet.stop()
         if out is not None:
@@ -151,7 +151,7 @@ def _table(fleet: LocalFleet, status: Mapping[str, Any]) -> Table:
     return run_table(fleet.run, status, more)
 
 
-def _say_end(fleet: LocalFleet, console: Console) -> None:
+def _print_end(fleet: LocalFleet, console: Console) -> None:
     status = fleet.status()
     if not status:
         return

@@ -95,7 +95,7 @@ def _received(jobs: TextIO, busy: threading.Event) -> Iterator[dict[str, Any]]:
 def serve(jobs: TextIO, news: TextIO) -> None:
     """Work until the jobs end. Each job ends in one line, ``done`` or ``error``."""
 
-    def say(**message: object) -> None:
+    def send(**message: object) -> None:
         try:
             print(json.dumps(message), file=news, flush=True)
         except BrokenPipeError:  # the comparison is gone, and nobody is left to complain to
@@ -107,16 +107,16 @@ def serve(jobs: TextIO, news: TextIO) -> None:
         number = job["number"]
 
         def report(progress: RunProgress, number: int = number) -> None:
-            say(number=number, event="progress", **asdict(progress))
+            send(number=number, event="progress", **asdict(progress))
 
         try:
             notes = run_job(job, corpora, report)
         except GradsenseError as error:
             busy.clear()
-            say(number=number, event="error", text=str(error), exit_code=error.exit_code)
+            send(number=number, event="error", text=str(error), exit_code=error.exit_code)
         else:
             busy.clear()
-            say(number=number, event="done", notes=notes)
+            send(number=number, event="done", notes=notes)
 
 
 if __name__ == "__main__":
