@@ -9,7 +9,7 @@ below it:
     simulation  transport                           who carries updates and models
     detection                                       a trained model that needs no torch
     federation  learning  models                    algorithms, local training, language models
-    prompts  data  storage                          records to text, logs, files
+    prompts  tasks  data  storage                   records and their words, logs, files
 
 >>> import gradsense
 >>> gradsense.Detector.__name__
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gradsense.gateway.watch import Watch
     from gradsense.learning.learner import Learner
     from gradsense.simulation.simulator import Simulator
+    from gradsense.tasks.task import Task
 else:
     export(__name__)
 
@@ -43,6 +44,7 @@ __all__ = [
     "InputError",
     "Learner",
     "Simulator",
+    "Task",
     "Watch",
     "__version__",
 ]

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from gradsense.data.context import ContextWindow
     from gradsense.data.datasets.captures import Capture, Dataset
     from gradsense.data.networks import Networks
+    from gradsense.data.sources.live import LiveLog
+    from gradsense.data.sources.source import RecordSource
+    from gradsense.data.sources.stream import LogStream, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally
 else:
@@ -17,8 +20,12 @@ __all__ = [
     "Capture",
     "ContextWindow",
     "Dataset",
+    "LiveLog",
+    "LogStream",
     "Networks",
+    "RecordSource",
     "Tally",
+    "read_log",
     "write_fleet",
     "write_sample",
 ]

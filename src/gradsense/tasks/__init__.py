@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
-    from gradsense.tasks.task import Task, Wording, get_task
+    from gradsense.tasks.task import ClassAdvice, Task, Wording, get_task
 else:
     export(__name__)
 
-__all__ = ["Task", "Wording", "get_task"]
+__all__ = ["ClassAdvice", "Task", "Wording", "get_task"]
