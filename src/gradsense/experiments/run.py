@@ -17,9 +17,8 @@ from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.update import GlobalModel
-from gradsense.learning.answers import answers, measure
+from gradsense.learning.answers import answers, fleet_score, measure
 from gradsense.learning.learner import FlowCost, Tensors
-from gradsense.learning.novelty import fleet_score
 from gradsense.models import folder
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.readout import Readout
