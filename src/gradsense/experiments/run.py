@@ -11,7 +11,7 @@ import numpy as np
 
 from gradsense.data.flows import class_numbers
 from gradsense.experiments import results
-from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.experiments.bench import Bench, average
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
@@ -93,7 +93,7 @@ class FederatedRun:
 
     def start(self) -> None:
         """Measure version 0 and send it out."""
-        self._point(0, self.bench.initial)
+        self._on_model(self.simulator.coordinator.model)
         self.simulator.start()
 
     def step(self) -> bool:
@@ -123,20 +123,9 @@ class FederatedRun:
         )
 
     def _on_model(self, model: GlobalModel) -> None:
-        self._point(model.version, model.tensors)
-
-    def _point(self, version: int, tensors: Tensors) -> None:
-        loss, scores, _ = self.bench.evaluate(self.algorithm.weights(tensors))
-        self.curve.append(
-            results.Point(
-                aggregation=version,
-                virtual_s=self.simulator.now,
-                uplink_bytes=self.simulator.meter.uplink_bytes,
-                accuracy=scores.accuracy,
-                f1_macro=scores.f1_macro,
-                loss=loss,
-            )
-        )
+        now, uplink_bytes = self.simulator.now, self.simulator.meter.uplink_bytes
+        weights = self.algorithm.weights(model.tensors)
+        self.curve.append(self.bench.point(model.version, weights, now, uplink_bytes))
 
     def _on_last_work(self, client: Client) -> None:
         """Score a client's own model before a broadcast changes it.
@@ -150,10 +139,10 @@ class FederatedRun:
     def _score(self, client: Client) -> None:
         if client.name not in self.sample:
             return
-        self.clients[client.name] = scores_row(self.bench.evaluate(client.weights)[1])
+        self.clients[client.name] = self.bench.evaluate(client.weights)[1]
         own = self.bench.own_score(client.name, client.weights)
         if own is not None:
-            self.clients_own[client.name] = scores_row(own)
+            self.clients_own[client.name] = own
 
     # At rest --------------------------------------------------------------------------------
 
@@ -205,7 +194,6 @@ class FederatedRun:
         for client in simulator.clients.values():
             if client.name not in self.clients and client.steps:
                 self._score(client)
-        _, scores, predicted = self.bench.evaluate(self.final())
         central_s, client_s = simulator.central_latency_s(), simulator.client_latency_s()
         settings = self.bench.settings
         return results.Row(
@@ -214,10 +202,8 @@ class FederatedRun:
             seed=settings.seed,
             rounds=settings.rounds,
             synthetic=self.bench.corpus.synthetic,
-            central=scores_row(scores),
             clients=average(self.clients),
             clients_own=average(self.clients_own),
-            alarms=self.bench.alarms(self.final()),
             central_latency_s=central_s,
             client_latency_s=client_s,
             requests_per_min=60 / central_s if central_s else None,
@@ -234,17 +220,8 @@ class FederatedRun:
             triggers=dict(simulator.triggers),
             dropped_out=meter.dropped_out,
             curve=self.curve,
-            uploads_log=[
-                results.UploadMark(
-                    virtual_s=mark.virtual_s,
-                    client=mark.client,
-                    reason=mark.reason,
-                    bytes=mark.bytes,
-                    aggregation=mark.aggregation,
-                )
-                for mark in simulator.uploads
-            ],
-            **self.bench.details(predicted),
+            uploads_log=[results.UploadMark.model_validate(mark) for mark in simulator.uploads],
+            **self.bench.central(self.final()),
         )
 
 

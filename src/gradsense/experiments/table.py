@@ -1,6 +1,6 @@
 """Table III: one line for each algorithm, mean ± spread over seeds.
 
-One list of columns feeds the terminal, the Markdown and the report, so that they cannot differ.
+One list of columns feeds the terminal and the report, so that they cannot differ.
 """
 
 from __future__ import annotations
@@ -233,30 +233,3 @@ def _drawn(summary: list[Line], part: Part, between: str, gap: int) -> Table:
         cells = [between.join(written(line.stats[i], column)).rstrip() for i, column in chosen]
         inner.add_row(escape(line.algorithm), *cells)
     return inner
-
-
-def markdown(rows: list[Row]) -> str:
-    """Table III as two Markdown tables with title and footnotes."""
-    summary = lines(rows)
-    blocks = [f"**{title(rows)}**"]
-    for part in ("quality", "cost"):
-        chosen = [(index, column) for index, column in enumerate(COLUMNS) if column.part == part]
-        heads = ["algorithm", *(f"{column.group}: {column.title}" for _, column in chosen)]
-        body = [
-            [
-                _plain(line.algorithm) + (" (reference)" if line.kind == "reference" else ""),
-                *(
-                    " ".join(written(line.stats[index], column)).rstrip()
-                    for index, column in chosen
-                ),
-            ]
-            for line in summary
-        ]
-        ruler = ["---", *("---:" for _ in chosen)]
-        blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ruler, *body)))
-    blocks.append("\n".join(f"- {note}" for note in footnotes().splitlines()))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _plain(name: str) -> str:
-    return name.replace("|", "\\|").replace("\n", " ")
