@@ -14,8 +14,8 @@ from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, set_up
+from gradsense.experiments.compare import check
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.preflight import check
 from gradsense.experiments.run import FederatedRun, flow_cost
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import solve
