@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.compare import run_comparison, show
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
@@ -92,7 +92,5 @@ def _show_guard(guarded: Guarded, console: Console) -> None:
         f"{len(guarded.alerts)} alerts, the worst first",
         soft_wrap=True,
     )
-    for alert in guarded.alerts[:5]:
-        console.print(
-            f"   {alert.severity:9}{alert.sentence}", markup=False, highlight=False, soft_wrap=True
-        )
+    worst = guarded.alerts[:5]
+    show_lines(console, *(f"   {alert.severity:9}{alert.sentence}" for alert in worst))
