@@ -46,20 +46,12 @@ def file_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
         )
 
 
-def news(
-    aggregation: int, accuracy: float | None, f1_macro: float | None, uplink_bytes: int
-) -> str:
+def news(aggregation: int, accuracy: float, f1_macro: float, uplink_bytes: int) -> str:
     """Where a run is, in one short line."""
     from gradsense.experiments.table import human_bytes
 
-    parts = [f"round {aggregation}"]
-    if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.3f}")
-    if f1_macro is not None:
-        parts.append(f"macro-F1 {f1_macro:.3f}")
-    if uplink_bytes:
-        parts.append(f"{human_bytes(uplink_bytes)} up")
-    return " · ".join(parts)
+    line = f"round {aggregation} · accuracy {accuracy:.3f} · macro-F1 {f1_macro:.3f}"
+    return f"{line} · {human_bytes(uplink_bytes)} up" if uplink_bytes else line
 
 
 def _progress(*columns: ProgressColumn, transient: bool = False) -> Progress:

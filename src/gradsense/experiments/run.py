@@ -36,8 +36,8 @@ class RunProgress:
 
     share: float
     aggregation: int
-    accuracy: float | None = None
-    f1_macro: float | None = None
+    accuracy: float
+    f1_macro: float
     uplink_bytes: int = 0
     virtual_s: float = 0.0
 
