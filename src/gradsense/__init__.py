@@ -9,7 +9,7 @@ below it:
     simulation  transport                           who carries updates and models
     detection                                       a trained model that needs no torch
     federation  learning  models                    algorithms, local training, language models
-    prompts  data  storage                          records to text, logs, files
+    prompts  tasks  data  storage                   records and their words, logs, files
 
 >>> import gradsense
 >>> gradsense.Detector.__name__
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm", "Client", "Coordinator", "Detector", "GradsenseError", "InputError", "Learner",
-    "Simulator", "Watch", "__version__",
+    "Simulator", "Task", "Watch", "__version__",
 ]  # fmt: skip
 export(__name__)
 if TYPE_CHECKING:
@@ -34,3 +34,4 @@ if TYPE_CHECKING:
     from gradsense.gateway.watch import Watch
     from gradsense.learning.learner import Learner
     from gradsense.simulation.simulator import Simulator
+    from gradsense.tasks.task import Task

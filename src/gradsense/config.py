@@ -16,8 +16,7 @@ from gradsense.errors import InputError
 class RunSettings(BaseModel):
     """The settings of one run. Same settings, same data, same machine: the same result."""
 
-    # Built when it is first used, so that `train --help` does not wait for it.
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: Path | None = Field(
         None, description="Folder of captures, or one log. Without it: synthetic traffic."

@@ -234,6 +234,7 @@ def work_for_ever(folder: Path) -> None:
             memory.acknowledged(memory.head().properties.header.sequence)
 
 
+@pytest.mark.slow
 def test_state_and_outbox_agree_after_a_kill(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     rng = random.Random(5)
     before = 0

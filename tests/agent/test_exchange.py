@@ -234,7 +234,7 @@ class Exchange(RuleBasedStateMachine):
         self._folder.cleanup()
 
 
-TestExchange = Exchange.TestCase
+TestExchange = pytest.mark.slow(Exchange.TestCase)
 TestExchange.settings = settings(max_examples=60, stateful_step_count=100, deadline=None)
 
 

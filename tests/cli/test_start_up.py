@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -15,6 +15,10 @@ import typer
 from gradsense import __version__
 from gradsense.cli.app import app
 from gradsense.cli.lazy import LazyGroup
+from gradsense.cli.options import declared
+from gradsense.config import RunSettings
+
+pytestmark = pytest.mark.slow
 
 #: What a command may import when it runs, and not before. Typer itself needs rich for help.
 HEAVY = (
@@ -72,9 +76,7 @@ def test_every_command_is_found() -> None:
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_help_imports_nothing_heavy(path: tuple[str, ...]) -> None:
-    # The options of these two are made from a pydantic model.
-    light = () if path in {("train",), ("compare",)} else ("pydantic",)
-    printed, imported = probe(*path, "--help", heavy=(*HEAVY, *light))
+    printed, imported = probe(*path, "--help", heavy=(*HEAVY, "pydantic"))
     assert imported == ""
     assert f"Usage: {' '.join(('gradsense', *path))}" in printed
     last = [line.strip() for line in printed.splitlines() if line.strip()][-1]
@@ -141,6 +143,13 @@ def test_a_former_option_works_and_is_not_shown(
     monkeypatch.chdir(tmp_path)
     gradsense(*line.split()).complaint("nonsense", "fedavg")
     assert "--strateg" not in gradsense(*line.split("--", maxsplit=1)[0].split(), "--help").out
+
+
+def test_options_are_the_settings() -> None:
+    fields, kinds = RunSettings.model_fields, get_type_hints(RunSettings)
+    assert declared() == {
+        name: (kinds[name], field.default, field.description) for name, field in fields.items()
+    }
 
 
 def test_a_group_is_lazy() -> None:

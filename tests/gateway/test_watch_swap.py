@@ -26,7 +26,7 @@ from gradsense.gateway.settings import Settings
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.storage.files import replacing
-from tests.gateway.test_watch import Ear
+from tests.support.sample_alerts import Ear
 
 
 def head_for(bundle_path: Path, label: str) -> Head:
@@ -76,6 +76,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+@pytest.mark.slow
 def test_twenty_bundles_under_a_log_that_grows(
     plan: WatchPlan, edge_bundle: Path, edge_log: Path
 ) -> None:

@@ -49,7 +49,7 @@ def known(command: str) -> tuple[set[str], set[str]]:
     """The options of a command, and those of them that must be given."""
     found: Any = typer.main.get_command(app)
     for name in command.split():
-        found = found.commands[name]
+        _, found, _ = found.resolve_command(typer.Context(found), [name])
     options = [one for one in found.params if one.param_type_name == "option"]
     needed = {option.opts[0] for option in options if option.required}
     return {name for option in options for name in option.opts}, needed

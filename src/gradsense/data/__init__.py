@@ -3,12 +3,16 @@
 from gradsense.exports import TYPE_CHECKING, export
 
 __all__ = [
-    "Capture", "ContextWindow", "Dataset", "Networks", "Tally", "write_fleet", "write_sample",
+    "Capture", "ContextWindow", "Dataset", "LiveLog", "LogStream", "Networks", "RecordSource",
+    "Tally", "read_log", "write_fleet", "write_sample",
 ]  # fmt: skip
 export(__name__)
 if TYPE_CHECKING:
     from gradsense.data.context import ContextWindow
     from gradsense.data.datasets.captures import Capture, Dataset
     from gradsense.data.networks import Networks
+    from gradsense.data.sources.live import LiveLog
+    from gradsense.data.sources.source import RecordSource
+    from gradsense.data.sources.stream import LogStream, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally

@@ -93,7 +93,7 @@ class Bench:
             scores: np.ndarray = suspicion(odds, benign)[flows.index.numpy()]
             return scores
 
-        self.trainer.load(tensors)
+        self.trainer.classifier.load(tensors)
         quiet = suspected_of(self.validation)[self.validation.labels.numpy() == benign]
         threshold, truth = threshold_for(quiet), self.test.labels.numpy()
         suspected = suspected_of(self.test)

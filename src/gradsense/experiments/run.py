@@ -297,7 +297,7 @@ def write_model(
     score: SketchedInfluence | None = None,
 ) -> None:
     """Write the model folder of these tensors, which gave this row, calibrated on validation."""
-    bench.trainer.load(tensors)
+    bench.trainer.classifier.load(tensors)
     extra = {
         "algorithm": row.algorithm,
         "alarm_threshold": None if row.alarms is None else row.alarms.threshold,

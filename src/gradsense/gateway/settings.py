@@ -99,6 +99,9 @@ class Settings(_Model):
         baseline: how the baselines of devices are learnt.
         escalate: the larger model to ask; without it none is asked.
         sink: receivers, each with its own name.
+
+    >>> Settings(sensor="hall", networks=["203.0.113.0/24"]).window_s
+    300
     """
 
     sensor: Name = Field(default_factory=_host_name, validate_default=True)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from gradsense.coordinator.opening import open_run
 from gradsense.coordinator.service import read_status
@@ -92,7 +92,7 @@ class LocalFleet:
         self._began = 0.0
         self.run = ""
 
-    def __enter__(self) -> LocalFleet:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,7 +2,7 @@
 
 from gradsense.exports import TYPE_CHECKING, export
 
-__all__ = ["Task", "Wording", "get_task"]
+__all__ = ["ClassAdvice", "Task", "Wording", "get_task"]
 export(__name__)
 if TYPE_CHECKING:
-    from gradsense.tasks.task import Task, Wording, get_task
+    from gradsense.tasks.task import ClassAdvice, Task, Wording, get_task

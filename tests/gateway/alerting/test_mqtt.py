@@ -41,6 +41,7 @@ def mqtt(port: int, **more: Any) -> Sink:
     return setting.open(SinkContext("gateway-1"))
 
 
+@pytest.mark.broker
 def test_an_alert_and_its_entity(broker: Broker) -> None:
     with closing(Listener(broker.port)) as ear, closing(mqtt(broker.port)) as sink:
         ear.expect(STATUS, "online")
@@ -66,6 +67,7 @@ def test_an_alert_and_its_entity(broker: Broker) -> None:
         assert all(topic != ALERT for topic, _, _ in late.got)
 
 
+@pytest.mark.broker
 def test_the_format_and_no_discovery(broker: Broker) -> None:
     plain = mqtt(broker.port, discovery="", format="ocsf", topic="site/7")
     with closing(Listener(broker.port)) as ear, closing(plain) as sink:
@@ -75,6 +77,7 @@ def test_the_format_and_no_discovery(broker: Broker) -> None:
         assert ear.got == []
 
 
+@pytest.mark.broker
 def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
     with closing(mqtt(broker.port)) as sink:
         sink.send([sample()])
@@ -100,6 +103,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.broker
 def test_the_last_will_of_a_killed_process(broker: Broker) -> None:
     with closing(Listener(broker.port)) as ear:
         with subprocess.Popen(
@@ -124,6 +128,7 @@ def test_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
             sink.send([sample()])
 
 
+@pytest.mark.broker
 def test_a_wrong_password_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._CONNECT_S", 0.5)
     closed = Broker(tmp_path, "allow_anonymous false\n")
@@ -133,6 +138,7 @@ def test_a_wrong_password_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     closed.stop()
 
 
+@pytest.mark.broker
 def test_a_forbidden_topic_is_named(tmp_path: Path) -> None:
     (tmp_path / "acl").write_text(f"topic read {ALERT}\ntopic write {STATUS}\n", encoding="utf-8")
     strict = Broker(tmp_path, f"allow_anonymous true\nacl_file {tmp_path / 'acl'}\n")
@@ -143,6 +149,7 @@ def test_a_forbidden_topic_is_named(tmp_path: Path) -> None:
     strict.stop()
 
 
+@pytest.mark.broker
 def test_a_broker_that_hangs(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """No acknowledgement is an error; what waits for one is not published twice."""
     monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._ACK_S", 0.3)

@@ -1,6 +1,6 @@
 """Joining: does a site that has never seen an attack recognise it once it is in the fleet?
 
-    python benchmarks/joining.py --data IOT23 [--seeds 3]
+    python -m benchmarks.federated.joining --data IOT23 [--seeds 3]
 
 For every site and every malicious class that the site's training flows lack: the test flows of that
 class at other sites, judged by the site alone (ridge on its own moments) and by the fleet's global
@@ -24,13 +24,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.shared import (
+    Progress,
+    bench_of,
+    features,
+    finished,
+    parser,
+    spread,
+    table,
+    train_sets,
+    upload,
+)
 from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.table import human_bytes
 from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, solve
-from shared import Progress, bench_of, features, finished, parser, spread, table, train_sets, upload
 
 
 @dataclass
@@ -57,7 +67,7 @@ def verdicts(
     prompts: NDArray[np.float64], weight: NDArray[np.floating], bias: NDArray[np.floating]
 ) -> NDArray[np.int64]:
     """Class numbers of the distinct prompts."""
-    return np.argmax(prompts @ weight.T + bias, axis=1)
+    return np.asarray(np.argmax(prompts @ weight.T + bias, axis=1), np.int64)
 
 
 def measure(bench: Bench, sites: dict[str, Site]) -> None:
@@ -82,15 +92,15 @@ def measure(bench: Bench, sites: dict[str, Site]) -> None:
         }
         site = sites[name]
         site.unseen |= {classes[number] for number in unseen}
-        for when, said in (("before", before), ("after", after)):
-            named = [float((said[rows] == number).mean()) for number, rows in unseen.items()]
-            flagged = [float((said[rows] != benign).mean()) for rows in unseen.values()]
+        for when, predicted in (("before", before), ("after", after)):
+            named = [float((predicted[rows] == number).mean()) for number, rows in unseen.items()]
+            flagged = [float((predicted[rows] != benign).mean()) for rows in unseen.values()]
             site.values[f"named {when}"].append(statistics.fmean(named))
             site.values[f"flagged {when}"].append(statistics.fmean(flagged))
             calm = ~here & (labels == benign)
-            site.values[f"alarms {when}"].append(float((said[calm] != benign).mean()))
+            site.values[f"alarms {when}"].append(float((predicted[calm] != benign).mean()))
             if here.any():
-                right = float((said[here] == labels[here]).mean())
+                right = float((predicted[here] == labels[here]).mean())
                 site.values[f"own accuracy {when}"].append(right)
         site.values["unseen"].append(len(unseen))
         site.sent.append(sent[name])

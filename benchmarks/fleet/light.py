@@ -38,10 +38,11 @@ from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
 from gradsense.transport.protocol import MAX_PACKET_BYTES, NO_MODEL, MessageHeader, device_filters
 
-#: When a device speaks: once for each model, again as soon as it is acknowledged, or after a
-#: random pause and once for each model. ``bare`` devices verify nothing and speak once a model.
-Speech = Literal["round", "ceaseless", "paced", "bare"]
-#: As ``engines.mqtt.Link`` has it.
+#: When a device sends an update: once for each model, again as soon as it is acknowledged, or
+#: after a random pause and once for each model. ``bare`` devices verify nothing and send once a
+#: model.
+Sends = Literal["round", "ceaseless", "paced", "bare"]
+#: As ``transport.connection.Link`` has it.
 KEEPALIVE_S, _RECEIVE, _INFLIGHT = 11, 16, 16
 #: The whole of IPv4 and TCP before each segment's data, with the time stamps that Linux sends.
 SEGMENT_BYTES = 52
@@ -52,14 +53,14 @@ class Part:
     """What a crowd plays.
 
     Attributes:
-        rounds: the model after which nobody speaks; None: until it is told to be quiet.
+        rounds: the model after which nobody sends; None: until the command ``quiet``.
         pause_s: mean seconds between two updates of a ``paced`` device.
         delta, packed, samples, codec: of every update.
         seed: of pauses.
     """
 
     run: str
-    speech: Speech
+    sends: Sends
     delta: Tensors = field(repr=False)
     packed: bytes = field(default=b"", repr=False)
     codec: str = "none"
@@ -94,7 +95,7 @@ class Seen:
 
     Attributes:
         connecting: seconds at which each connection was asked for, and ready.
-        spoken: (device, sequence) to when it was first published.
+        sent_at: (device, sequence) to when it was first published.
         acked: (device, sequence) to when its acknowledgement was verified.
         adopted: (device, version) to when that model was verified; of ``bare`` devices when the
             ``version``-th message came.
@@ -102,7 +103,7 @@ class Seen:
     """
 
     connecting: list[tuple[float, float]] = field(default_factory=list)
-    spoken: dict[tuple[str, int], float] = field(default_factory=dict)
+    sent_at: dict[tuple[str, int], float] = field(default_factory=dict)
     acked: dict[tuple[str, int], float] = field(default_factory=dict)
     adopted: dict[tuple[str, int], float] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -214,7 +215,7 @@ class Light:
 
     def _on_subscribe(self, *_: Any) -> None:
         self.ready = True
-        if self.part.speech != "bare":
+        if self.part.sends != "bare":
             self._publish(self._status(ONLINE))
             self.uplink.on_connect(time.monotonic())
 
@@ -234,20 +235,20 @@ class Light:
 
     def _on_message(self, _client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
         now = time.monotonic()
-        if self.part.speech == "bare":
+        if self.part.sends == "bare":
             self._adopted(self.version + 1, now, len(came.payload))
-            self._speak()
+            self._start_update()
             return
         pairs = tuple(getattr(came.properties, "UserProperty", ()))
-        news = self.downlink.take(Message(came.topic, pairs, came.payload, came.retain), now)
+        news = self.downlink.take(Message(came.topic, pairs, bytes(came.payload), came.retain), now)
         match news:
             case GlobalModel():
                 self._adopted(news.version, time.monotonic(), len(came.payload))
                 self.pocket.holds = news.version, model_hash(news.tensors)
                 self._publish(self._status(ONLINE))
                 self.uplink.on_model(now)
-                if self.part.speech != "paced":
-                    self._speak()
+                if self.part.sends != "paced":
+                    self._start_update()
             case Repeated():
                 self.uplink.on_model(now)
             case Ack():
@@ -265,16 +266,16 @@ class Light:
         if self.uplink.on_ack(ack):
             self.seen.acked[self.name, ack.sequence] = time.monotonic()
             self.seen.counts[f"refused: {ack.refusal}"] += bool(ack.refusal)
-            if self.part.speech == "ceaseless":
-                self._speak()
+            if self.part.sends == "ceaseless":
+                self._start_update()
 
-    def speak_in_turn(self) -> None:
+    def send_in_turn(self) -> None:
         """The pause is over."""
         if self.sent_on < self.version and self.idle:
-            self._speak()
+            self._start_update()
             self.send(time.monotonic())
 
-    def _speak(self) -> None:
+    def _start_update(self) -> None:
         part = self.part
         over = part.rounds is not None and self.version >= part.rounds
         if self.quiet or over or self.pocket.updates:
@@ -283,8 +284,8 @@ class Light:
         self.sent_on = self.version
         signed = self._sign()
         self.seen.update_bytes = max(self.seen.update_bytes, signed.properties.body_size)
-        if part.speech == "bare":
-            self.seen.spoken[self.name, self.sequence] = time.monotonic()
+        if part.sends == "bare":
+            self.seen.sent_at[self.name, self.sequence] = time.monotonic()
             for message in messages(signed):
                 self._publish(message)
         else:
@@ -297,7 +298,7 @@ class Light:
             version,
             self.sequence,
             part.samples,
-            "every visit",
+            "every round",
             part.delta,
             codec=part.codec,
             packed=part.packed,
@@ -310,7 +311,7 @@ class Light:
         due = self.uplink.due(now, connected=self.ready and self.open, unacked=self.unacked)
         for message in due:
             if message.topic.endswith("/update"):
-                self.seen.spoken.setdefault((self.name, self.sequence), now)
+                self.seen.sent_at.setdefault((self.name, self.sequence), now)
             self._publish(message)
 
     @property
@@ -321,7 +322,7 @@ class Light:
 
 def packet_properties(packet: int, pairs: Sequence[tuple[str, str]] = ()) -> Properties:
     """What a packet says beside its payload."""
-    properties = Properties(packet)
+    properties = Properties(packet)  # type: ignore[no-untyped-call]
     if pairs:
         properties.UserProperty = list(pairs)
     return properties

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from light import Light, Part, Seen, Wire
+from benchmarks.fleet.light import Light, Part, Seen, Wire
 
 #: Between looks at all connections for the keepalive, and at nothing.
 _MISC_S, _POLL_S = 2.0, 0.5
@@ -21,7 +21,7 @@ PATIENCE_S = 120.0
 
 
 class Crowd:
-    """Devices in one event loop, told by a pipe what to do.
+    """Devices in one event loop, with commands from a pipe.
 
     Commands, each answered by one value: ``hello`` (None), ``connect`` (None, all being
     subscribed), ``wire`` (``Wire``), ``quiet`` (None, all being acknowledged), ``finished`` (None,
@@ -110,7 +110,7 @@ class Crowd:
             self.seen.connecting.append((began, time.monotonic()))
             self._selector.register(device.socket, selectors.EVENT_READ, device)
             self._watch(device)
-            if self.part.speech == "paced":
+            if self.part.sends == "paced":
                 self._again(number, time.monotonic())
             for key, _ in self._selector.select(0):
                 if key.data is not None:
@@ -137,7 +137,7 @@ class Crowd:
             _, number = heapq.heappop(self._timers)
             device = self.devices[number]
             if device.open:
-                device.speak_in_turn()
+                device.send_in_turn()
                 self._watch(device)
                 self._again(number, now)
 
@@ -212,7 +212,7 @@ def merged(found: Sequence[Seen]) -> Seen:
     whole = Seen()
     for seen in found:
         whole.connecting += seen.connecting
-        whole.spoken |= seen.spoken
+        whole.sent_at |= seen.sent_at
         whole.acked |= seen.acked
         whole.adopted |= seen.adopted
         whole.counts.update(seen.counts)

@@ -1,6 +1,6 @@
 """A thousand light devices on one machine: one Mosquitto, one coordinator, real connections.
 
-    python benchmarks/thousand.py [--devices 1000] [--workers 2] [--only round,floor] [--out FILE]
+    python -m benchmarks.fleet.thousand [--devices 1000] [--only round,floor] [--out FILE]
 
 Five parts, each with a broker, a coordinator (``gradsense coordinator``, its journal on disk) and
 a crowd (``crowd.py``) of its own:
@@ -10,12 +10,12 @@ a crowd (``crowd.py``) of its own:
   verified, written down or acknowledged but by the broker.
 - ``round``: FedAvg, every device answers every model. Then a minute of silence.
 - ``ceaseless``: FedBuff; a device sends its next update as soon as the last is acknowledged.
-- ``paced``: FedBuff with a pool of 50; devices speak after random pauses.
+- ``paced``: FedBuff with a pool of 50; devices send after random pauses.
 - ``large``: gsfs with moments of a real size, of fewer devices, ceaseless.
 
 The wait for a model is counted from the first publish of the update that completed its pool, as
 the journal has it, to the last device's having verified it. The crowd's own work is on the same
-cores: a device's share is told as ``crowd ms``. The fleet's folder is made in memory where the
+cores: a device's share is the row ``crowd``. The fleet's folder is made in memory where the
 machine has ``/dev/shm``, since enrolling waits for the disk some twenty times a device.
 """
 
@@ -42,10 +42,23 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
-from crowd import PATIENCE_S, Workers, merged
+from benchmarks.fleet.crowd import PATIENCE_S, Workers, merged
+from benchmarks.fleet.light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
+from benchmarks.fleet.thousand_figures import (
+    SAMPLE_S,
+    SETTLE_S,
+    Meter,
+    Row,
+    Scene,
+    counted,
+    figures,
+    pools,
+    show,
+)
+from benchmarks.processes import pss_mb
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
-from gradsense.federation.transforms import codecs
+from gradsense.federation.algorithms.gsfs import Gsfs
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
@@ -56,19 +69,6 @@ from gradsense.transport import identity
 from gradsense.transport.messages import messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader
-from light import KEEPALIVE_S, SEGMENT_BYTES, Part, Wire, packet_properties
-from thousand_figures import (
-    SAMPLE_S,
-    SETTLE_S,
-    Meter,
-    Row,
-    Scene,
-    counted,
-    figures,
-    pools,
-    pss_mb,
-    show,
-)
 
 if TYPE_CHECKING:  # it brings torch, which the crowd's processes would import as well
     from gradsense.localfleet.local_fleet import LocalFleet
@@ -186,10 +186,10 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
         return Scene(job, tiny, replace(part, run=name), n, **more)
 
     part = Part("", "round", {"w": 1e-3 * tiny["w"]}, samples=FLOWS)
-    loud, slow = replace(part, speech="ceaseless"), replace(part, speech="paced")
+    loud, slow = replace(part, sends="ceaseless"), replace(part, sends="paced")
     each = replace(part, rounds=rounds)
     return {
-        "floor": scene("floor", "fedavg", replace(each, speech="bare")),
+        "floor": scene("floor", "fedavg", replace(each, sends="bare")),
         "round": scene("round", "fedavg", each, idle_s=arguments.idle),
         "ceaseless": scene("ceaseless", f"fedbuff:updates={n}", loud, seconds=seconds),
         "paced": scene(
@@ -208,8 +208,10 @@ def large(devices: int, width: int, seconds: float) -> Scene:
     job = Job(run="large", algorithm="gsfs", labels=LABELS, min_devices=devices)
     labels = np.eye(len(LABELS))[rng.integers(len(LABELS), size=FLOWS)]
     rows = np.hstack([rng.standard_normal((FLOWS, width)), np.ones((FLOWS, 1)), labels])
-    codec = codecs()[job.rules.codec]
-    packed = codec.pack({STATISTICS: factorise(rows, job.rules.tolerance)})
+    algorithm = job.rules
+    assert isinstance(algorithm, Gsfs)
+    codec = algorithm.codec
+    packed = codec.pack({STATISTICS: factorise(rows, algorithm.tolerance)})
     head = {
         HEAD_WEIGHT: np.zeros((len(LABELS), width), np.float32),
         HEAD_BIAS: np.zeros(len(LABELS), np.float32),
@@ -219,7 +221,7 @@ def large(devices: int, width: int, seconds: float) -> Scene:
         "ceaseless",
         codec.unpack(packed),
         packed=packed,
-        codec=job.rules.codec,
+        codec=codec.name,
         samples=FLOWS,
     )
     return Scene(job, head, part, devices, seconds=seconds)
@@ -230,18 +232,18 @@ def play(ground: Ground, scene: Scene, workers: int) -> Row:
     local = _local(ground)
     with ExitStack() as stack:
         stack.enter_context(local)
-        stack.enter_context(_logs_told(local))
+        stack.enter_context(_logs_shown(local))
         folder = stack.enter_context(run_of(ground, scene.job, scene.tensors))
         shutil.rmtree(ground.fleet / "broker" / "data")
         (ground.fleet / "broker" / "data").mkdir(mode=0o700)
         local.start_broker()
         pids = {"broker": [local.process("broker").pid]}
-        bare = scene.part.speech == "bare"
+        bare = scene.part.sends == "bare"
         if not bare:
             local.start_coordinator()
             _until(lambda: bool((read_status(ground.fleet) or {}).get("connected")))
             pids["coordinator"] = [local.process("coordinator").pid]
-        before = {f"{name}_empty_mb": pss_mb(*own) for name, own in pids.items()}
+        before: Row = {f"{name}_empty_mb": pss_mb(*own) for name, own in pids.items()}
         crowd = stack.enter_context(Workers(ground.bundles[: scene.devices], scene.part, workers))
         crowd.ask("hello")
         pids["crowd"] = crowd.pids
@@ -273,7 +275,7 @@ def _played(
 ) -> Row:
     part, row = scene.part, Row()
     with ExitStack() as stack:
-        if part.speech == "bare":
+        if part.sends == "bare":
             publisher = stack.enter_context(
                 BarePublisher(ground.fleet, part.run, scene.tensors, scene.devices)
             )
@@ -284,7 +286,7 @@ def _played(
             name: 1e3 * meter.cpu_s(name, began, time.monotonic()) / scene.devices for name in pids
         }
         first = crowd.wire()
-        if part.speech == "bare":
+        if part.sends == "bare":
             publisher.publish()
         if part.rounds is not None:
             crowd.ask("finished", 3 * PATIENCE_S)
@@ -303,7 +305,7 @@ def _played(
 
 def _idle(scene: Scene, crowd: Workers, meter: Meter, pids: Mapping[str, list[int]]) -> Row:
     """Nothing happens but the connections' keepalive."""
-    time.sleep(2.5)  # until the coordinator has told its status
+    time.sleep(2.5)  # until the coordinator has written its status
     began, first = time.monotonic(), crowd.wire()
     time.sleep(scene.idle_s)
     ended, wire = time.monotonic(), _difference(first, crowd.wire())
@@ -324,8 +326,8 @@ def _difference(first: Wire, last: Wire) -> Row:
 
 
 @contextmanager
-def _logs_told(local: LocalFleet) -> Iterator[None]:
-    """If anything goes wrong, the last that broker and coordinator said goes to standard error."""
+def _logs_shown(local: LocalFleet) -> Iterator[None]:
+    """If anything goes wrong, the ends of both logs go to standard error."""
     try:
         yield
     except BaseException:
@@ -344,10 +346,10 @@ def _until(ready: Any, patience_s: float = 30.0) -> None:
 
 
 def _status(ground: Ground, run: str) -> Mapping[str, Any]:
-    time.sleep(2.2)  # it is told once a second
-    told = read_status(ground.fleet)
-    assert told is not None
-    return dict(told["runs"][run]) | {"link": told["link"], "process": told["counts"]}
+    time.sleep(2.2)  # it is written once a second
+    status = read_status(ground.fleet)
+    assert status is not None
+    return dict(status["runs"][run]) | {"link": status["link"], "process": status["counts"]}
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""The simulator: overhead of one client visit beyond the training arithmetic, and memory.
+"""The simulator: overhead of one local round beyond the training arithmetic, and memory.
 
-    python benchmarks/simulator.py [--clients 1000]
+    python -m benchmarks.federated.simulator [--clients 1000]
 
 Overhead: a FedAvg run and a GSFS run over synthetic traffic are timed as a whole; the time inside
 forward, backward, optimiser step and validation passes is taken out, and so is the evaluation of
 each global model, which belongs to the measurement and not to the engine. What remains, divided
-by visits, is events, sensing, copies, encoding, decoding, checks and aggregation.
+by local rounds, is events, sensing, copies, encoding, decoding, checks and aggregation.
 
 Memory: the same with many clients. Peak resident set of the process (what the kernel counted),
-with what it had before the first visit (imports, data, model) as the floor.
+with what it had before the first local round (imports, data, model) as the floor.
 """
 
 from __future__ import annotations
@@ -68,14 +68,15 @@ def run(bench: Bench) -> tuple[FederatedRun, float, float]:
 
 
 def overhead(algorithm: str) -> None:
-    """Print the overhead of a visit in a small fleet."""
+    """Print the overhead of a local round in a small fleet."""
     chosen = settings(algorithm=algorithm, rounds=10, partition="iid", clients=20)
     bench = set_up(chosen, load_corpus(chosen))
     federated, spent, arithmetic = run(bench)
-    visits = federated.simulator.meter.local_rounds
+    rounds = federated.simulator.meter.local_rounds
     print(
-        f"{algorithm:8} {visits} visits, {1000 * arithmetic / visits:7.2f} ms of arithmetic each, "
-        f"{1000 * (spent - arithmetic) / visits:5.2f} ms of overhead each (target at most 5 ms)"
+        f"{algorithm:8} {rounds} local rounds, {1000 * arithmetic / rounds:7.2f} ms of arithmetic "
+        "each, "
+        f"{1000 * (spent - arithmetic) / rounds:5.2f} ms of overhead each (target at most 5 ms)"
     )
 
 
@@ -90,7 +91,7 @@ def memory(algorithm: str, clients: int) -> None:
         f"{algorithm:8} {clients} clients, {meter.local_rounds} rounds, "
         f"{meter.aggregations} aggregations "
         f"in {spent:.0f} s: peak {peak_mb():,.0f} MB, of which {floor:,.0f} MB before the first "
-        "visit (target at most 3,000 MB)"
+        "local round (target at most 3,000 MB)"
     )
 
 
@@ -107,7 +108,7 @@ def main() -> None:
         overhead(algorithm)
     for algorithm in ("fedavg", "gsfs-tune"):
         # The kernel's peak is a process's whole life, so each run has a process of its own.
-        command = [sys.executable, __file__, "--memory", algorithm]
+        command = [sys.executable, "-m", "benchmarks.federated.simulator", "--memory", algorithm]
         subprocess.run([*command, "--clients", str(arguments.clients)], check=True)
 
 

@@ -52,13 +52,24 @@ def tree(root: int, running: Mapping[int, Process]) -> list[int]:
     return found
 
 
-def pss_mb(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has taken, without those of its children.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: it has ended.
+    """
+    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return sum(int(field) for field in fields[11:13]) / _TICKS
+
+
+def pss_mb(*pids: int) -> float:
     """Proportional set size in megabytes: shared pages count by halves, thirds and so on."""
-    with contextlib.suppress(*_GONE):
-        for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024 / 1e6
-    return 0.0
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(*_GONE):
+            for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+                total += int(line.split()[1]) * 1024 if line.startswith("Pss:") else 0
+    return total / 1e6
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class Watch:
         return Sample(
             at,
             {name: sum(running[pid].cpu_s for pid in pids) for name, pids in trees.items()},
-            {name: sum(pss_mb(pid) for pid in pids) for name, pids in trees.items()},
+            {name: pss_mb(*pids) for name, pids in trees.items()},
         )
 
 

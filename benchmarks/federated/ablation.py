@@ -1,6 +1,6 @@
 """Which part does it: from FedAvg to gsfs one part at a time, then gsfs without each of them.
 
-    python benchmarks/ablation.py --data IOT23 --out ablation/ [--plot docs/ablation.png]
+    python -m benchmarks.federated.ablation --data IOT23 --out ablation/ [--plot docs/ablation.png]
 
 Every row is a run of `gradsense compare` with its own folder under --out; --resume goes on.
 """

@@ -1,6 +1,6 @@
 """Leave one capture out: are the attacks of a network seen that no site has ever been in?
 
-    python benchmarks/leave_one_out.py --data IOT23 [--seeds 3] [--view classes]
+    python -m benchmarks.federated.leave_one_out --data IOT23 [--seeds 3] [--view classes]
 
 Everything of one capture is held out; the training flows of the other sites make the model, and
 all kept flows of the held-out capture test it: benign or malicious. Moments add up, so each site
@@ -26,13 +26,22 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.shared import (
+    Progress,
+    bench_of,
+    features,
+    parser,
+    spread,
+    table,
+    train_sets,
+    upload,
+)
 from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, MALICIOUS
 from gradsense.experiments import forest
 from gradsense.experiments.bench import Bench
 from gradsense.experiments.corpus import examples
 from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.learning.statistics import solve
-from shared import Progress, bench_of, features, parser, spread, table, train_sets, upload
 
 Verdicts = NDArray[np.bool_]
 
@@ -66,10 +75,10 @@ class Outcome:
 Outcomes = Mapping[str, Mapping[str, list[Outcome]]]  # method, capture, by seed
 
 
-def judge(truth: Verdicts, said: Verdicts) -> Outcome:
+def judge(truth: Verdicts, verdicts: Verdicts) -> Outcome:
     """Counts of verdicts against the truth; True is malicious."""
     return Outcome(
-        len(truth), int(truth.sum()), int((truth & said).sum()), int((~truth & said).sum())
+        len(truth), int(truth.sum()), int((truth & verdicts).sum()), int((~truth & verdicts).sum())
     )
 
 
@@ -113,8 +122,8 @@ def one_seed(bench: Bench, say: Callable[[str], None]) -> dict[str, dict[str, Ou
         if len(classes) > len(BINARY_CLASSES):
             verdicts["gsfs, largest"] = outputs.argmax(axis=1) != benign
         verdicts |= forest_verdicts(bench, capture, flows.filter(pl.Series(here)))
-        for method, said in verdicts.items():
-            found[method][capture] = judge(truth[here], said)
+        for method, own in verdicts.items():
+            found[method][capture] = judge(truth[here], own)
         say(f"seed {bench.settings.seed}: without {capture}")
     return found
 

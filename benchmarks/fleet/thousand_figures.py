@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from crowd import adopted_by
+from benchmarks.fleet.crowd import adopted_by
+from benchmarks.fleet.light import Part, Seen
+from benchmarks.processes import cpu_s
 from gradsense.coordinator.journal import FILE as JOURNAL
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from light import Part, Seen
 
 #: Between samples of processor time, and until a part without rounds has found its pace.
 SAMPLE_S, SETTLE_S = 0.1, 2.0
-_TICKS = os.sysconf("SC_CLK_TCK")
 
 Row = dict[str, Any]
 
@@ -56,6 +55,7 @@ class Meter:
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     def __enter__(self) -> Meter:
+        self._sample()
         self._thread.start()
         return self
 
@@ -64,12 +64,13 @@ class Meter:
         self._thread.join()
 
     def _loop(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            try:
-                cpu = {name: sum(map(_cpu_s, own)) for name, own in self._pids.items()}
-            except (FileNotFoundError, ProcessLookupError):
-                return  # one was stopped
-            self._samples.append((time.monotonic(), cpu))
+        with suppress(FileNotFoundError, ProcessLookupError):  # until one is stopped
+            while not self._stop.wait(SAMPLE_S):
+                self._sample()
+
+    def _sample(self) -> None:
+        cpu = {name: sum(map(cpu_s, own)) for name, own in self._pids.items()}
+        self._samples.append((time.monotonic(), cpu))
 
     def cpu_s(self, name: str, start: float, end: float) -> float:
         """CPU seconds of the processes called so between two moments."""
@@ -80,35 +81,21 @@ class Meter:
         return at(end) - at(start)
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(int(field) for field in fields[11:13]) / _TICKS
-
-
-def pss_mb(*pids: int) -> float:
-    """Megabytes; pages that several processes share are divided among them."""
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += int(line.split()[1]) * 1024 if line.startswith("Pss:") else 0
-    return total / 1e6
-
-
 # Figures ------------------------------------------------------------------------------------
 
 
 def pools(folder: Path, scene: Scene, seen: Seen) -> dict[int, float]:
     """Version to when the update that completed its pool was first published."""
-    if scene.part.speech == "bare":
+    if scene.part.sends == "bare":
         rounds = range(1, (scene.part.rounds or 0) + 1)
-        return {v: max(at for (_, n), at in seen.spoken.items() if n == v) for v in rounds}
+        return {v: max(at for (_, n), at in seen.sent_at.items() if n == v) for v in rounds}
     query = (
         "SELECT version, device, sequence FROM models JOIN events ON events.id = models.event "
         "WHERE events.kind = 'update'"
     )
     with closing(sqlite3.connect(folder / JOURNAL)) as journal:
         rows = journal.execute(query).fetchall()
-    return {version: seen.spoken[device, sequence] for version, device, sequence in rows}
+    return {version: seen.sent_at[device, sequence] for version, device, sequence in rows}
 
 
 def counted(folder: Path, scene: Scene, seen: Seen, status: Mapping[str, Any]) -> Row:
@@ -119,7 +106,7 @@ def counted(folder: Path, scene: Scene, seen: Seen, status: Mapping[str, Any]) -
         ((journal_s,),) = journal.execute("SELECT avg(took_s) FROM models WHERE version > 0")
     averaged = sum(len(json.loads(names)) for (names,) in rows)
     refused = {name: n for name, n in seen.counts.items() if name != "repeats" and n}
-    exact = kept == len(seen.acked) == len(seen.spoken) == averaged + status["pooled"]
+    exact = kept == len(seen.acked) == len(seen.sent_at) == averaged + status["pooled"]
     return {
         "updates": kept,
         "each_once": exact,
@@ -141,10 +128,10 @@ def figures(scene: Scene, seen: Seen, meter: Meter, row: Row, pools: Mapping[int
         start, end = max(whole[1]), max(whole[scene.part.rounds])
     else:
         start, end = max(whole[0]) + SETTLE_S / 2, row["ended_at"]
-    done = seen.spoken if scene.part.speech == "bare" else seen.acked
+    done = seen.sent_at if scene.part.sends == "bare" else seen.acked
     updates = sum(start <= at <= end for at in done.values())
     models = sum(start <= at <= end for at in seen.adopted.values())
-    acks = sorted(at - seen.spoken[key] for key, at in seen.acked.items() if start <= at <= end)
+    acks = sorted(at - seen.sent_at[key] for key, at in seen.acked.items() if start <= at <= end)
     begun = min(at for at, _ in seen.connecting)
     found = {
         "devices": n,
@@ -224,7 +211,7 @@ def show(rows: Mapping[str, Row], enrolling: Row) -> None:
             cost.add_row(part, name, *cells, f"{used:.1f}", f"{row[f'{name}_empty_mb']:.1f}")
     console.print(speed, cost)
     for part, row in rows.items():
-        facts = {
+        facts: Row = {
             name: row[name]
             for name in ("each_once", "updates", "refused", "duplicates", "repeats")
             if name in row

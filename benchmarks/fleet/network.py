@@ -1,16 +1,16 @@
 """How a fleet comes through faults of its network: real processes, real TLS, packets that are lost.
 
-    python benchmarks/network.py [--seconds 120] [--only cut,lossy] [--out FILE.json]
+    python -m benchmarks.fleet.network [--seconds 120] [--only cut,lossy] [--out FILE.json]
 
 Broker and coordinator run here, three devices in network namespaces at the end of cables that
-``tests/fleet_lines.py`` makes; so it needs Linux, root and Mosquitto. Every device learns from a
-synthetic labelled log that grows all the time and, with floor 0, tells every flow of it. After each
-fault the logs stand still until all is told, so each row's books are closed:
+``tests/support/fleet_lines.py`` makes; so it needs Linux, root and Mosquitto. Every device learns
+from a synthetic labelled log that grows all the time and, with floor 0, reports every flow of it.
+After each fault the logs stand still until all is reported, so each row's books are closed:
 
 - *noticed*: from the fault until the coordinator knows that the devices are gone.
-- *online*, *newest*, *told*: from healing until each device has been heard again, until all hold
+- *online*, *newest*, *reported*: from healing until each device is online again, until all hold
   the newest model, and until every flow that was played is pooled and acknowledged.
-- *lost*: updates that a device was told are safe and that the journal lacks; *twice*: counted
+- *lost*: acknowledged updates that the journal lacks; *twice*: counted
   more than once.
 
 The last row cuts the line of one device when 90 % of a large update is sent. Shares of its body:
@@ -36,8 +36,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from gradsense.agent.store import FILE as MEMORY
 from tests.support.fleet_lines import Cables, Line, why_no_cables
 from tests.support.fleet_rig import Audit, Presence, Rig, query
@@ -45,7 +43,7 @@ from tests.support.fleet_rig import Audit, Presence, Rig, query
 DEVICES = 3
 #: A log grows by so many flows every so many seconds.
 FLOWS, EVERY_S = 20, 4.0
-#: The longest that devices may take to come back; what takes longer is told as missing.
+#: The longest that devices may take to come back; what takes longer is shown as missing.
 PATIENCE_S = 120.0
 DELAY_S, LOSS = 0.3, 0.05
 STOPPED_S, BROKER_DOWN_S, PLAIN_S, LOSSY_S = 30.0, 2.0, 20.0, 45.0
@@ -64,7 +62,7 @@ class Row:
     noticed_s: float | None = None
     online_s: float | None = None
     newest_s: float | None = None
-    told_s: float | None = None
+    reported_s: float | None = None
     played: int = 0
     pooled: int = 0
     updates: int = 0
@@ -94,7 +92,7 @@ class Trial:
         return row
 
     def cut(self, seconds: float) -> Row:
-        """All but one device: no packet passes any more, and nobody is told."""
+        """All but one device: no packet passes any more, and no connection is closed."""
         return self._apart("cut, half open", seconds, self._silence)
 
     def unplugged(self, seconds: float) -> Row:
@@ -217,9 +215,9 @@ class Trial:
                 row.online_s = passed
             if row.newest_s is None and row.online_s is not None and there.current(self.names):
                 row.newest_s = passed
-            if row.told_s is None and rig.audit().told:
-                row.told_s = passed
-            if None not in (row.online_s, row.newest_s, row.told_s):
+            if row.reported_s is None and rig.audit().told:
+                row.reported_s = passed
+            if None not in (row.online_s, row.newest_s, row.reported_s):
                 return
             if ended := rig.ended():
                 raise RuntimeError(f"ended by themselves: {ended}; see {rig.out}")
@@ -283,7 +281,7 @@ def upload_cut(out: Path) -> Row:
         began = time.monotonic()
         row.online_s = rig.wait(lambda: rig.presence().online(names, earlier), PATIENCE_S)
         if rig.wait(lambda: rig.audit().told, PATIENCE_S) is not None:
-            row.told_s = time.monotonic() - began
+            row.reported_s = time.monotonic() - began
         row.more |= {"bytes": size, "arrived": there / size, "sent_after": (line.up - up) / size}
         if rig.wait(lambda: rig.presence().current(names), PATIENCE_S) is not None:
             row.newest_s = time.monotonic() - began
@@ -300,11 +298,20 @@ def upload_cut(out: Path) -> Row:
 def table(rows: Sequence[Row]) -> Table:
     """All rows; seconds with one decimal."""
     made = Table("fault", title=f"{DEVICES} devices, seconds from healing")
-    heads = ("lasted", "noticed", "online", "newest", "told", "flows played", "pooled", "updates")
+    heads = (
+        "lasted",
+        "noticed",
+        "online",
+        "newest",
+        "reported",
+        "flows played",
+        "pooled",
+        "updates",
+    )
     for head in (*heads, "acknowledged", "lost", "twice", "connections"):
         made.add_column(head, justify="right")
     for row in rows:
-        times = (row.noticed_s, row.online_s, row.newest_s, row.told_s)
+        times = (row.noticed_s, row.online_s, row.newest_s, row.reported_s)
         counts = (row.played, row.pooled, row.updates, row.acknowledged, row.lost, row.twice)
         made.add_row(
             row.fault,
@@ -338,7 +345,7 @@ def main() -> None:
         console.width = 150  # of the table
     rows: list[Row] = []
 
-    def tell(row: Row) -> None:
+    def report(row: Row) -> None:
         rows.append(row)
         console.print(f"[{time.monotonic() - began:5.0f} s] {row.fault}", markup=False)
         if given.out is not None:  # what is there if somebody stops it
@@ -347,9 +354,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
         faults = [name for name in FAULTS if name in chosen]
         if faults:
-            run_faults(Path(folder, "fleet"), faults, given.seconds, tell)
+            run_faults(Path(folder, "fleet"), faults, given.seconds, report)
         if UPLOAD in chosen:
-            tell(upload_cut(Path(folder, "large")))
+            report(upload_cut(Path(folder, "large")))
     console.print(table(rows))
     for row in rows:
         if row.more:
@@ -359,7 +366,7 @@ def main() -> None:
 
 
 def run_faults(
-    out: Path, faults: Sequence[str], seconds: float, tell: Callable[[Row], None]
+    out: Path, faults: Sequence[str], seconds: float, report: Callable[[Row], None]
 ) -> None:
     """Start a fleet, and go through these faults."""
     # Twice what is needed, as some synthetic sites have fewer than they may.
@@ -374,12 +381,12 @@ def run_faults(
         trial = Trial(rig, cables.lines)
         rig.wait(lambda: rig.presence().online(trial.names), PATIENCE_S)
         for name in faults:
-            tell(getattr(trial, name)(seconds))
+            report(getattr(trial, name)(seconds))
 
 
 def _failed(row: Row) -> bool:
     return (
-        None in (row.online_s, row.newest_s, row.told_s)
+        None in (row.online_s, row.newest_s, row.reported_s)
         or row.played != row.pooled
         or row.acknowledged != row.updates
         or bool(row.lost or row.twice or row.refused)

@@ -1,6 +1,6 @@
 """Training throughput: gradsense's trainer against the same model in a bare torch loop.
 
-    python benchmarks/training.py [--model nano] [--seconds 5]
+    python -m benchmarks.federated.training [--model nano] [--seconds 5]
 
 Both take the same batches of the same synthetic prompts with the same optimiser on one thread,
 in turns, so that other load on the machine falls on both. Two bare loops: one through the
@@ -42,7 +42,7 @@ def bare(bench: Bench, steps: int, *, library: bool) -> None:
             logits = classifier.forward(examples.encoded, rows)
         loss = functional.cross_entropy(logits, examples.labels[batch])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 

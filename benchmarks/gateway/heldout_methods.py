@@ -105,7 +105,7 @@ def trained(bench: Bench, folder: Path) -> Path:
     bench.own_tests.clear()
     train(bench, folder)
     edge = folder / "edge"
-    export = [*_COMMAND, "export", "--model", folder / MODEL, "--out", edge]
+    export = [*_COMMAND, "export", "--model", str(folder / MODEL), "--out", str(edge)]
     subprocess.run(export, check=True, stdout=subprocess.DEVNULL)
     return edge
 

@@ -1,6 +1,6 @@
 """Networks that the model never saw: what it rings for there, and what calibration changes.
 
-    python benchmarks/heldout.py --data ZEEK --iot23 IOT23 [--seeds 3] [--model EDGE ...]
+    python -m benchmarks.gateway.heldout --data ZEEK --iot23 IOT23 [--seeds 3] [--model EDGE ...]
 
 ZEEK is a folder with the logs of ``LABELLED`` and ``UNLABELLED``; every model is trained on IoT-23
 alone (``gsfs``; bundles given with ``--model`` are taken instead, one for each seed from 0). Of a
@@ -24,24 +24,16 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
-import polars as pl
 import torch
 from sklearn.metrics import roc_auc_score
 
-from gradsense.data.datasets.iot23 import BENIGN, MALICIOUS
-from gradsense.detection.detector import Detector
-from gradsense.gateway.alerting.alert import Example
-from gradsense.gateway.alerting.grouping import Alarm, Grouper, LogClock
-from gradsense.gateway.settings import Settings
-from gradsense.learning.alarms import FALSE_ALARM_SHARE, threshold_for
-from heldout_methods import (
+from benchmarks.gateway.heldout_methods import (
     NETWORKS,
     Forest,
     Network,
@@ -58,18 +50,16 @@ from heldout_methods import (
     trained,
     with_thresholds,
 )
-from shared import Progress, bench_of, parser, spread, table
+from benchmarks.shared import Progress, bench_of, parser, spread, table
+from gradsense.data.datasets.iot23 import BENIGN, MALICIOUS
+from gradsense.detection.detector import Detector
+from gradsense.gateway.alerting.alert import Example
+from gradsense.gateway.alerting.grouping import Alarm, Grouper, LogClock
+from gradsense.gateway.settings import Settings
+from gradsense.learning.alarms import threshold_for
 
 LABELLED = {"008": "008-zeek-mixed_conn.log.labeled", "011": "011-zeek-mixed_conn.log.labeled"}
 UNLABELLED = {"scan": "002-port-scanning_conn.json.log", "home": "home_conn.json.log"}
-#: Lines of the plot: method, colour, dashes.
-_PLOTTED = {
-    "gsfs, suspicion": ("#0b6e4f", "-"),
-    "gsfs, suspicion, own network told": ("#0b6e4f", "--"),
-    "device's habits, own network told": ("#c2410c", "--"),
-    "forest": ("#1f77b4", "-"),
-    "isolation forest": ("#8a8a8a", "-"),
-}
 
 
 def alerts(outcome: Outcome, rows: Iterable[int]) -> list[str]:
@@ -174,7 +164,7 @@ def _whole(site: Network) -> Network:
 
 
 def curves(site: Network, edge: Path, forest: Forest, seed: int) -> dict[str, Scores]:
-    """Scores of all flows for the plot."""
+    """Scores of all flows, whatever the threshold."""
     detector, told = Detector.load(edge, threads=1, cache=0), site.told()
     return {
         "gsfs, suspicion": model_scores(detector, site),
@@ -185,7 +175,7 @@ def curves(site: Network, edge: Path, forest: Forest, seed: int) -> dict[str, Sc
     }
 
 
-# Tables and plot ------------------------------------------------------------------------------
+# Tables --------------------------------------------------------------------------------------
 
 
 def percent(value: float) -> str:
@@ -211,30 +201,10 @@ def results_table(found: Measured) -> str:
     return table(["", *(name if "alerts" in name else f"{name}, %" for name in names)], lines)
 
 
-def kinds_table(sites: Sequence[Network], outcomes: Sequence[dict[str, Outcome]]) -> str:
-    """What rings, by network and kind of flow, in per cent; one model."""
-    methods = [name for name in outcomes[0] if name.startswith("gsfs")]
-    methods = [*methods[:2], *methods[-2:], "forest, calibrated"]
-    rows = []
-    for site, found in zip(sites, outcomes, strict=True):
-        attack = pl.concat_str([pl.lit("attack, "), "proto", pl.lit(" "), "conn_state"])
-        benign = pl.concat_str([pl.lit("benign, "), pl.col("detail").replace("(empty)", "other")])
-        kind = pl.when(pl.col("class") == MALICIOUS).then(attack).otherwise(benign)
-        kinds = site.judged.select(pl.when(pl.col("class").is_not_null()).then(kind).alias("kind"))[
-            "kind"
-        ].fill_null("")
-        for name, number in Counter(kinds.to_list()).most_common():
-            if name and number >= 20:
-                here = (kinds == name).to_numpy()
-                cells = [percent(float(found[method].rings[here].mean())) for method in methods]
-                rows.append([f"{site.name}: {name}", str(number), *cells])
-    return table(["", "flows", *methods], rows)
-
-
 def ranking_table(drawn: Drawn) -> str:
     """AUROC of each score, a column for each network."""
     rows = []
-    for method in _PLOTTED:
+    for method in next(iter(drawn.values()))[0][1]:
         cells = []
         for seeds in drawn.values():
             values = []
@@ -246,34 +216,6 @@ def ranking_table(drawn: Drawn) -> str:
             cells.append(spread(values))
         rows.append([method, *cells])
     return table(["AUROC", *drawn], rows)
-
-
-def plot(drawn: Drawn, path: Path) -> None:
-    """Recall against the share of benign flows that ring; a panel for each network."""
-    figure, panels = plt.subplots(1, len(drawn), figsize=(9, 4.2), sharey=True)
-    grid = np.geomspace(1e-3, 1, 300)
-    for panel, (name, seeds) in zip(panels, drawn.items(), strict=True):
-        for method, (colour, dashes) in _PLOTTED.items():
-            for number, (site, scores) in enumerate(seeds):
-                truth = site.judged["class"].fill_null("").to_numpy()
-                score = scores[method][site.after]
-                cuts = np.quantile(score[truth == BENIGN], 1 - grid, method="higher")
-                attacks = np.sort(score[truth == MALICIOUS])
-                recall = 1 - np.searchsorted(attacks, cuts, side="right") / len(attacks)
-                label = None if number else method
-                panel.plot(100 * grid, 100 * recall, dashes, color=colour, lw=1.4, label=label)
-        panel.set_xscale("log")
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.axvline(100 * FALSE_ALARM_SHARE, color="#bbbbbb", linewidth=0.8)
-        panel.set_title(f"network {name}", fontsize=10)
-        panel.set_xlabel("benign flows that ring, %")
-        panel.grid(color="#e5e5e5", linewidth=0.8)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("attack flows that ring, %")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=3, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.88))
-    figure.savefig(path, dpi=160)
 
 
 def unlabelled_table(found: dict[str, dict[str, Runs]]) -> str:
@@ -296,11 +238,10 @@ def summed(outcome: Outcome) -> tuple[int, str]:
 
 
 def main() -> None:
-    """Print the tables; draw the plot where a path is given."""
+    """Print the tables."""
     arguments = parser(__doc__)
     arguments.add_argument("--iot23", type=Path, required=True, help="folder of IoT-23 captures")
     arguments.add_argument("--model", type=Path, action="append", help="a bundle for each seed")
-    arguments.add_argument("--plot", type=Path, help="picture to write")
     given = arguments.parse_args()
     torch.set_num_threads(1)
     say: Callable[[str], None] = Progress()
@@ -309,7 +250,6 @@ def main() -> None:
     measured: dict[str, Measured] = {site.name: {} for site in sites}
     drawn: Drawn = defaultdict(list)
     others: dict[str, dict[str, Runs]] = {"scan": {}, "home": {}}
-    first: list[dict[str, Outcome]] = []
     for seed in range(len(given.model) if given.model else given.seeds):
         bench = bench_of(given.iot23, seed)
         forest = Forest.grow(bench)
@@ -318,8 +258,6 @@ def main() -> None:
             say(f"seed {seed}: forest and model")
             for site in sites:
                 outcomes = labelled(site, edge, forest, seed)
-                if not seed:
-                    first.append(outcomes)
                 for method, outcome in outcomes.items():
                     by_figure = measured[site.name].setdefault(method, defaultdict(list))
                     for name, value in figures(outcome).items():
@@ -336,12 +274,8 @@ def main() -> None:
         print(f"\n{site.name}: {len(site.benign)} flows to calibrate on; judged: {dict(counts)}\n")
         print(results_table(measured[site.name]))
     print(f"\n{ranking_table(drawn)}")
-    print("\nShare that rings, %, by kind (at least 20 flows), seed 0:\n")
-    print(kinds_table(sites, first))
     print("\nWithout labels; the scan is judged with the thresholds of the home:\n")
     print(unlabelled_table(others))
-    if given.plot is not None:
-        plot(drawn, given.plot)
     say("done")
 
 

@@ -1,6 +1,6 @@
 """Flows a second of gradsense's reader against zat and pandas, on one log in one run.
 
-    python benchmarks/parser.py [--flows N]
+    python -m benchmarks.data.parser [--flows N]
 
 The log is a real IoT-23 capture where GRADSENSE_DATA (or ``../shared/data``) has one, and
 synthetic lines otherwise, repeated to the wanted length. Readers take turns; the best of five
@@ -9,7 +9,7 @@ on one thread, and leave IoT-23's last column in one piece. gradsense does the s
 threads, splits the labels and checks every value; ``streamed`` drops each block as it comes.
 Flows a second of processor time, over all threads, say how much work a reader does; other jobs
 on the machine change them little. For one core:
-``POLARS_MAX_THREADS=1 taskset -c 0 python benchmarks/parser.py``.
+``POLARS_MAX_THREADS=1 taskset -c 0 python -m benchmarks.data.parser``.
 """
 
 from __future__ import annotations
@@ -27,62 +27,23 @@ import polars as pl
 from zat.log_to_dataframe import LogToDataFrame
 
 from gradsense.data.sources.stream import WORKERS, read_log
+from gradsense.data.synthetic.traffic import write_sample
 from gradsense.data.tally import Tally
 
 ROUNDS = 5
-DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 REAL = DATA / "iot23" / "CTU-IoT-Malware-Capture-34-1" / "bro" / "conn.log.labeled"
 
-_COLUMNS = {
-    "ts": "time",
-    "uid": "string",
-    "id.orig_h": "addr",
-    "id.orig_p": "port",
-    "id.resp_h": "addr",
-    "id.resp_p": "port",
-    "proto": "enum",
-    "service": "string",
-    "duration": "interval",
-    "orig_bytes": "count",
-    "resp_bytes": "count",
-    "conn_state": "string",
-    "local_orig": "bool",
-    "local_resp": "bool",
-    "missed_bytes": "count",
-    "history": "string",
-    "orig_pkts": "count",
-    "orig_ip_bytes": "count",
-    "resp_pkts": "count",
-    "resp_ip_bytes": "count",
-}
-_LAST = "tunnel_parents   label   detailed-label"
-_HEADER = "\n".join(
-    [
-        "#separator \\x09",
-        "#set_separator\t,",
-        "#empty_field\t(empty)",
-        "#unset_field\t-",
-        "#path\tconn",
-        "\t".join(["#fields", *_COLUMNS, _LAST]),
-        "\t".join(["#types", *_COLUMNS.values(), "set[string]   string   string"]),
-    ]
-)
-_SYNTHETIC = (
-    "1545403816.962094\tCrDn63WjJEmrWGjqf\t192.168.1.195\t41040\t185.244.25.235\t80\ttcp\t-\t"
-    "3.139211\t0\t0\tS0\t-\t-\t0\tS\t3\t180\t0\t0\t-   Benign   -",
-    "1545403824.181240\tCY9lJW3gh1Eje4usP6\t192.168.1.195\t123\t81.2.254.224\t123\tudp\t-\t"
-    "0.005490\t48\t48\tSF\t-\t-\t0\tDd\t1\t76\t1\t76\t(empty)   Malicious   C&C",
-)
 
-
-def source() -> tuple[str, list[str], str]:
+def source(folder: Path) -> tuple[str, list[str], str]:
     """Header, lines and the name of what the benchmark log is made of."""
-    if not REAL.is_file():
-        return _HEADER, list(_SYNTHETIC), "synthetic lines"
-    lines = REAL.read_text().splitlines()
+    path, name = REAL, "IoT-23 capture 34-1"
+    if not path.is_file():
+        path, name = folder / "synthetic.log", "synthetic lines"
+        write_sample(path, flows=5000, seed=0)
+    lines = path.read_text().splitlines()
     header = [line for line in lines if line.startswith("#") and not line.startswith("#close")]
-    rows = [line for line in lines if not line.startswith("#")]
-    return "\n".join(header), rows, "IoT-23 capture 34-1"
+    return "\n".join(header), [line for line in lines if not line.startswith("#")], name
 
 
 def write_log(path: Path, header: str, rows: list[str], flows: int) -> None:
@@ -105,7 +66,8 @@ def zat_frame(path: Path) -> int:
 
 
 def pandas_frame(path: Path) -> int:
-    names = [*_COLUMNS, _LAST]
+    with path.open() as log:
+        names = next(line for line in log if line.startswith("#fields")).split("\t")[1:]
     return len(pd.read_csv(path, sep="\t", comment="#", names=names, na_values="-"))
 
 
@@ -122,10 +84,10 @@ def main() -> None:
     parser.add_argument("--flows", type=int, default=500_000)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    header, rows, name = source()
     best = dict.fromkeys(READERS, float("inf"))
     work = best.copy()
     with tempfile.TemporaryDirectory() as folder:
+        header, rows, name = source(Path(folder))
         path = Path(folder) / "conn.log.labeled"
         write_log(path, header, rows, options.flows)
         megabytes = path.stat().st_size / 1e6

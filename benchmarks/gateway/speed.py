@@ -1,11 +1,11 @@
 """A gateway's detector: throughput, latency, memory and quality, beside its peers in one run.
 
-    python benchmarks/edge.py --data IOT23 [--repeat 20] [--model RUN/model]
+    python -m benchmarks.gateway.speed --data IOT23 [--repeat 20] [--model RUN/model]
 
 Throughput is from a Zeek log file to verdicts, grouped alerts and a committed journal for
 ``gradsense watch --once``; for the peers from the same file to class names. The log is IoT-23's
 34-1, repeated. Latency is of one flow at a time, from the bytes of its line to its verdict. Each
-row runs in a process of its own, whose highest resident memory is told. ``eager`` is the same
+row runs in a process of its own, whose highest resident memory is printed. ``eager`` is the same
 model in Hugging Face form under torch, with gradsense's own reader; ``forest`` is scikit-learn's
 random forest of 200 trees behind pandas, on the raw fields of a flow. Quality is on the test flows
 of the seed that the model was trained with.
@@ -80,7 +80,9 @@ def watching_singly(log: Path, bundle: Path, cache: int) -> Row:
     stream.parse(head, tally)
 
     def judge(line: bytes) -> None:
-        detector.judge(detector.phrase_ids([context.add_row(f) for f in stream.parse(line, tally)]))
+        detector.judge(
+            detector.phrase_ids([context.add_row(f) for f in _rows(stream, line, tally)])
+        )
 
     return _timed(judge, rows)
 
@@ -113,7 +115,7 @@ def eager(log: Path, model: Path) -> Row:
     stream.parse(head, tally)
 
     def judge_one(line: bytes) -> None:
-        picked = [template.pick(context.add_row(row)) for row in stream.parse(line, tally)]
+        picked = [template.pick(context.add_row(row)) for row in _rows(stream, line, tally)]
         judge(template.texts(np.concatenate(picked)))
 
     return {"flows_s": rate, **_timed(judge_one, rows[: SINGLE // 4])}
@@ -127,8 +129,8 @@ def forest(log: Path, train: Path) -> Row:
     from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415
 
     names = ("proto", "service", "conn_state", "history")
-    numbers = ("id.orig_p", "id.resp_p", "duration", "orig_bytes", "resp_bytes", "missed_bytes")
-    numbers += ("orig_pkts", "orig_ip_bytes", "resp_pkts", "resp_ip_bytes")
+    numbers = ["id.orig_p", "id.resp_p", "duration", "orig_bytes", "resp_bytes", "missed_bytes"]
+    numbers += ["orig_pkts", "orig_ip_bytes", "resp_pkts", "resp_ip_bytes"]
     known = pd.read_csv(train)
     codes = {name: {v: i for i, v in enumerate(sorted(known[name].dropna()))} for name in names}
 
@@ -153,6 +155,12 @@ def forest(log: Path, train: Path) -> Row:
     _, rows = _lines(log)
     singly = _timed(lambda line: model.predict(features(read(io.BytesIO(line)))), rows[:500])
     return {"flows_s": rate, **singly}
+
+
+def _rows(stream: LogStream, line: bytes, tally: Tally) -> list[Row]:
+    rows = stream.parse(line, tally)
+    assert isinstance(rows, list), "a few clean lines are parsed without a frame"
+    return rows
 
 
 def _lines(log: Path) -> tuple[bytes, list[bytes]]:
@@ -180,12 +188,12 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
     """Trains where no model is given; writes both bundles, the forest's flows; scores bundles."""
     import polars as pl  # noqa: PLC0415
 
+    from benchmarks.shared import Progress, bench_of  # noqa: PLC0415
     from gradsense.data.flows import class_numbers  # noqa: PLC0415
     from gradsense.data.sources.zeek_tsv import zeek_name  # noqa: PLC0415
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.experiments.run import train  # noqa: PLC0415
     from gradsense.learning.metrics import score  # noqa: PLC0415
-    from shared import Progress, bench_of  # noqa: PLC0415
 
     say = Progress()
     bench = bench_of(data, 0)
@@ -210,7 +218,7 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
         found = score(
             truth, np.array([corpus.classes.index(labels[i]) for i in argmax]), corpus.classes
         )
-        rings = np.array([verdict.alarm for verdict in detector.judge(phrase_ids)])
+        alerts = np.array([verdict.alarm for verdict in detector.judge(phrase_ids)])
         benign = (test["class"] == "Benign").to_numpy()
         size = sum(file.stat().st_size for file in (folder / name).iterdir())
         scored.append(
@@ -219,8 +227,8 @@ def prepare(data: Path, model: Path | None, folder: Path) -> tuple[Path, list[Ro
                 "size_kb": size / 1000,
                 "accuracy": found.accuracy,
                 "f1_macro": found.f1_macro,
-                "false": rings[benign].mean(),
-                "found": rings[~benign].mean(),
+                "false": alerts[benign].mean(),
+                "found": alerts[~benign].mean(),
             }
         )
     assert isinstance(test, pl.DataFrame)
@@ -240,11 +248,18 @@ def repeated(source: Path, times: int, to: Path) -> Path:
 
 def worker(*arguments: object) -> Row:
     """A row from a process of its own, with its highest resident memory."""
-    command = [sys.executable, __file__, "--worker", json.dumps(list(map(str, arguments)))]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gateway.speed",
+        "--worker",
+        json.dumps(list(map(str, arguments))),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    row: Row = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def work(kind: str, *paths: str) -> Row:
@@ -334,7 +349,7 @@ def main() -> None:
     if given.data is None:
         arguments.error("--data is needed")
     # It brings torch, which a worker that measures memory must not have.
-    from shared import table  # noqa: PLC0415
+    from benchmarks.shared import table  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -347,7 +362,14 @@ def main() -> None:
     print()
     print(
         table(
-            ["bundle", "kB", "accuracy", "macro-F1", "benign that ring, %", "attacks that ring, %"],
+            [
+                "bundle",
+                "kB",
+                "accuracy",
+                "macro-F1",
+                "benign alerts, %",
+                "attacks found, %",
+            ],
             [
                 [
                     one["bundle"],
