@@ -16,7 +16,6 @@ from gradsense.experiments.corpus import Corpus, by_client, examples
 from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.learning import metrics
 from gradsense.learning.alarms import flagged, threshold_for
-from gradsense.learning.calibration import softmax, suspicion
 from gradsense.learning.learner import Tensors
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models.build import build
@@ -88,15 +87,16 @@ class Bench:
             return None
         benign = self.corpus.classes.index(self.normal)
 
-        def suspected_of(flows: Examples) -> np.ndarray:
-            odds = softmax(self.trainer.logits(flows).numpy())
-            scores: np.ndarray = suspicion(odds, benign)[flows.index.numpy()]
-            return scores
+        def suspicion(flows: Examples) -> np.ndarray:
+            odds = torch.softmax(self.trainer.logits(flows).double(), dim=1)[flows.index]
+            # The other classes' sum, and not 1 - p: near 1 the difference would lose its digits.
+            others = [number for number in range(odds.shape[1]) if number != benign]
+            return odds[:, others].sum(dim=1).numpy()
 
         self.trainer.classifier.load(tensors)
-        quiet = suspected_of(self.validation)[self.validation.labels.numpy() == benign]
+        quiet = suspicion(self.validation)[self.validation.labels.numpy() == benign]
         threshold, truth = threshold_for(quiet), self.test.labels.numpy()
-        suspected = suspected_of(self.test)
+        suspected = suspicion(self.test)
         recall = flagged(suspected, truth, self.corpus.classes, threshold)
         attacks = truth != benign
         return results.Alarms(

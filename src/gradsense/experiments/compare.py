@@ -123,8 +123,8 @@ def compare(
         The rows, and the notes on the first seed's data.
 
     Raises:
-        InputError: the first job's complaint about input, or an unwritable ``out``.
-        GradsenseError: a worker died.
+        InputError: an unwritable ``out``.
+        GradsenseError: the first error of a job, with its exit code; or a worker died.
     """
     prepare(out, resume=resume)
     notes = _run_all(jobs, workers, resume, on_news)
@@ -160,8 +160,8 @@ def prepare(out: Path, *, resume: bool) -> None:
 def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
     """The settings and notes that a report shows."""
     hidden = {"algorithm", "seed", "threads"}
-    pairs = json.loads(settings.model_dump_json(exclude=hidden, exclude_none=True))
-    pairs = {key.replace("_", " "): str(value) for key, value in pairs.items()}
+    dumped = settings.model_dump(mode="json", exclude=hidden, exclude_none=True)
+    pairs = {key.replace("_", " "): str(value) for key, value in dumped.items()}
     if settings.data is not None:
         pairs["data"] = settings.data.name
     return pairs | {f"note {i}": note for i, note in enumerate(notes, start=1)}
@@ -177,14 +177,15 @@ def _run_all(
     def look_after(process: subprocess.Popen[str]) -> None:
         """Give one worker job after job, and pass on what it reports."""
         for job in waiting:
-            settings = json.loads(job.settings.model_dump_json())
+            settings = job.settings.model_dump(mode="json")
             order = {"settings": settings, "out": str(job.out), "resume": resume}
             with contextlib.suppress(BrokenPipeError):  # it died, which ``_reports`` finds
                 print(json.dumps(order), file=process.stdin, flush=True)
             for message in _reports(process):
                 if message["event"] == "error":
-                    error = InputError if message["exit_code"] == 2 else GradsenseError
-                    raise _reported(error, message["text"])
+                    error = GradsenseError(message["text"])
+                    error.exit_code = message["exit_code"]
+                    raise error
                 with guard:
                     on_news(job, message)
                 if message["event"] == "done":
@@ -226,10 +227,3 @@ def _reports(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         f"a worker process died with code {process.wait()}; "
         "run the same command with --resume to go on"
     )
-
-
-def _reported(kind: type[GradsenseError], text: str) -> GradsenseError:
-    """An error that a worker put into words already."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, text)
-    return error

@@ -26,7 +26,7 @@ def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
         for column in ("client", "class", "text"):
             digest.update("\n".join(frame[column]).encode())
     return {
-        "settings": json.loads(settings.model_dump_json()),
+        "settings": settings.model_dump(mode="json"),
         "data_sha256": digest.hexdigest(),
     }
 
