@@ -16,12 +16,15 @@ below it:
 'Detector'
 """
 
-from typing import TYPE_CHECKING
-
-from gradsense.exports import export
+from gradsense.exports import TYPE_CHECKING, export
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Algorithm", "Client", "Coordinator", "Detector", "GradsenseError", "InputError", "Learner",
+    "Simulator", "Task", "Watch", "__version__",
+]  # fmt: skip
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.detection.detector import Detector
     from gradsense.errors import GradsenseError, InputError
@@ -32,19 +35,3 @@ if TYPE_CHECKING:
     from gradsense.learning.learner import Learner
     from gradsense.simulation.simulator import Simulator
     from gradsense.tasks.task import Task
-else:
-    export(__name__)
-
-__all__ = [
-    "Algorithm",
-    "Client",
-    "Coordinator",
-    "Detector",
-    "GradsenseError",
-    "InputError",
-    "Learner",
-    "Simulator",
-    "Task",
-    "Watch",
-    "__version__",
-]

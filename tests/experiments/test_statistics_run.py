@@ -14,8 +14,8 @@ from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, set_up
+from gradsense.experiments.compare import check
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.preflight import check
 from gradsense.experiments.run import FederatedRun, flow_cost
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import solve
@@ -105,11 +105,11 @@ def test_as_shipped_skewed_sites_give_the_verdicts_of_even_ones(captures: Path) 
     even = bench_of(captures, "gsfs", "iid")
     for bench in (even, bench_of(captures, "gsfs", "dirichlet")):
         run, row = finished(bench)
-        said.append(even.evaluate(head_of(run))[2])
+        said.append(even.trainer.evaluate(even.test, head_of(run))[1])
         assert row.central is not None
         accuracies.append(row.central.accuracy)
     exact, _ = finished(bench_of(captures, EXACT, "iid"))
-    reference = even.evaluate(head_of(exact))[2]
+    reference = even.trainer.evaluate(even.test, head_of(exact))[1]
     for verdicts in said:
         assert (verdicts == reference).mean() > 0.95
     assert (said[0] == said[1]).mean() > 0.95

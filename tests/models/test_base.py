@@ -11,8 +11,7 @@ import torch
 from gradsense.data.datasets.captures import load
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
-from gradsense.experiments.pretrain import make_base, pretraining_texts, varied
-from gradsense.learning.pretraining import pretrain
+from gradsense.experiments.pretrain import make_base, pretrain, pretraining_texts, varied
 from gradsense.models import pretrained
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template

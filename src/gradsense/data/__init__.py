@@ -1,9 +1,12 @@
 """Flows and where they come from: sources of logs, labelled data sets, synthetic traffic."""
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = [
+    "Capture", "ContextWindow", "Dataset", "LiveLog", "LogStream", "Networks", "RecordSource",
+    "Tally", "read_log", "write_fleet", "write_sample",
+]  # fmt: skip
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.data.context import ContextWindow
     from gradsense.data.datasets.captures import Capture, Dataset
@@ -13,19 +16,3 @@ if TYPE_CHECKING:
     from gradsense.data.sources.stream import LogStream, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally
-else:
-    export(__name__)
-
-__all__ = [
-    "Capture",
-    "ContextWindow",
-    "Dataset",
-    "LiveLog",
-    "LogStream",
-    "Networks",
-    "RecordSource",
-    "Tally",
-    "read_log",
-    "write_fleet",
-    "write_sample",
-]
