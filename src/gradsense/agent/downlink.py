@@ -20,13 +20,7 @@ from gradsense.learning.learner import Tensors
 from gradsense.transport.chunks import Assembler, Quota, Resume
 from gradsense.transport.messages import Message, Read, read, unsealed
 from gradsense.transport.payloads import Ack, open_model
-from gradsense.transport.protocol import (
-    COORDINATOR,
-    Properties,
-    SizeLimits,
-    TooLarge,
-    Topic,
-)
+from gradsense.transport.protocol import COORDINATOR, Properties, SizeLimits, TooLarge, Topic
 
 _log = logging.getLogger(__name__)
 

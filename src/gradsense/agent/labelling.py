@@ -273,8 +273,7 @@ class _Feedback:
             self._known = _TAKEN.validate_json(taken) if taken else {}
         except ValidationError as error:
             raise InputError(
-                "the state of the feedback is damaged",
-                hint="begin with a fresh state of the agent",
+                "the state of the feedback is damaged", hint="begin with a fresh state of the agent"
             ) from error
 
     def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:

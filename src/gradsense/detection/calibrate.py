@@ -74,10 +74,7 @@ class Calibrated:
 
 
 def read(
-    logs: Sequence[Path],
-    template: Template,
-    most: int = MOST,
-    networks: Networks | None = None,
+    logs: Sequence[Path], template: Template, most: int = MOST, networks: Networks | None = None
 ) -> Traffic:
     """The flows of these logs, without those labelled as not benign.
 
@@ -116,11 +113,7 @@ def read(
 
 
 def calibrate(
-    detector: Detector,
-    traffic: Traffic,
-    share: float = FALSE_ALARM_SHARE,
-    *,
-    novelty: bool = False,
+    detector: Detector, traffic: Traffic, share: float = FALSE_ALARM_SHARE, *, novelty: bool = False
 ) -> Calibrated:
     """The detector's manifest with alarm threshold and drift reference of this traffic.
 

@@ -137,8 +137,7 @@ def serve(registry: CollectorRegistry, address: str) -> Callable[[], None]:
         server, thread = start_http_server(parts.port or 0, parts.hostname or "", registry=registry)
     except OSError as error:
         raise InputError(
-            f"cannot listen on {address} ({error.strerror or error})",
-            hint="give another address",
+            f"cannot listen on {address} ({error.strerror or error})", hint="give another address"
         ) from error
 
     def close() -> None:

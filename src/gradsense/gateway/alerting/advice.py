@@ -81,11 +81,7 @@ def _ports(ports: Sequence[tuple[int, int]], flows: int) -> str:
 
 def _span(seconds: float) -> str:
     """For example ``within 3 minutes``, rounded up."""
-    for unit, size, limit in (
-        ("second", 1, 120),
-        ("minute", 60, 7_200),
-        ("hour", 3_600, 172_800),
-    ):
+    for unit, size, limit in (("second", 1, 120), ("minute", 60, 7_200), ("hour", 3_600, 172_800)):
         if seconds <= limit:
             return f"within {_count(max(1, math.ceil(seconds / size)), unit)}"
     return f"within {_count(math.ceil(seconds / 86_400), 'day')}"

@@ -19,13 +19,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import httpx
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gradsense.detection.detector import Verdict
 from gradsense.gateway.alerting.sink import tls_context
