@@ -22,20 +22,16 @@ from gradsense.detection.bundle import (
     GRAPH_FILE,
     MANIFEST_FILE,
     TOKENIZER_FILE,
-    BundleThreshold,
     Manifest,
 )
-from gradsense.detection.calibrate import MARGIN, log_odds
-from gradsense.detection.detector import BATCH
+from gradsense.detection.calibrate import alarm_threshold, log_odds
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet import jobs
 from gradsense.learning.alarms import FALSE_ALARM_SHARE
-from gradsense.learning.calibration import COLDEST, HOTTEST, softmax
-from gradsense.models.card import Reference
-from gradsense.prompts.templates import Template
+from gradsense.learning.calibration import COLDEST, HOTTEST, reference, softmax
 from gradsense.storage.files import replacing
 from gradsense.transport.payloads import model_hash
 
@@ -175,35 +171,17 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     phrase_ids, truth, weights = rows
     benign = labels.index(normal)
     quiet = truth == benign
-    flows = int(weights[quiet].sum())
-    if flows < ENOUGH:
+    if weights[quiet].sum() < ENOUGH:
         return {}
     logits = _logits(opened, phrase_ids)
     temperature = opened.manifest.temperature
     if weights[~quiet].sum() >= ENOUGH:
         temperature = fitted_temperature(logits, truth, weights)
     odds = log_odds(logits / temperature, benign)[quiet]
-    at = max(0.0, exceeded_by(odds, weights[quiet], FALSE_ALARM_SHARE) + MARGIN)
-    alarm = BundleThreshold(
-        value=float(1 / (1 + np.exp(-at))),
-        share=float(weights[quiet][odds > at].sum() / flows),
-        flows=flows,
-        source=_HERE,
-    )
+    alarm, _ = alarm_threshold(odds, weights[quiet], FALSE_ALARM_SHARE, _HERE)
     sure = softmax(logits, temperature).max(axis=1)
-    reference = _reference(phrase_ids, weights, sure, opened.template)
-    return {"alarm": alarm, "temperature": temperature, "reference": reference}
-
-
-def exceeded_by(scores: Floats, weights: NDArray[np.int64], share: float) -> float:
-    """The lowest of the scores [n ≥ 1] that at most ``share`` of the flows exceed.
-
-    Args:
-        weights: flows that have each score, [n].
-    """
-    order = np.argsort(-scores, kind="stable")
-    upto = np.cumsum(weights[order])
-    return float(scores[order][np.searchsorted(upto, int(share * upto[-1]), side="right")])
+    found = reference(phrase_ids, opened.template, sure, weights)
+    return {"alarm": alarm, "temperature": temperature, "reference": found}
 
 
 def fitted_temperature(
@@ -246,26 +224,8 @@ def _newest(batches: Batches) -> Rows | None:
 def _logits(opened: Opened, phrase_ids: NDArray[np.uint16]) -> Floats:
     """By the graph that will judge, each distinct prompt once, [n, classes]."""
     distinct, places = np.unique(phrase_ids, axis=0, return_inverse=True)
-    parts = []
-    for start in range(0, len(distinct), BATCH):
-        inputs = opened.encoder.phrase_ids(distinct[start : start + BATCH])
-        parts += opened.session.run(["logits"], inputs)
+    parts = [logits for (logits,) in opened.blocks(["logits"], distinct)]
     return np.concatenate(parts).astype(np.float64)[places.reshape(-1)]
-
-
-def _reference(
-    phrase_ids: NDArray[np.uint16], weights: NDArray[np.int64], sure: Floats, template: Template
-) -> Reference:
-    """``learning.calibration.reference`` of rows that stand for many flows each."""
-    flows = int(weights.sum())
-    fields = {
-        field.name: tuple(
-            (np.bincount(column, weights=weights, minlength=len(field.phrases)) / flows).tolist()
-        )
-        for field, column in zip(template.fields, phrase_ids.T, strict=True)
-    }
-    histogram, _ = np.histogram(sure, bins=10, range=(0.0, 1.0), weights=weights)
-    return Reference(flows=flows, fields=fields, confidence=tuple((histogram / flows).tolist()))
 
 
 def _provenance(manifest: Manifest, model: GlobalModel, run: str, *, site: bool) -> dict[str, Any]:

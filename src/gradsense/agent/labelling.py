@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gradsense.agent.label_rules import LabelRules
+from gradsense.agent.reader import distinct_rows
 from gradsense.data.datasets.captures import discover
 from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
@@ -65,7 +66,7 @@ class Gathered:
         """This and what was gathered after it."""
         rows = (np.concatenate(pair) for pair in zip(self._rows(), later._rows(), strict=True))
         return Gathered(
-            *_distinct(*rows),
+            *distinct_rows(*rows),
             places={**self.places, **later.places},
             taken=later.taken,
             counts=self.counts + later.counts,
@@ -176,7 +177,7 @@ class Harvest:
         if news is None:
             return None
         rows, counts = news
-        return Gathered(*_distinct(*rows), {}, self._feedback.taken, counts)
+        return Gathered(*distinct_rows(*rows), {}, self._feedback.taken, counts)
 
     def _chunk(self, source: LiveLog, final: bool) -> Gathered | None:
         tally = Tally()
@@ -187,7 +188,7 @@ class Harvest:
         places = {} if place is None else {str(source.log): place}
         phrase_ids, numbers, counts = self._labelled(self._frame(flows))
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
-        rows = _distinct(phrase_ids, numbers, np.ones(len(numbers), np.int64))
+        rows = distinct_rows(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
 
     def _labelled(
@@ -344,16 +345,3 @@ class _Feedback:
         phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
         numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
         return phrase_ids, numbers[:, 0], numbers[:, 1]
-
-
-def _distinct(
-    phrase_ids: NDArray[np.uint16], labels: NDArray[np.int64], weights: NDArray[np.int64]
-) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
-    """Each distinct (prompt, label) once, sorted, with the sum of its weights."""
-    if not len(labels):
-        return phrase_ids, labels, weights
-    table = np.column_stack([phrase_ids.astype(np.int64), labels])
-    rows, place = np.unique(table, axis=0, return_inverse=True)
-    sums = np.zeros(len(rows), np.int64)
-    np.add.at(sums, place.reshape(-1), weights)
-    return rows[:, :-1].astype(np.uint16), rows[:, -1], sums

@@ -19,8 +19,7 @@ from gradsense.data.flows import class_numbers
 from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.detector import Detector
-from gradsense.detection.sample import Sample, draw, synthetic_sample
-from gradsense.detection.verify import graph_answers, require
+from gradsense.detection.verify import Sample, draw, graph_answers, require, synthetic_sample
 from gradsense.detection.verify import verify as compare
 from gradsense.learning.alarms import LEAST_THRESHOLD
 from gradsense.learning.answers import measure
