@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -21,17 +20,14 @@ from pydantic import (
     ConfigDict,
     Field,
     IPvAnyNetwork,
-    ValidationError,
 )
 
 from gradsense.data.networks import Network
-from gradsense.errors import InputError
+from gradsense.gateway.settings import read_toml
 
-#: A rules file is small; a larger one is something else.
-_MAX_BYTES, _MAX_RULES = 1 << 20, 1000
+_MAX_RULES = 1000
 #: What stands for a value that the log leaves unset, as in Zeek.
 _UNSET = "-"
-_HINT = "docs/rules.md has all keys"
 _REMEMBERED = 65_536
 _LAST_PORT = 65_535
 
@@ -159,33 +155,11 @@ def read(path: Path | str) -> LabelRules:
     Raises:
         InputError: the file cannot be read, is no TOML, or a rule has an unknown or wrong key.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise InputError("the file is larger than 1 MiB", hint=_HINT, file=path)
-        return LabelRules(_File.model_validate(tomllib.loads(text.decode())).rule)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})", hint="check the path", file=path
-        ) from error
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise InputError(_what(fault), hint=_HINT, file=path, field=_place(fault["loc"])) from error
-    except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
+    hint = "docs/rules.md has all keys"
+    return LabelRules(read_toml(path, _File, _place, hint=hint, missing="is missing").rule)
 
 
-def _what(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "unknown key"
-    if fault["type"] == "missing":
-        return "is missing"
-    return str(fault["msg"]).removeprefix("Value error, ")
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
+def _place(loc: tuple[int | str, ...], values: dict[str, Any]) -> str:
     """``rule 2: resp_p`` for ``("rule", 1, "resp_p", ...)``."""
     match loc:
         case ("rule", int(index), str(key), *_):

@@ -17,7 +17,7 @@ from gradsense.detection.head import Head
 from gradsense.detection.session import Opened, PhraseIds, open_bundle
 from gradsense.errors import GradsenseError
 from gradsense.learning.calibration import softmax
-from gradsense.learning.learner import Array, Observed, Tensors, Trained
+from gradsense.learning.learner import Array, Observed, Tensors
 from gradsense.learning.statistics import observed
 
 Numbers = npt.NDArray[np.int64]
@@ -125,27 +125,18 @@ class Reader:
             tolerance=tolerance,
         )
 
-    def train(self, tensors: Tensors, **settings: Any) -> Trained:
+    def train(self, *arguments: Any, **settings: Any) -> NoReturn:
         """Never.
 
         Raises:
             GradsenseError: always.
         """
-        self._refuse()
-
-    def score(self, tensors: Tensors) -> float:
-        """Never.
-
-        Raises:
-            GradsenseError: always.
-        """
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
         raise GradsenseError(
             "this device has no torch model, and the run's algorithm trains weights; "
             "install gradsense[train] and take the run's start with its model/ folder"
         )
+
+    score = train
 
     def _read(self, first: int, count: int) -> Rows:
         """The distinct rows of these batches, with all their flows."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
-from gradsense.storage import checkpoint, files
+from gradsense.storage import checkpoint
 from gradsense.storage.sqlite import Database, Schema
 from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
@@ -84,30 +84,12 @@ class AgentStore:
         self.file = folder / FILE
         self._most_bytes = most_bytes
         self._held: tuple[int, str] | None = None  # not looked up yet
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            busy = InputError(
-                "another gradsense edge trains with this state",
-                hint="stop it, or give another --state",
-                file=folder,
-            )
-            self._guard = files.lock(folder / _LOCK, busy)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep its state there ({error.strerror or error})",
-                hint="give a writable folder as --state",
-                file=folder,
-            ) from error
-        try:
-            self._db = Database(self.file, _SCHEMA)
-        except BaseException:
-            self._guard.close()
-            raise
+        busy = "another gradsense edge trains with this state"
+        self._db = Database.of_state(folder, FILE, _SCHEMA, lock=_LOCK, busy=busy)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
-        self._guard.close()
 
     def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         return self._db.all(query, values)

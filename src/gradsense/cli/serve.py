@@ -31,7 +31,7 @@ def serve(
 
     Without TLS and a token it listens on this machine only.
     """
-    from gradsense.gateway.escalation.secret import read_secret
+    from gradsense.gateway.settings import read_secret
 
     if (cert is None) != (key is None):
         raise InputError("a certificate needs its key", hint="give both --cert and --key")

@@ -35,10 +35,18 @@ class Metrics:
             return Gauge(f"gradsense_{name}", text, labels, registry=registry)
 
         self.registry = registry
-        self.flows = counter("flows", "Flows read.")
-        self.dropped_lines = counter("dropped_lines", "Log lines without a flow.", "reason")
-        self.verdicts = counter("verdicts", "Verdicts of the model.", "label")
-        self.alarms = counter("alarms", "Flows that raised an alert, or joined an open one.")
+        #: By the name of the journal's counter, or by what is before its colon.
+        self.counted = {
+            "flows": counter("flows", "Flows read."),
+            "dropped": counter("dropped_lines", "Log lines without a flow.", "reason"),
+            "verdict": counter("verdicts", "Verdicts of the model.", "label"),
+            "alarms": counter("alarms", "Flows that raised an alert, or joined an open one."),
+            "retraining_recommendations": counter(
+                "retraining_recommendations", "Recommendations to retrain the model."
+            ),
+            "models_adopted": counter("model_swaps", "New models taken over while running."),
+            "escalated": counter("escalated", "Prompts for a larger model, by outcome.", "outcome"),
+        }
         self.alerts = counter("alerts", "Alerts opened.", "label", "severity")
         self.alerts_open = gauge("alerts_open", "Alerts open now.")
         self.cache_hits = counter("cache_hits", "Flows judged from the cache.")
@@ -55,11 +63,6 @@ class Metrics:
             "baselines", "Device baselines, by whether they are learnt.", "state"
         )
         self.drift_psi = gauge("drift_psi", "Population stability index against training.")
-        self.retraining_recommendations = counter(
-            "retraining_recommendations", "Recommendations to retrain the model."
-        )
-        self.model_swaps = counter("model_swaps", "New models taken over while running.")
-        self.escalated = counter("escalated", "Prompts for a larger model, by outcome.", "outcome")
 
 
 class Observer:
@@ -80,23 +83,11 @@ class Observer:
     def committed(self, batch: StoreBatch, seconds: float) -> None:
         """Count a committed batch, which took ``seconds`` to judge."""
         metrics = self.metrics
-        by_label = {
-            "dropped": metrics.dropped_lines,
-            "verdict": metrics.verdicts,
-            "escalated": metrics.escalated,
-        }
-        plain = {
-            "flows": metrics.flows,
-            "alarms": metrics.alarms,
-            "retraining_recommendations": metrics.retraining_recommendations,
-            "models_adopted": metrics.model_swaps,
-        }
         for name, number in batch.counts.items():
             kind, _, label = name.partition(":")
-            if kind in by_label:
-                by_label[kind].labels(label).inc(number)
-            elif kind in plain:
-                plain[kind].inc(number)
+            if kind in metrics.counted:
+                counter = metrics.counted[kind]
+                (counter.labels(label) if label else counter).inc(number)
         if batch.counts.get("flows"):
             metrics.batch_seconds.observe(seconds)
         metrics.alerts_open.set(len(self._grouper))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,9 +15,8 @@ from gradsense.data.networks import Networks
 from gradsense.detection.detector import Detector, Verdict
 from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
-from gradsense.gateway.alerting.advice import NOVEL
-from gradsense.gateway.alerting.alert import Example
-from gradsense.gateway.alerting.grouping import Alarm, Explain, LogClock
+from gradsense.gateway.alerting.alert import NOVEL, Example
+from gradsense.gateway.alerting.grouping import Alarm, LogClock
 
 if TYPE_CHECKING:  # it imports an HTTP library, which few gateways need
     from gradsense.gateway.escalation.escalate import Escalator
@@ -101,13 +99,25 @@ class Judge:
         columns = [column(flows, name) for name in _ENDS] if raising else []
         ends = list(zip(self._devices(flows), *columns, strict=True)) if raising else []
         for row in raising:
-            find = partial(_example, log, flows, row)
-            prompt = phrase_ids[row].tobytes()
-            alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
-            if (alarm.device, prompt) in self.silenced:
+            device, orig_h, resp_h, ts, port = ends[row]
+            verdict, prompt = verdicts[row], phrase_ids[row].tobytes()
+            if (device, prompt) in self.silenced:
                 counts["silenced"] += 1
-            else:
-                alarms.append(alarm)
+                continue
+            alarms.append(
+                Alarm(
+                    device=device,
+                    peer=self.networks.peer(orig_h, resp_h),
+                    label=verdict.label if verdict.alarm else NOVEL,
+                    clock=clocks[row],
+                    ts=ts,
+                    port=port,
+                    probability=verdict.probability,
+                    novelty=verdict.novelty,
+                    prompt=prompt,
+                    example=partial(_example, log, flows, row),
+                )
+            )
         for label, number in Counter(verdict.label for verdict in verdicts).items():
             counts[f"verdict:{label}"] += number
         counts["alarms"] += len(alarms)
@@ -123,11 +133,17 @@ class Judge:
         Raises:
             InputError: the model's reference is of another template; nothing has changed.
         """
-        drift = None if self.drift is None else _begun_anew(self.drift, detector)
+        reference, drift = detector.manifest.reference, self.drift
+        drift = drift and drift.anew(detector.template, reference)
         # Totals are of the watch, not of one model.
         detector.judged += self.detector.judged
         detector.inferred += self.detector.inferred
         self.detector, self.drift = detector, drift
+
+    def explain(self, prompt: bytes) -> tuple[str, ...]:
+        """Reasons for the verdict on a prompt (the bytes of its phrase ids), in words."""
+        phrase_ids = np.frombuffer(prompt, np.uint16).reshape(1, -1)
+        return tuple(reason.in_words() for reason in self.detector.explain(phrase_ids))
 
     def silence(self, pairs: frozenset[tuple[str, bytes]]) -> None:
         """Raise no alert for exactly these (device, prompt) pairs; replaces the earlier ones.
@@ -203,50 +219,7 @@ class Judge:
         clocks: list[float] = ends.tolist()
         return clocks
 
-    def _alarm(
-        self,
-        verdict: Verdict,
-        prompt: bytes,
-        clock: float,
-        ends: tuple[str, str, str, float, int | None],
-        example: Callable[[], Example],
-    ) -> Alarm:
-        device, orig_h, resp_h, ts, port = ends
-        return Alarm(
-            device=device,
-            peer=self.networks.peer(orig_h, resp_h),
-            label=verdict.label if verdict.alarm else NOVEL,
-            clock=clock,
-            ts=ts,
-            port=port,
-            probability=verdict.probability,
-            novelty=verdict.novelty,
-            prompt=prompt,
-            example=example,
-        )
-
 
 def _example(log: str, flows: Flows, place: int) -> Example:
     flow = row_of(flows, place)
     return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
-
-
-def _begun_anew(drift: Drift, detector: Detector) -> Drift:
-    """An empty window for this model; the time of the last recommendation is kept."""
-    fresh = Drift(detector.template, detector.manifest.reference, drift.settings)
-    empty = fresh.state().model_copy(update={"recommended_at": drift.state().recommended_at})
-    fresh.restore(empty.model_dump_json())
-    return fresh
-
-
-def explainer(judge: Judge) -> Explain:
-    """A function from a prompt (the bytes of its phrase ids) to reasons for its verdict, in words.
-
-    It uses the detector that the judge has when it is called.
-    """
-
-    def explain(prompt: bytes) -> tuple[str, ...]:
-        phrase_ids = np.frombuffer(prompt, np.uint16).reshape(1, -1)
-        return tuple(reason.in_words() for reason in judge.detector.explain(phrase_ids))
-
-    return explain

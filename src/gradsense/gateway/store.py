@@ -21,7 +21,6 @@ from typing import Any
 from gradsense.errors import InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import GROUP, Group
-from gradsense.storage import files
 from gradsense.storage.sqlite import Database, Schema
 from gradsense.tasks.task import get_task
 
@@ -107,34 +106,13 @@ class GatewayStore:
 
     def __init__(self, folder: Path, *, exclusive: bool = True) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            busy = InputError(
-                "another gradsense watch works with this state",
-                hint="stop it, or give another --state",
-                file=folder,
-            )
-            self._guard = files.lock(folder / "lock", busy) if exclusive else None
-        except OSError as error:
-            raise InputError(
-                f"cannot keep its state there ({error.strerror or error})",
-                hint="give a writable folder as --state",
-                file=folder,
-            ) from error
-        try:
-            self._db = Database(folder / FILE, _SCHEMA)
-        except BaseException:
-            self._unlock()
-            raise
+        busy = "another gradsense watch works with this state"
+        lock = "lock" if exclusive else None
+        self._db = Database.of_state(folder, FILE, _SCHEMA, lock=lock, busy=busy)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
 
     # Watching -------------------------------------------------------------------------------
 
@@ -245,27 +223,19 @@ class GatewayStore:
             StorageFull: it could not be written.
         """
         with self._db.transaction() as db:
-            (size,) = db.execute(
-                "SELECT coalesce(sum(m.bytes), 0) FROM messages m, sinks s "
-                "WHERE s.name = ? AND m.seq > s.seq",
-                (sink,),
+            gone, last = db.execute(
+                "SELECT count(*), max(seq) FROM (SELECT m.seq, sum(m.bytes) OVER "
+                "(ORDER BY m.seq DESC) AS upto FROM messages m, sinks s "
+                "WHERE s.name = ? AND m.seq > s.seq) WHERE upto > ?",
+                (sink, most_bytes),
             ).fetchone()
-            if size <= most_bytes:
-                return 0
-            gone, last = 0, 0
-            for seq, length in db.execute(
-                "SELECT m.seq, m.bytes FROM messages m, sinks s "
-                "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq",
-                (sink,),
-            ):
-                if size <= most_bytes:
-                    break
-                size, gone, last = size - length, gone + 1, seq
-            db.execute(
-                "UPDATE sinks SET seq = ?, dropped = dropped + ? WHERE name = ?", (last, gone, sink)
-            )
-            _forget_delivered(db)
-            return gone
+            if gone:
+                db.execute(
+                    "UPDATE sinks SET seq = ?, dropped = dropped + ? WHERE name = ?",
+                    (last, gone, sink),
+                )
+                _forget_delivered(db)
+            return int(gone)
 
     def backlogs(self) -> dict[str, Backlog]:
         """Every sink's queue."""

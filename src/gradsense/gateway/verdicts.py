@@ -9,7 +9,7 @@ import polars as pl
 
 from gradsense.data.flows import Flows, column
 from gradsense.detection.detector import Verdict
-from gradsense.errors import InputError
+from gradsense.errors import input_errors
 
 _COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
 
@@ -30,14 +30,9 @@ class VerdictLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        hint = "give a writable file as --verdicts"
+        with input_errors("cannot write there", hint=hint, file=path):
             self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise InputError(
-                f"cannot write there ({error.strerror or error})",
-                hint="give a writable file as --verdicts",
-                file=path,
-            ) from error
         self.size = os.fstat(self._file.fileno()).st_size
 
     def cut(self, size: int) -> None:

@@ -17,23 +17,18 @@ from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
-from gradsense.gateway.alerting.alert import Severity
 from gradsense.gateway.alerting.grouping import Grouper, LogClock
 from gradsense.gateway.alerting.sink import Sink, SinkContext
 from gradsense.gateway.delivery import Outbox
-from gradsense.gateway.judge import Judge, explainer
-from gradsense.gateway.reload import Successor
+from gradsense.gateway.judge import Judge
 from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore
 from gradsense.gateway.verdicts import VerdictLog
-from gradsense.gateway.watch import Watch
+from gradsense.gateway.watch import Successor, Watch
 
 if TYPE_CHECKING:
     from gradsense.gateway.escalation.escalate import Escalator
     from gradsense.gateway.instruments import Observer
-
-#: Bound of the queue of a sink without settings.
-_QUEUE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ def open_watch(
         detector.manifest.id,
         window_s=settings.window_s,
         max_s=settings.max_s,
-        explain=explainer(judge),
+        explain=judge.explain,
     )
     observer = _observer(settings, judge, grouper, journal)
     context = SinkContext(
@@ -110,11 +105,12 @@ def open_watch(
     )
     receivers = dict(extra or {})
     receivers |= {setting.name: setting.open(context) for setting in settings.sink}
-    most_bytes = dict.fromkeys(receivers, _QUEUE_BYTES)
-    most_bytes |= {one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink}
-    least: dict[str, Severity] = dict.fromkeys(receivers, "info")
-    least |= {one.name: one.min_severity for one in settings.sink}
-    outbox = Outbox(journal, receivers, most_bytes=most_bytes, least=least)
+    outbox = Outbox(
+        journal,
+        receivers,
+        most_bytes={one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink},
+        least={one.name: one.min_severity for one in settings.sink},
+    )
     return Watch(
         sources,
         judge,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.errors import InputError
-from gradsense.gateway.adapt.phrase_counts import PhraseLayout
+from gradsense.gateway.adapt.baseline import PhraseLayout
 from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
 
@@ -138,6 +138,12 @@ class Drift:
         self._older_flows = self._newer_flows = 0
         self._streak = 0
         self._recommended_at: float | None = None
+
+    def anew(self, template: Template, reference: Reference | None) -> Drift:
+        """An empty window against another reference; the last recommendation's time is kept."""
+        fresh = Drift(template, reference, self.settings)
+        fresh._recommended_at = self._recommended_at
+        return fresh
 
     def add(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
         """Count flows.

@@ -23,8 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from gradsense.detection.detector import Verdict
 from gradsense.gateway.alerting.sink import tls_context
-from gradsense.gateway.escalation.secret import checked, read_secret
-from gradsense.gateway.settings import EscalateSettings
+from gradsense.gateway.settings import EscalateSettings, checked_secret, read_secret
 from gradsense.prompts.templates import Template
 
 #: Why a prompt kept its local verdict.
@@ -321,7 +320,7 @@ def _token(settings: EscalateSettings) -> str | None:
         return read_secret(settings.token_file)
     if settings.token_env is None:
         return None
-    return checked(os.environ.get(settings.token_env, ""), f"${settings.token_env}")
+    return checked_secret(os.environ.get(settings.token_env, ""), f"${settings.token_env}")
 
 
 def _retry_s(response: httpx.Response) -> float:

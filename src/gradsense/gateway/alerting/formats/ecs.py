@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import Alert
+from gradsense.gateway.alerting.alert import TECHNIQUES, Alert
 from gradsense.gateway.alerting.formats import iso, milliseconds
 
 VERSION = "8.11.0"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert
+from gradsense.gateway.alerting.alert import SEVERITIES, TECHNIQUES, Alert
 from gradsense.gateway.alerting.formats import milliseconds
 
 VERSION = "1.5.0"
