@@ -91,14 +91,11 @@ class AgentStore:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
 
-    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._db.all(query, values)
-
     def _number(self, query: str) -> int:
-        return next((int(value) for (value,) in self._all(query)), 0)
+        return int(self._db.all(query)[0][0])
 
     def _state(self, name: str) -> ClientState | None:
-        rows = self._all("SELECT body FROM states WHERE name = ?", name)
+        rows = self._db.all("SELECT body FROM states WHERE name = ?", (name,))
         try:
             return checkpoint.loads(rows[0][0]) if rows else None
         except ValueError as error:
@@ -118,7 +115,7 @@ class AgentStore:
             StorageFull: it could not be noted.
         """
         owner = f"{run}/{device}".encode()
-        rows = self._all("SELECT body FROM states WHERE name = 'owner'")
+        rows = self._db.all("SELECT body FROM states WHERE name = 'owner'")
         if not rows:
             with self._db.transaction() as db:
                 _keep(db, "owner", owner)
@@ -199,7 +196,7 @@ class AgentStore:
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
-        for text, body in self._all(
+        for text, body in self._db.all(
             "SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1"
         ):
             topic, pairs = json.loads(text)
@@ -262,16 +259,16 @@ class AgentStore:
 
     def places(self) -> dict[str, Any]:
         """Log to where it was read up to."""
-        return {log: json.loads(body) for log, body in self._all("SELECT log, body FROM places")}
+        return {log: json.loads(body) for log, body in self._db.all("SELECT log, body FROM places")}
 
     def taken(self) -> bytes:
         """The feedback that was taken in; opaque."""
-        rows = self._all("SELECT body FROM states WHERE name = 'taken'")
+        rows = self._db.all("SELECT body FROM states WHERE name = 'taken'")
         return bytes(rows[0][0]) if rows else b""
 
     def counters(self) -> dict[str, int]:
         """All counters since the state was made."""
-        return dict(self._all("SELECT name, value FROM counters ORDER BY name"))
+        return dict(self._db.all("SELECT name, value FROM counters ORDER BY name"))
 
     def __len__(self) -> int:
         """How many batches were taken in."""
@@ -286,7 +283,7 @@ class AgentStore:
             IndexError: there is none of this number.
             GradsenseError: it is damaged.
         """
-        rows = self._all("SELECT body FROM batches WHERE number = ?", number + 1)
+        rows = self._db.all("SELECT body FROM batches WHERE number = ?", (number + 1,))
         if not rows:
             raise IndexError(f"no batch {number}")
         try:

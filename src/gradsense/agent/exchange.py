@@ -1,28 +1,202 @@
-"""The sender: brings the updates of the outbox to the coordinator, one at a time and in order.
+"""What a device exchanges with the coordinator: updates up, global models and answers down.
 
-A state machine without socket or clock. The owner of the connection calls ``due`` whenever
-something happened (connected, received, PUBACK, a new update) or ``wake_at`` came, and publishes
-what it gives. Only the coordinator's own acknowledgement takes an update out of the outbox; a
-broker's counts for the window only.
+Two state machines without socket or clock. The owner of the connection gives ``Downlink`` every
+message that comes, and calls ``Uplink.due`` whenever something happened (connected, received,
+PUBACK, a new update) or ``wake_at`` came, and publishes what it gives.
 
-An update of one chunk that is not answered is published again. For one of several chunks the device
-sends a resume request, then what is missing. Both after a retry timeout that doubles; anything new
-from the coordinator makes it try soon.
+Down, everything is verified before anything is parsed. Nothing that comes from the broker raises:
+what is refused is counted under its name, and logged the first time.
+
+Up go the updates of the outbox, one at a time and in order. Only the coordinator's own
+acknowledgement takes an update out of the outbox; a broker's counts for the window only. An update
+of one chunk that is not answered is published again. For one of several chunks the device sends a
+resume request, then what is missing. Both after a retry timeout that doubles; anything new from the
+coordinator makes it try soon.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter, deque
+from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradsense.agent.store import AgentStore, ClientState
-from gradsense.transport.chunks import Resume, ResumeRequest
-from gradsense.transport.messages import Message, SignedMessage, messages, sign, sign_message
+from gradsense.errors import NotFinite, UnknownTensor, UpdateRefused, WrongShape
+from gradsense.federation.update import GlobalModel
+from gradsense.learning.learner import Tensors
+from gradsense.transport import messages as wire
+from gradsense.transport.chunks import Assembler, Quota, Resume, ResumeRequest
+from gradsense.transport.messages import Message, Read, SignedMessage, sign, sign_message
 from gradsense.transport.pacing import Rate
-from gradsense.transport.payloads import Ack
-from gradsense.transport.protocol import MessageHeader
+from gradsense.transport.payloads import Ack, open_model
+from gradsense.transport.protocol import (
+    COORDINATOR,
+    MessageHeader,
+    Properties,
+    SizeLimits,
+    TooLarge,
+    Topic,
+)
+
+_RESTORED = (
+    "the coordinator publishes model %d, but this device holds %d and keeps it. If the "
+    "coordinator's folder was restored from an older backup, start a new run: models of this one "
+    "are adopted again only after model %d"
+)
+_log = logging.getLogger(__name__)
+
+
+class WrongDevice(UpdateRefused):
+    """The topic is another device's, another run's, or one that devices publish on."""
+
+    reason = "wrong-device"
+
+
+class StaleModel(UpdateRefused):
+    """A model of an older version than the one held."""
+
+    reason = "stale"
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """The coordinator published the model again that the device holds: it is at work."""
+
+    version: int
+
+
+News = GlobalModel | Repeated | Ack | Resume
+
+
+class Downlink:
+    """Reads what comes down to one device.
+
+    Args:
+        run, device: whose messages these are.
+        coordinator_key: what everything must be signed with.
+        seal_key: the fleet's, where bodies are sealed.
+        limits: of a model.
+        held: the model that the device holds, if any. Later ones must have its tensors.
+
+    Attributes:
+        refused: name to how many messages were refused under it.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        device: str,
+        coordinator_key: Ed25519PublicKey,
+        seal_key: X25519PrivateKey | None = None,
+        limits: SizeLimits | None = None,
+        *,
+        held: GlobalModel | None = None,
+    ) -> None:
+        self.refused: Counter[str] = Counter()
+        self._run, self._device = run, device
+        self._coordinator_key, self._seal_key = coordinator_key, seal_key
+        self._limits = limits or SizeLimits()
+        #: Of the model held; -1 before the first.
+        self.version = -1 if held is None else held.version
+        self._shapes = None if held is None else _shapes(held.tensors)
+        # Chunks of two versions are mixed while one is published over the other.
+        most = 3 * self._limits.body
+        self._assembler = Assembler(Quota(device_bytes=most, total_bytes=most))
+        self._parts: dict[bytes, int] = {}  # messages in the assembler, to their versions
+        self._part_at = 0.0
+        self._warned = False
+
+    @property
+    def waits_since(self) -> float | None:
+        """When the last chunk of a newer model came that is not whole; None: none is in parts.
+
+        A device that waits too long subscribes again and is sent all retained chunks.
+        """
+        return self._part_at if self._parts else None
+
+    def take(self, message: Message, now: float) -> News | None:
+        """What a message brings; None if nothing yet, or if it was refused.
+
+        A model that is given back counts as held from then on.
+
+        Args:
+            now: monotonic seconds.
+        """
+        if not message.payload and not message.pairs:
+            return None  # a retained chunk was cleared away
+        try:
+            found = wire.read(message, self._key_of)
+            header = found.properties.header
+            if header.kind == "ack":
+                return Ack.open(found.body, header)
+            if header.kind == "resume":
+                return Resume.parse(found.body)
+            return self._chunk(found, now)
+        except UpdateRefused as error:
+            if not self.refused[error.reason]:
+                _log.warning("refused from the coordinator's topics: %s (%s)", error.reason, error)
+            self.refused[error.reason] += 1
+            return None
+
+    def _key_of(self, topic: Topic) -> Ed25519PublicKey:
+        """The coordinator's, for what it may send to this device."""
+        mine = topic.kind == "model" or (
+            topic.kind in ("ack", "resume") and topic.device == self._device
+        )
+        if not mine or topic.run != self._run:
+            raise WrongDevice(f"{topic} is not for '{self._device}' in run '{self._run}'")
+        return self._coordinator_key
+
+    def _chunk(self, found: Read, now: float) -> News | None:
+        properties, chunk = found.properties, found.chunk
+        assert chunk is not None  # ``read`` gives one for a model
+        version = properties.header.base_version
+        if version == self.version:
+            return Repeated(version) if chunk.index == 0 else None
+        if version < self.version:
+            if chunk.index == 0 and not self._warned:
+                # Under chunk 0's topic the newest model is kept: an older one is no leftover.
+                self._warned = True
+                _log.warning(_RESTORED, version, self.version, self.version)
+            raise StaleModel(f"model {version}, where {self.version} is held")
+        if properties.body_size > self._limits.body:
+            raise TooLarge(f"a model of {properties.body_size} bytes")
+        progress = self._assembler.add(COORDINATOR, chunk, now)
+        if progress.body is None:
+            if progress.missing:
+                self._parts[chunk.message] = version
+                self._part_at = now
+            return None
+        self._parts.pop(chunk.message, None)
+        model = self._open(progress.body, properties)
+        self.version, self._shapes = version, _shapes(model.tensors)
+        for message in [one for one, number in self._parts.items() if number <= version]:
+            self._assembler.forget(COORDINATOR, message)
+            del self._parts[message]
+        return model
+
+    def _open(self, body: bytes, properties: Properties) -> GlobalModel:
+        clear = wire.unsealed(body, properties, self._seal_key)
+        model = open_model(clear, properties.header, self._limits.raw)
+        shapes = _shapes(model.tensors)
+        held = self._shapes or shapes
+        for name in shapes.keys() & held.keys():
+            if shapes[name] != held[name]:
+                raise WrongShape(f"'{name}' is {shapes[name]}, not {held[name]}")
+        if differ := ", ".join(sorted(shapes.keys() ^ held.keys())[:4]):
+            raise UnknownTensor(f"only one of the models held and sent has {differ}")
+        if not all(np.isfinite(tensor).all() for tensor in model.tensors.values()):
+            raise NotFinite(f"model {model.version} has numbers that are none")
+        return model
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 class Uplink:
@@ -203,13 +377,13 @@ class Uplink:
     def _next(self, head: SignedMessage) -> Message | None:
         if self._request_due:
             return self._resume_request(head)
-        return messages(head, [self._chunks[0]])[0] if self._chunks else None
+        return wire.messages(head, [self._chunks[0]])[0] if self._chunks else None
 
     def _resume_request(self, head: SignedMessage) -> Message:
         header = head.properties.header
         request = ResumeRequest(head.properties.message_id, head.properties.chunk_count)
         place = MessageHeader("resume-request", header.run, header.device, header.sequence)
-        return messages(sign_message(place, request.pack(), self._key))[0]
+        return wire.messages(sign_message(place, request.pack(), self._key))[0]
 
     def _sent(self, now: float) -> None:
         """What ``_next`` gave is on its way."""
