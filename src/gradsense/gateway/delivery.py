@@ -27,7 +27,6 @@ class Outbox:
     A sink that is down delays no other sink.
 
     Args:
-        journal: the queue.
         sinks: receivers by their unique names.
         most_bytes: of a sink's queue on disk, 64 MiB where it is not named; beyond it the oldest
             messages are dropped.

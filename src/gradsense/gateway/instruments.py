@@ -21,11 +21,7 @@ _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own; docs/sinks.md lists them.
-
-    Args:
-        registry: where they are registered.
-    """
+    """All metrics of one process, in a registry of their own; docs/sinks.md lists them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -66,12 +62,7 @@ class Metrics:
 
 
 class Observer:
-    """Updates ``Metrics`` from one watch.
-
-    Args:
-        metrics: to be updated.
-        judge, grouper, journal: those of the watch.
-    """
+    """Updates ``Metrics`` from the parts of one watch."""
 
     def __init__(
         self, metrics: Metrics, judge: Judge, grouper: Grouper, journal: GatewayStore
@@ -95,19 +86,18 @@ class Observer:
     def round(self) -> None:
         """Update what is not counted batch by batch: cache, queues, drift."""
         metrics = self.metrics
-        detector = self._judge.detector
+        judge, detector = self._judge, self._judge.detector
         hits = detector.judged - detector.inferred
         metrics.cache_hits.inc(self._since("cache", "hits", hits))
         for name, queue in self._journal.backlogs().items():
             metrics.sink_queue.labels(name).set(queue.waiting)
             metrics.sink_dropped.labels(name).inc(self._since("dropped", name, queue.dropped))
             metrics.sink_delivered.labels(name).inc(self._since("delivered", name, queue.delivered))
-        baseline = self._judge.baseline
-        if baseline is not None:
-            metrics.baselines.labels("learnt").set(baseline.settled)
-            metrics.baselines.labels("learning").set(len(baseline) - baseline.settled)
-        report = None if self._judge.drift is None else self._judge.drift.report()
-        if report is not None:
+        if judge.baseline is not None:
+            learnt = judge.baseline.settled
+            metrics.baselines.labels("learnt").set(learnt)
+            metrics.baselines.labels("learning").set(len(judge.baseline) - learnt)
+        if judge.drift is not None and (report := judge.drift.report()) is not None:
             metrics.drift_psi.set(report.largest)
 
     def _since(self, kind: str, name: str, total: int) -> int:

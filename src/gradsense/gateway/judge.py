@@ -49,7 +49,6 @@ class Judge:
     unlike the training flows: both are needed, since every network is new to a model in some way.
 
     Args:
-        detector: the model.
         clock: log time.
         networks: the operator's own.
         baseline: of the devices; without it there are no ``Novel`` alerts.
@@ -87,10 +86,9 @@ class Judge:
         counts: Counter[str] = Counter()
         if self.escalator is not None:
             self._escalate(self.escalator, verdicts, phrase_ids, counts)
-        alarming = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
+        alarming = np.array([verdict.alarm for verdict in verdicts], bool)
         if self.drift is not None:
-            sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
-            self.drift.add(phrase_ids, sure)
+            self.drift.add(phrase_ids, np.array([verdict.probability for verdict in verdicts]))
         novel = self._novel(flows, phrase_ids, verdicts, ~alarming)
         clocks = self._clocks(flows, now)
         alarms = []
@@ -203,8 +201,7 @@ class Judge:
         novel = np.zeros(len(verdicts), bool)
         novel[rows] = unusual
         unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
-        result: NDArray[np.bool_] = novel & unlike & quiet
-        return result
+        return np.asarray(novel & unlike & quiet)
 
     def _devices(self, flows: Flows) -> list[str]:
         return self.detector.template.task.devices(flows, self.networks)
@@ -216,8 +213,7 @@ class Judge:
         ends = np.minimum(ts + np.nan_to_num(duration), now + _AHEAD_S)
         ends = np.maximum.accumulate(np.maximum(ends, self.clock.value))
         self.clock.advance(float(ends[-1]))
-        clocks: list[float] = ends.tolist()
-        return clocks
+        return list(ends.tolist())
 
 
 def _example(log: str, flows: Flows, place: int) -> Example:

@@ -21,11 +21,8 @@ class VerdictLog:
     leaves lines that are not in the journal; ``cut`` removes them at the next start, and their
     flows are judged again.
 
-    Args:
-        path: appended to, created if it is not there.
-
     Raises:
-        InputError: it cannot be written.
+        InputError: ``path`` cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,11 +48,11 @@ class VerdictLog:
             {
                 "log": pl.repeat(log, len(verdicts), eager=True),
                 **{name: column(flows, name) for name in _COLUMNS},
-                "verdict": [verdict.label for verdict in verdicts],
-                "probability": [round(verdict.probability, 6) for verdict in verdicts],
-                "suspicion": [round(verdict.suspicion, 6) for verdict in verdicts],
-                "alarm": [verdict.alarm for verdict in verdicts],
-                "novelty": [verdict.novelty for verdict in verdicts],
+                "verdict": [one.label for one in verdicts],
+                "probability": [round(one.probability, 6) for one in verdicts],
+                "suspicion": [round(one.suspicion, 6) for one in verdicts],
+                "alarm": [one.alarm for one in verdicts],
+                "novelty": [one.novelty for one in verdicts],
             },
             schema_overrides={"novelty": pl.Float64},
         )

@@ -136,16 +136,11 @@ class Watch:
     While the disk is full, reading stops and the transaction is retried: the log is the buffer.
 
     Args:
-        sources: the logs.
-        judge, grouper, journal: see there. Open alerts and device baselines are restored from
-            the journal.
-        outbox: delivers messages; None if there are no sinks.
-        verdicts: the file of all verdicts, or None.
-        clock: seconds since the epoch.
-        timer: monotonic seconds, to measure durations.
+        journal: open alerts and device baselines are restored from it.
+        clock, timer: seconds since the epoch, and monotonic seconds, to measure durations.
         wait: sleeps for seconds or until the event is set.
-        observer: updates metrics with each batch that was committed, and once a round.
-        successor: finds a new bundle; None to keep the judge's detector.
+        outbox, verdicts, observer, successor: None for no sinks, no file of all verdicts, no
+            metrics, and the judge's detector for good.
     """
 
     def __init__(
@@ -223,11 +218,10 @@ class Watch:
         batch.counts["alerts"] = sum(alert.state == "open" for alert in batch.messages)
         for reason, drop in tally.dropped.items():
             batch.counts[f"dropped:{reason}"] = drop.count
-        place = source.place()
-        if place is not None:
-            batch.places[str(source.log)] = place
-        self.tally.merge(tally)
         log, file = str(source.log), self.verdicts
+        if (place := source.place()) is not None:
+            batch.places[log] = place
+        self.tally.merge(tally)
         write = None if file is None else partial(file.add, log, flows, verdicts)
         self._commit(batch, seconds, write)
         return True
@@ -259,10 +253,7 @@ class Watch:
             self._observer.round()
 
     def _take_over(self, now: float) -> None:
-        """Use the new bundle from now on, if there is one.
-
-        This happens between two steps, so each flow is judged by one model only.
-        """
+        """Use the new bundle from now on; between two steps, so one model judges each flow."""
         if self._successor is None:
             return
         try:
@@ -327,9 +318,7 @@ class Watch:
             batch.blobs["drift", "state"] = self.judge.drift.state().model_dump_json().encode()
 
     def _check_drift(self, batch: StoreBatch, now: float) -> None:
-        if self.judge.drift is None:
-            return
-        found = self.judge.drift.recommend(now)
+        found = None if self.judge.drift is None else self.judge.drift.recommend(now)
         if found is not None:
             batch.blobs["retraining", f"{found.at:.3f}"] = found.model_dump_json().encode()
             batch.counts["retraining_recommendations"] = 1

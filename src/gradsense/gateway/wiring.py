@@ -127,12 +127,9 @@ def open_watch(
 def _check_readable(log: Path) -> None:
     """A log that is read once must be readable now."""
     if log != STDIN and not os.access(log, os.R_OK):
-        there = os.path.lexists(log)
-        raise InputError(
-            "may not be read" if there else "no such file",
-            hint="check its permissions" if there else "check the path",
-            file=log,
-        )
+        if os.path.lexists(log):
+            raise InputError("may not be read", hint="check its permissions", file=log)
+        raise InputError("no such file", hint="check the path", file=log)
 
 
 def _observer(

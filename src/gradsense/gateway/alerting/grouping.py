@@ -25,7 +25,6 @@ class Alarm(NamedTuple):
     """One flow that raises an alert or joins an open one.
 
     Args:
-        device, peer: addresses.
         label: the class, or ``Novel``.
         clock: log time when it was read, monotonic seconds since the epoch.
         ts, port: when the flow began, and the responder's port.
@@ -84,8 +83,7 @@ class Grouper:
     Args:
         sensor: name of the gateway.
         model: ``Manifest.id``.
-        window_s: log seconds of quiet after which an alert is over.
-        max_s: log seconds after which it is over in any case; the next flow opens another.
+        window_s, max_s: as in ``Settings``, in log seconds.
         explain: reasons for the verdict on a prompt, in words; called once for each alert.
     """
 
@@ -104,14 +102,11 @@ class Grouper:
         messages = []
         for alarm in alarms:
             key = alarm.device, alarm.label
-            group = self._groups.pop(key, None)
-            if group is not None and self._over(group, alarm.clock):
-                messages.append(self._end(group, alarm.clock))
-                group = None
-            fresh = group is None
-            if group is None:
-                group = self._open(alarm)
-            self._groups[key] = group
+            if key in self._groups and self._over(self._groups[key], alarm.clock):
+                messages.append(self._close(key, alarm.clock))
+            fresh = key not in self._groups
+            group = self._open(alarm) if fresh else self._groups.pop(key)
+            self._groups[key] = group  # now the last
             self._touched.add(key)
             _take(group, alarm)
             if fresh:
@@ -119,7 +114,7 @@ class Grouper:
             elif group.flows >= group.next_flows or alarm.clock - group.reported > REPEAT_S:
                 messages.append(self._message(group, "update", alarm.clock))
         while len(self._groups) > MAX_OPEN:
-            messages.append(self._close(next(iter(self._groups)), None))
+            messages.append(self._close(next(iter(self._groups))))
         return messages
 
     def tick(self, clock: float) -> list[Alert]:
@@ -129,7 +124,7 @@ class Grouper:
 
     def close_all(self) -> list[Alert]:
         """Close every alert, at the end of a batch."""
-        return [self._close(key, None) for key in list(self._groups)]
+        return [self._close(key) for key in list(self._groups)]
 
     def changed(self) -> list[Group]:
         """Groups that changed or ended since the last call."""
@@ -165,13 +160,10 @@ class Grouper:
             example=example,
         )
 
-    def _close(self, key: tuple[str, str], clock: float | None) -> Alert:
+    def _close(self, key: tuple[str, str], clock: float | None = None) -> Alert:
         group = self._groups.pop(key)
-        return self._end(group, group.seen if clock is None else clock)
-
-    def _end(self, group: Group, clock: float) -> Alert:
         self._ended.append(group)
-        return self._message(group, "closed", clock)
+        return self._message(group, "closed", group.seen if clock is None else clock)
 
     def _message(self, group: Group, state: State, clock: float) -> Alert:
         if state != "open":

@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import httpx
@@ -38,14 +38,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 300.0
 _KEEP_ALIVE_S = 30.0
 #: Request line, headers and TLS record of one request.
 _OVERHEAD_BYTES = 400
-_STATUS: dict[int, Reason] = {
-    401: "refused",
-    403: "refused",
-    404: "refused",
-    409: "mismatch",
-    413: "refused",
-    422: "refused",
-}
+_STATUS: dict[int, Reason] = dict.fromkeys((401, 403, 404, 413, 422), "refused")
+_STATUS[409] = "mismatch"
 
 
 class _Answer(BaseModel):
@@ -86,18 +80,14 @@ class ByteBudget:
     """
 
     per_minute: int
-    _left: float = field(init=False)
-    _at: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._left = float(self.per_minute)
+    _left: float = 0.0
+    _at: float = -math.inf  # so it begins full
 
     def left(self, now: float) -> int:
         """Bytes that ``take`` would grant at ``now`` (seconds of any monotonic clock)."""
-        if self._at is None or now > self._at:
-            since = 0.0 if self._at is None else now - self._at
-            self._left = min(self.per_minute, self._left + since * self.per_minute / 60)
-            self._at = now
+        if now > self._at:
+            refill = (now - self._at) * self.per_minute / 60 if self.per_minute else 0.0
+            self._left, self._at = min(self.per_minute, self._left + refill), now
         return int(self._left)
 
     def take(self, size: int, now: float) -> bool:
@@ -108,26 +98,21 @@ class ByteBudget:
         return True
 
 
+@dataclass
 class _Breaker:
-    """Exponential back-off: after k failures in a row no request is sent for 2^(k-1) s."""
+    """Exponential back-off: after k failures in a row no request is sent for 2^(k-1) s.
 
-    def __init__(self) -> None:
-        self._failures = 0
-        self._until = -math.inf
+    A request may be sent from ``until`` on.
+    """
 
-    def closed(self, now: float) -> bool:
-        """Whether a request may be sent."""
-        return now >= self._until
+    failures: int = 0
+    until: float = -math.inf
 
     def fail(self, now: float, least_s: float = 0.0) -> None:
         """Open it, for ``least_s`` at least."""
-        wait = min(_FIRST_WAIT_S * 2.0 ** min(self._failures, 60), _LONGEST_WAIT_S)
-        self._failures += 1
-        self._until = now + min(max(wait, least_s), _LONGEST_WAIT_S)
-
-    def heal(self) -> None:
-        """The service answered."""
-        self._failures, self._until = 0, -math.inf
+        wait = min(_FIRST_WAIT_S * 2.0 ** min(self.failures, 60), _LONGEST_WAIT_S)
+        self.failures += 1
+        self.until = now + min(max(wait, least_s), _LONGEST_WAIT_S)
 
 
 class Escalator:
@@ -202,7 +187,7 @@ class Escalator:
         if self._running is not None and not self._running.done():
             return {}, dict.fromkeys(texts, "busy")
         with self._lock:
-            if not self._breaker.closed(now):
+            if now < self._breaker.until:
                 return {}, dict.fromkeys(texts, "waiting")
         chosen, body = self._fitting(texts, now)
         failed: dict[str, Reason] = dict.fromkeys(texts[len(chosen) :], "budget")
@@ -249,7 +234,7 @@ class Escalator:
         found, now = dict(zip(texts, verdicts, strict=True)), self._clock()
         with self._lock:
             if now < deadline:
-                self._breaker.heal()
+                self._breaker = _Breaker()
             else:
                 self._breaker.fail(now)
             for text, verdict in found.items():
@@ -297,11 +282,8 @@ class Escalator:
 
 def _client(settings: EscalateSettings) -> httpx.Client:
     # No compressed answers: decompression would defeat the bound on their size.
-    headers = {
-        "User-Agent": "gradsense",
-        "Content-Type": "application/json",
-        "Accept-Encoding": "identity",
-    }
+    headers = {"User-Agent": "gradsense", "Accept-Encoding": "identity"}
+    headers["Content-Type"] = "application/json"
     token = _token(settings)
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
