@@ -77,7 +77,6 @@ class Downlink:
     """Reads what comes down to one device.
 
     Args:
-        run, device: whose messages these are.
         coordinator_key: what everything must be signed with.
         seal_key: the fleet's, where bodies are sealed.
         limits: of a model.
@@ -269,8 +268,6 @@ class Uplink:
         else:
             self._chunks.extend(range(count))
 
-    # What happened --------------------------------------------------------------------------
-
     def on_connect(self, now: float) -> None:
         """The link is there. What was under way on the one before may be lost."""
         self._blocked = False
@@ -295,12 +292,8 @@ class Uplink:
     def on_resume(self, resume: Resume, now: float) -> None:
         """The answer to a resume request. One that is not awaited is counted and ignored."""
         head = self._head()
-        key = (resume.message, resume.count)
-        if (
-            head is None
-            or not self._resume_due
-            or key != (head.properties.message_id, head.properties.chunk_count)
-        ):
+        asked = head and (head.properties.message_id, head.properties.chunk_count)
+        if not self._resume_due or asked != (resume.message, resume.count):
             self.counts["other-resumes"] += 1
             return
         self._request_due = self._resume_due = False
@@ -335,8 +328,6 @@ class Uplink:
         self._signed = None
         self._retry_s = self._min_s
         return True
-
-    # What to do -----------------------------------------------------------------------------
 
     def due(self, now: float, *, connected: bool, unacked: int) -> list[Message]:
         """What to publish now, with QoS 1.

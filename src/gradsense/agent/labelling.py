@@ -106,8 +106,7 @@ class BatchBuilder:
         held = self._held
         if held is None:
             return None
-        due = len(held) >= self.most_rows or now >= self._since + self.settle_s
-        if not due:
+        if len(held) < self.most_rows and now < self._since + self.settle_s:
             return None
         self._held = None
         return held
@@ -164,20 +163,11 @@ class Harvest:
         for _ in range(len(self.sources) + 1):
             turn = self._turn
             self._turn = (turn + 1) % (len(self.sources) + 1)
-            if turn == len(self.sources):
-                gathered = self._feedback_step()
-            else:
-                gathered = self._chunk(self.sources[turn], final)
+            at_end = turn == len(self.sources)
+            gathered = self._feedback.news() if at_end else self._chunk(self.sources[turn], final)
             if gathered is not None:
                 return gathered
         return None
-
-    def _feedback_step(self) -> Gathered | None:
-        news = self._feedback.news()
-        if news is None:
-            return None
-        rows, counts = news
-        return Gathered(*distinct_rows(*rows), {}, self._feedback.taken, counts)
 
     def _chunk(self, source: LiveLog, final: bool) -> Gathered | None:
         tally = Tally()
@@ -277,8 +267,8 @@ class _Feedback:
                 "the state of the feedback is damaged", hint="begin with a fresh state of the agent"
             ) from error
 
-    def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:
-        """Phrase ids, labels and weights of the next feedback, and counts; None without any."""
+    def news(self) -> Gathered | None:
+        """The next feedback, maybe without rows; None without any."""
         journal = self._opened()
         if journal is None:
             return None
@@ -308,7 +298,10 @@ class _Feedback:
             rows += mine
             self._known[alert] = _Taken(label, trained=bool(mine))
         self.taken = _TAKEN.dump_json(self._known)
-        return self._arrays(rows), counts
+        phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
+        numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
+        distinct = distinct_rows(phrase_ids, numbers[:, 0], numbers[:, 1])
+        return Gathered(*distinct, {}, self.taken, counts)
 
     def _opened(self) -> GatewayStore | None:
         """The watch's journal, which it makes itself."""
@@ -338,10 +331,3 @@ class _Feedback:
             return None
         phrase_ids = np.frombuffer(prompt, np.uint16)
         return phrase_ids if (phrase_ids < self._sizes).all() else None
-
-    def _arrays(
-        self, rows: Sequence[tuple[NDArray[np.uint16], int, int]]
-    ) -> tuple[NDArray[Any], ...]:
-        phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
-        numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
-        return phrase_ids, numbers[:, 0], numbers[:, 1]

@@ -56,14 +56,8 @@ class WeightLearners:
             none = torch.zeros(0, dtype=torch.int64)
             nothing = Examples(self.classifier.encode([]), none, none)
             return LocalLearner(self._trainer, nothing, nothing, stream)
-        phrase_ids = np.concatenate([phrase_ids for phrase_ids, _, _ in rows])
-        labels = np.concatenate([labels for _, labels, _ in rows])
-        weights = np.concatenate([weights for _, _, weights in rows])
-        held = np.fromiter(
-            (zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in phrase_ids),
-            bool,
-            len(phrase_ids),
-        )
+        phrase_ids, labels, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        held = np.array([zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in phrase_ids])
         if held.all():
             held[:] = False
         train = self._examples(phrase_ids[~held], labels[~held], weights[~held])

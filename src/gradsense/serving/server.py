@@ -179,7 +179,7 @@ def create_app(
     413 too large, 422 an invalid body, 503 overloaded, with Retry-After.
     """
     batcher = RequestBatcher(detector.judge_texts, most=batch, wait_s=wait_s, waiting=waiting)
-    manifest, figures = detector.manifest, _Figures(batcher)
+    manifest, figures = detector.manifest, _Figures()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -229,7 +229,7 @@ def create_app(
 class _Figures:
     """The service's Prometheus metrics."""
 
-    def __init__(self, batcher: RequestBatcher) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.prompts = Counter(
             "gradsense_serve_prompts", "Prompts answered.", registry=self.registry
