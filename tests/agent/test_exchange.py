@@ -206,7 +206,7 @@ class Exchange(RuleBasedStateMachine):
     def none_is_let_go_before_it_is_stored(self) -> None:
         acknowledged = self.device.memory.counters().get("acknowledged", 0)
         assert acknowledged <= len(self.cloud.stored)
-        waiting = len(self.device.memory._all("SELECT 1 FROM outbox"))
+        waiting = len(self.device.memory._db.all("SELECT 1 FROM outbox"))
         assert acknowledged + waiting == self.device.made
 
     def teardown(self) -> None:

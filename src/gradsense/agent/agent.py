@@ -93,7 +93,6 @@ class Agent:
     """One device's part in one run.
 
     Args:
-        plan: see there.
         rng: spreads reconnections.
         timer: monotonic seconds; wall clocks are never looked at.
 

@@ -208,17 +208,17 @@ def fitted_temperature(
 
 def _newest(batches: Batches) -> Rows | None:
     """Rows of the last batches, in no order that matters; None where there are none."""
-    found: list[Rows] = []
-    rows = 0
+    found, rows = list[Rows](), 0
     for number in reversed(range(len(batches))):
-        if found and rows + len(batches[number][1]) > _MOST_ROWS:
+        batch = batches[number]
+        if found and rows + len(batch[1]) > _MOST_ROWS:
             break
-        found.append(batches[number])
-        rows += len(found[-1][1])
+        found.append(batch)
+        rows += len(batch[1])
     if not rows:
         return None
-    phrase_ids, truth, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return phrase_ids[:_MOST_ROWS], truth[:_MOST_ROWS], weights[:_MOST_ROWS]
+    ids, truth, weights = (np.concatenate(parts)[:_MOST_ROWS] for parts in zip(*found, strict=True))
+    return ids, truth, weights
 
 
 def _logits(opened: Opened, phrase_ids: NDArray[np.uint16]) -> Floats:

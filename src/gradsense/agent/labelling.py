@@ -120,8 +120,7 @@ class Harvest:
     decides; else it is not trained on.
 
     Args:
-        template: of the model; prompts are what it makes of flows.
-        labels: the classes that the model knows, in its order.
+        template, labels: of the model; prompts are what the template makes of flows.
         logs: files, or folders of captures; see ``find_logs``.
         rules: None labels no flow.
         journal_folder: of the watch at this site; None or not there yet: nobody gives feedback.

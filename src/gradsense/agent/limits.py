@@ -93,11 +93,8 @@ class Throttle:
     """Holds training back. ``between`` is called between its blocks.
 
     Args:
-        limits: to keep.
         wanted: whether something newer came that training must make way for.
-        machine: what is read.
         clock: monotonic seconds.
-        sleep: for so many seconds.
 
     Attributes:
         paused: seconds slept, by reason: ``cpu``, ``temperature``, ``memory``.

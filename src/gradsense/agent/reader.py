@@ -126,11 +126,7 @@ class Reader:
         )
 
     def train(self, *arguments: Any, **settings: Any) -> NoReturn:
-        """Never.
-
-        Raises:
-            GradsenseError: always.
-        """
+        """Raises ``GradsenseError``: it never trains."""
         raise GradsenseError(
             "this device has no torch model, and the run's algorithm trains weights; "
             "install gradsense[train] and take the run's start with its model/ folder"

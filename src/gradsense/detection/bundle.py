@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -160,11 +161,8 @@ def write(
 
 def _put(source: Path, file: Path, *, link: bool) -> None:
     if link:
-        try:
+        with suppress(OSError):  # another disk, or one without links
             os.link(source, file)
-        except OSError:  # another disk, or one without links
-            pass
-        else:
             return
     shutil.copyfile(source, file)
 

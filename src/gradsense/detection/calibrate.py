@@ -30,7 +30,6 @@ from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
-from gradsense.tasks.task import Task
 
 #: Flows used at most, the newest of the logs; they take about 40 MB.
 MOST = 1_000_000
@@ -98,7 +97,9 @@ def read(
             if not isinstance(flows, pl.DataFrame):
                 flows = pl.DataFrame(flows, schema=template.task.schema)
             # The context window takes every flow, as it does on the gateway.
-            benign = _benign(context.add(flows), template.task)
+            benign = template.task.classed(context.add(flows), template.task.binary).filter(
+                pl.col("class").is_null() | (pl.col("class") == template.task.normal)
+            )
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
@@ -255,8 +256,3 @@ def _warnings(traffic: Traffic, share: float, strange: float, at: float) -> list
             "this model's suspicion is of no use here"
         )
     return warnings
-
-
-def _benign(flows: pl.DataFrame, task: Task) -> pl.DataFrame:
-    is_benign = pl.col("class").is_null() | (pl.col("class") == task.normal)
-    return task.classed(flows, task.binary).filter(is_benign)

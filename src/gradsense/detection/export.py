@@ -95,7 +95,12 @@ def export(
         known = 0 if sample is None else len(sample.known(classifier.labels))
         if sample is not None and known:
             on_step("calibrating")
-            manifest = _calibrated(manifest, *_measured(sample, classifier, detector))
+            labelled = sample.known(classifier.labels)
+            phrase_ids = classifier.template.indices(labelled)
+            answers = graph_answers(detector, phrase_ids)
+            truth = class_numbers(labelled, classifier.labels)
+            measured = measure(answers, phrase_ids, truth, classifier)
+            manifest = _calibrated(manifest, measured, sample.source)
         if verify or int8:
             on_step("verifying")
             flows = sample or synthetic_sample(labelled=card.extra.get("synthetic") is True)
@@ -148,18 +153,6 @@ def _threshold(found: cards.AlarmThreshold, source: str) -> BundleThreshold:
     return BundleThreshold(
         value=found.threshold, share=found.share, flows=found.flows, source=source
     )
-
-
-def _measured(
-    sample: Sample, classifier: TextClassifier, detector: Detector
-) -> tuple[cards.Measured, str]:
-    """Calibration on the sample's labelled flows, by the graph itself."""
-    flows = sample.known(classifier.labels)
-    phrase_ids = classifier.template.indices(flows)
-    truth = class_numbers(flows, classifier.labels)
-    return measure(
-        graph_answers(detector, phrase_ids), phrase_ids, truth, classifier
-    ), sample.source
 
 
 def _quantise(graph: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradsense.data.networks import Networks
 from gradsense.data.sources.following import STDIN
@@ -25,10 +24,6 @@ from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore
 from gradsense.gateway.verdicts import VerdictLog
 from gradsense.gateway.watch import Successor, Watch
-
-if TYPE_CHECKING:
-    from gradsense.gateway.escalation.escalate import Escalator
-    from gradsense.gateway.instruments import Observer
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,11 @@ def open_watch(
     journal = GatewayStore(plan.state)
     places = journal.places()
     sources = [LiveLog(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
+    escalator, observer = None, None
+    if settings.escalate is not None:
+        from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415
+
+        escalator = Escalator(settings.escalate, detector.template)
     judge = Judge(
         detector,
         LogClock(),
@@ -88,7 +88,7 @@ def open_watch(
         # One reading of a log is not enough to learn what is normal.
         baseline=None if plan.once else DeviceBaseline(detector.template, settings.baseline),
         drift=Drift(detector.template, detector.manifest.reference),
-        escalator=_escalator(settings, detector),
+        escalator=escalator,
     )
     grouper = Grouper(
         settings.sensor,
@@ -97,7 +97,12 @@ def open_watch(
         max_s=settings.max_s,
         explain=judge.explain,
     )
-    observer = _observer(settings, judge, grouper, journal)
+    if any(setting.needs_metrics for setting in settings.sink):
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+        from gradsense.gateway.instruments import Metrics, Observer  # noqa: PLC0415
+
+        observer = Observer(Metrics(CollectorRegistry()), judge, grouper, journal)
     context = SinkContext(
         settings.sensor,
         metrics=None if observer is None else observer.metrics,
@@ -130,25 +135,3 @@ def _check_readable(log: Path) -> None:
         if os.path.lexists(log):
             raise InputError("may not be read", hint="check its permissions", file=log)
         raise InputError("no such file", hint="check the path", file=log)
-
-
-def _observer(
-    settings: Settings, judge: Judge, grouper: Grouper, journal: GatewayStore
-) -> Observer | None:
-    """What updates the metrics, if a sink serves them."""
-    if not any(setting.needs_metrics for setting in settings.sink):
-        return None
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415
-
-    from gradsense.gateway.instruments import Metrics, Observer  # noqa: PLC0415
-
-    return Observer(Metrics(CollectorRegistry()), judge, grouper, journal)
-
-
-def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
-    """What asks a larger model, if one is configured."""
-    if settings.escalate is None:
-        return None
-    from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415
-
-    return Escalator(settings.escalate, detector.template)

@@ -89,11 +89,12 @@ def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
 
 DYING = """
 import sys, time
-from gradsense.gateway.alerting.sinks.mqtt import MqttSettings, MqttSink
+from gradsense.gateway.alerting.sink import SinkContext
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 setting = MqttSettings(type="mqtt", name="mqtt", host="127.0.0.1", port=int(sys.argv[1]))
-MqttSink(setting, sensor="gateway-1").send([sample()])
+setting.open(SinkContext("gateway-1")).send([sample()])
 print("sent", flush=True)
 time.sleep(60)
 """

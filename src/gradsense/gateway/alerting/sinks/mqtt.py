@@ -13,7 +13,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,7 @@ class MqttSettings(SinkSettings):
         return self
 
     def open(self, context: SinkContext) -> MqttSink:
-        return MqttSink(self, sensor=context.sensor, open_alerts=context.open_alerts)
+        return MqttSink(self, context)
 
 
 class MqttSink:
@@ -83,17 +83,12 @@ class MqttSink:
     availability topic is right while there is no alert. After every connection all retained
     messages are published again: the broker may have lost them.
 
-    Args:
-        sensor: the gateway's name.
-        open_alerts: those that were open when the process last ended.
-
     Raises:
         InputError: a certificate file cannot be used.
     """
 
-    def __init__(
-        self, setting: MqttSettings, *, sensor: str, open_alerts: Iterable[Alert] = ()
-    ) -> None:
+    def __init__(self, setting: MqttSettings, context: SinkContext) -> None:
+        sensor = context.sensor
         self.name = setting.name
         self._setting = setting
         self._topic = f"{setting.topic}/{sensor}"
@@ -109,20 +104,16 @@ class MqttSink:
         self._problem = "not connected yet"
         self._denied: set[int] = set()
         self._in_flight: dict[str, paho.MQTTMessageInfo] = {}
-        for alert in open_alerts:
+        for alert in context.open_alerts:
             self._take(alert)
         self._client = self._start(f"gradsense-{sensor}-{setting.name}")
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Publish all of them and wait for the broker's acknowledgements (PUBACK).
-
-        Raises:
-            SinkError: no connection, no acknowledgement in time, or the broker does not allow it.
-        """
+        """Publish all of them and wait for the broker's acknowledgements (PUBACK)."""
         if not self._connected.wait(_CONNECT_S):
             raise SinkError(f"{self._address}: {self._problem}")
         with self._lock:
-            retained = [self._retain(message) for alert in alerts for message in self._take(alert)]
+            retained = [self._retain(one) for alert in alerts for one in self._take(alert)]
             published = {alert.key: self._publish(alert) for alert in alerts}
         self._in_flight.update(published)
         deadline = time.monotonic() + _ACK_S
@@ -267,14 +258,13 @@ class HomeAssistant:
 
     def __init__(self, *, sensor: str, topic: str, discovery: str) -> None:
         self.left_out = 0
-        self._sensor = sensor
-        self._topic = topic
-        self._discovery = discovery
+        self._sensor, self._topic, self._discovery = sensor, topic, discovery
         self._devices: dict[str, _Device] = {}
 
     def take(self, alert: Alert) -> list[DiscoveryMessage]:
         """The messages that an alert changes: config at a device's first, attributes, state."""
         name = slug(alert.device)
+        own = f"{self._topic}/device/{name}"
         device = self._devices.get(name)
         if device is None:
             if len(self._devices) >= MAX_DEVICES:
@@ -290,11 +280,9 @@ class HomeAssistant:
         wanted = {
             "config": self._config(alert.device, name),
             "attributes": DiscoveryMessage(
-                f"{self._topic}/device/{name}/attributes", _json(_short(alert, len(device.open)))
+                f"{own}/attributes", _json(_short(alert, len(device.open)))
             ),
-            "state": DiscoveryMessage(
-                f"{self._topic}/device/{name}/state", "ON" if device.open else "OFF"
-            ),
+            "state": DiscoveryMessage(f"{own}/state", "ON" if device.open else "OFF"),
         }
         before, device.published = device.published, wanted
         return [message for key, message in wanted.items() if before.get(key) != message]

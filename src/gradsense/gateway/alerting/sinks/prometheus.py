@@ -35,9 +35,6 @@ class PrometheusSettings(SinkSettings):
 class PrometheusSink:
     """Serves ``/metrics`` from its construction on, so that a gateway without alerts is seen too.
 
-    Args:
-        metrics: those of the process; a registry of its own if None.
-
     Raises:
         InputError: the address is taken.
     """

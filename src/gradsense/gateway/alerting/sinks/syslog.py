@@ -123,11 +123,7 @@ class SyslogSink:
         self._socket: socket.socket | None = None
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Send all of them.
-
-        Raises:
-            SinkError: no connection, or it broke.
-        """
+        """Send all of them."""
         messages = [self._message(alert) for alert in alerts]
         try:
             connection = self._connected()
