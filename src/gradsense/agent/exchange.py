@@ -212,8 +212,8 @@ class Uplink:
         rng: spreads what a fleet does on the same occasion over ``jitter_s`` seconds.
 
     Attributes:
-        counts: what was done and what was put aside: ``chunks``, ``resume-requests``, ``repeats``,
-            ``old-acks``, ``other-resumes``.
+        counts: ``chunks``, ``resume-requests`` and ``repeats`` sent; ``old-acks`` and
+            ``other-resumes`` put aside.
     """
 
     def __init__(
@@ -366,11 +366,8 @@ class Uplink:
             self._chunks.append(0)
 
     def _next(self, head: SignedMessage) -> Message | None:
-        if self._request_due:
-            return self._resume_request(head)
-        return wire.messages(head, [self._chunks[0]])[0] if self._chunks else None
-
-    def _resume_request(self, head: SignedMessage) -> Message:
+        if not self._request_due:
+            return wire.messages(head, [self._chunks[0]])[0] if self._chunks else None
         header = head.properties.header
         request = ResumeRequest(head.properties.message_id, head.properties.chunk_count)
         place = MessageHeader("resume-request", header.run, header.device, header.sequence)

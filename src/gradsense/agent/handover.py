@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 
 from gradsense.agent.reader import Batches, Rows
 from gradsense.detection import bundle
-from gradsense.detection.bundle import (
-    GRAPH_FILE,
-    MANIFEST_FILE,
-    TOKENIZER_FILE,
-    Manifest,
-)
+from gradsense.detection.bundle import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest
 from gradsense.detection.calibrate import alarm_threshold, log_odds
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
@@ -88,9 +83,7 @@ def hand_over_weights(
         out, batches, run: as for ``hand_over``.
         model: every tensor that is trained.
 
-    Raises:
-        InputError: ``start`` is damaged, or ``out`` holds something that is no bundle.
-        GradsenseError: the model does not fit, cannot be exported, or the disk is full.
+    Raises: as ``hand_over``; ``GradsenseError`` also if the model cannot be exported.
     """
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.models import folder  # noqa: PLC0415
@@ -116,8 +109,7 @@ def hand_over_weights(
 def first_detector(bundle_folder: Path, state: Path) -> Path | None:
     """The folder that detection begins with: the last model handed over, or the run's start.
 
-    Returns:
-        None for a run that starts from nothing: no model detects before its first aggregation.
+    None for a run that starts from nothing: no model detects before its first aggregation.
 
     Raises:
         InputError: the run's start is damaged.
@@ -159,10 +151,7 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
 
     Args:
         opened: the bundle with the head in question.
-        batches: the newest are looked at.
-
-    Returns:
-        nothing where there are fewer than ``ENOUGH`` benign flows.
+        batches: the newest are looked at. With fewer than ``ENOUGH`` benign flows, no field.
     """
     labels, normal = opened.manifest.labels, opened.template.task.normal
     rows = _newest(batches)

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import and_, or_
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import polars as pl
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    IPvAnyNetwork,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork
 
 from gradsense.data.networks import Network
 from gradsense.gateway.settings import read_toml
@@ -46,21 +39,16 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _words(value: Any) -> Any:
-    for one in _listed(value):
-        if not isinstance(one, str) or not one.strip():
-            raise ValueError('it is no text, such as "tcp", or a list of such')
-    return [one.strip().lower() for one in _listed(value)]
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError('it is no text, such as "tcp", or a list of such')
+    return value.strip().lower()
 
 
-def _networks(value: Any) -> Any:
-    if not all(isinstance(one, str) for one in _listed(value)):
+def _network(value: Any) -> str:
+    if not isinstance(value, str):
         raise ValueError('it is no address or network, such as "192.168.1.0/24", or a list of such')
-    return _listed(value)
-
-
-def _spans(value: Any) -> Any:
-    return [_span(one) for one in _listed(value)]
+    return value
 
 
 def _span(value: Any) -> Span:
@@ -79,18 +67,19 @@ def _span(value: Any) -> Span:
     return span
 
 
-def _ports(value: tuple[Span, ...] | None) -> tuple[Span, ...] | None:
-    for span in value or ():
-        if span.low > _LAST_PORT or _LAST_PORT < span.high < math.inf:
-            raise ValueError(f"ports end at {_LAST_PORT}")
-    return value
+def _port(span: Span) -> Span:
+    if span.low > _LAST_PORT or _LAST_PORT < span.high < math.inf:
+        raise ValueError(f"ports end at {_LAST_PORT}")
+    return span
 
 
-Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words), Field(min_length=1)]
-Nets = Annotated[tuple[IPvAnyNetwork, ...] | None, BeforeValidator(_networks), Field(min_length=1)]
-Spans = Annotated[tuple[Span, ...] | None, BeforeValidator(_spans), Field(min_length=1)]
-
-Ports = Annotated[Spans, AfterValidator(_ports)]
+_Numbers = Annotated[Span, BeforeValidator(_span)]
+_One = TypeVar("_One")
+Some = Annotated[tuple[_One, ...] | None, BeforeValidator(_listed), Field(min_length=1)]
+Words = Some[Annotated[str, BeforeValidator(_word)]]
+Nets = Some[Annotated[IPvAnyNetwork, BeforeValidator(_network)]]
+Spans = Some[_Numbers]
+Ports = Some[Annotated[_Numbers, AfterValidator(_port)]]
 
 
 class LabelRule(BaseModel):

@@ -21,7 +21,6 @@ from pydantic import TypeAdapter, ValidationError
 from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.reader import distinct_rows
 from gradsense.data.datasets.captures import discover
-from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
 from gradsense.data.sources.live import LiveLog
 from gradsense.data.tally import Tally
@@ -175,7 +174,10 @@ class Harvest:
             return None
         place = source.place()
         places = {} if place is None else {str(source.log): place}
-        phrase_ids, numbers, counts = self._labelled(self._frame(flows))
+        if not isinstance(flows, pl.DataFrame):  # few; a frame too, as training is in no hurry
+            task = self._template.task
+            flows = pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
+        phrase_ids, numbers, counts = self._labelled(flows)
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
         rows = distinct_rows(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
@@ -203,13 +205,6 @@ class Harvest:
         chosen = self._networks.mask(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
-
-    def _frame(self, flows: Flows) -> pl.DataFrame:
-        """Few flows as a frame too: training is in no hurry."""
-        if isinstance(flows, pl.DataFrame):
-            return flows
-        task = self._template.task
-        return pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
 
 
 def find_logs(paths: Sequence[Path]) -> list[Path]:

@@ -118,11 +118,7 @@ def _lend(head: Head | None, options: Any) -> list[ort.OrtValue]:
 
 
 def _check_taken(opened: Opened, head: Head) -> None:
-    """Check that the graph uses this head: onnxruntime ignores names that the graph lacks.
-
-    Raises:
-        ValueError: it does not use it.
-    """
+    """``ValueError`` if the graph does not use it: onnxruntime ignores names that it lacks."""
     if "features" not in opened.outputs:
         raise ValueError("its graph has no output 'features', so it takes no other head")
     phrase_ids = np.zeros((1, len(opened.template.fields)), np.uint16)

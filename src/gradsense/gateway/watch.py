@@ -23,8 +23,7 @@ from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
-from gradsense.gateway.store import GatewayStore, StoreBatch
-from gradsense.gateway.verdicts import VerdictLog
+from gradsense.gateway.store import GatewayStore, StoreBatch, VerdictLog
 from gradsense.storage.sqlite import StorageFull
 
 if TYPE_CHECKING:  # it needs a library that not every gateway has
@@ -282,10 +281,9 @@ class Watch:
         if self.outbox is not None:
             self.outbox.flush(5.0)
             self.outbox.close()
-        if self.verdicts is not None:
-            self.verdicts.close()
-        if self._successor is not None:
-            self._successor.close()
+        for part in (self.verdicts, self._successor):
+            if part is not None:
+                part.close()
 
     def summary(self) -> dict[str, Any]:
         """The result of this run as JSON values: ``flows, alarms, alerts, verdicts, dropped,

@@ -21,8 +21,7 @@ from gradsense.gateway.alerting.sink import Sink, SinkContext
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import GatewayStore
-from gradsense.gateway.verdicts import VerdictLog
+from gradsense.gateway.store import GatewayStore, VerdictLog
 from gradsense.gateway.watch import Successor, Watch
 
 

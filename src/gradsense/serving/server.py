@@ -201,7 +201,11 @@ def create_app(
         wanted = _parsed(await _body(request, max_bytes))
         if len(wanted.prompts) > max_prompts:
             raise HTTPException(413, f"more than {max_prompts} prompts")
-        _check_template(wanted, manifest)
+        own = manifest.template
+        if (wanted.template, wanted.version) != (own.name, own.version):
+            reads = f"template '{own.name}' version {own.version}"
+            asked = f"'{wanted.template}' version {wanted.version}"
+            raise HTTPException(409, f"this model reads {reads}, not {asked}")
         try:
             answers = await batcher.ask(wanted.prompts)
         except Full:
@@ -280,13 +284,3 @@ def _parsed(body: bytes) -> VerdictRequest:
         fault = error.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(str(part) for part in fault["loc"][:2]) or "body"
         raise HTTPException(422, f"{place}: {fault['type']}") from None
-
-
-def _check_template(wanted: VerdictRequest, manifest: Manifest) -> None:
-    own = manifest.template
-    if (wanted.template, wanted.version) != (own.name, own.version):
-        raise HTTPException(
-            409,
-            f"this model reads template '{own.name}' version {own.version}, "
-            f"not '{wanted.template}' version {wanted.version}",
-        )

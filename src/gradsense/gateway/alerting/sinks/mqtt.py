@@ -82,9 +82,6 @@ class MqttSink:
     A thread of the library connects from the start on and keeps the connection alive, so that the
     availability topic is right while there is no alert. After every connection all retained
     messages are published again: the broker may have lost them.
-
-    Raises:
-        InputError: a certificate file cannot be used.
     """
 
     def __init__(self, setting: MqttSettings, context: SinkContext) -> None:

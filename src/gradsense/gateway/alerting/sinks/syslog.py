@@ -105,9 +105,6 @@ class SyslogSink:
     """Sends each alert as one message.
 
     Syslog has no acknowledgement: a message lost on the way, or by a receiver that fails, is lost.
-
-    Raises:
-        InputError: a certificate file cannot be used.
     """
 
     def __init__(self, setting: SyslogSettings, *, sensor: str) -> None:
