@@ -119,12 +119,9 @@ class Downlink:
         return self._part_at if self._parts else None
 
     def take(self, message: Message, now: float) -> News | None:
-        """What a message brings; None if nothing yet, or if it was refused.
+        """What a message brings at ``now`` (monotonic seconds); None if nothing yet, or if refused.
 
         A model that is given back counts as held from then on.
-
-        Args:
-            now: monotonic seconds.
         """
         if not message.payload and not message.pairs:
             return None  # a retained chunk was cleared away

@@ -27,13 +27,10 @@ class WeightLearners:
         job: learning rate, batch size, seed.
         model: the model folder that the run began with.
         between: called between steps; may raise to interrupt.
-        threads: of torch.
     """
 
-    def __init__(
-        self, job: Job, model: Path, between: Callable[[], None], *, threads: int = 1
-    ) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, job: Job, model: Path, between: Callable[[], None]) -> None:
+        torch.set_num_threads(1)
         self.classifier: TextClassifier = folder.load(model)
         self._trainer = Trainer(
             self.classifier,

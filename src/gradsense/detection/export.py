@@ -138,21 +138,18 @@ def _manifest(
 def _calibrated(manifest: Manifest, measured: cards.Measured, source: str) -> Manifest:
     """The manifest with these thresholds, temperature and reference, where they were measured."""
     update: dict[str, Any] = {}
+    thresholds = {"novelty": measured.novelty}
     if measured.calibration is not None:
         update["temperature"] = measured.calibration.temperature
-        if measured.calibration.alarm is not None:
-            update["alarm"] = _threshold(measured.calibration.alarm, source)
-    if measured.novelty is not None:
-        update["novelty"] = _threshold(measured.novelty, source)
+        thresholds["alarm"] = measured.calibration.alarm
+    for name, found in thresholds.items():
+        if found is not None:
+            update[name] = BundleThreshold(
+                value=found.threshold, share=found.share, flows=found.flows, source=source
+            )
     if measured.reference is not None:
         update["reference"] = measured.reference
     return manifest.model_copy(update=update)
-
-
-def _threshold(found: cards.AlarmThreshold, source: str) -> BundleThreshold:
-    return BundleThreshold(
-        value=found.threshold, share=found.share, flows=found.flows, source=source
-    )
 
 
 def _quantise(graph: Path) -> None:

@@ -90,10 +90,6 @@ class EscalateSettings(_Model):
         return self
 
 
-def _host_name() -> str:
-    return socket.gethostname().split(".")[0]
-
-
 class Settings(_Model):
     """The whole file.
 
@@ -108,7 +104,9 @@ class Settings(_Model):
         sink: receivers, each with its own name.
     """
 
-    sensor: Name = Field(default_factory=_host_name, validate_default=True)
+    sensor: Name = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0], validate_default=True
+    )
     window_s: float = Field(default=300, gt=0, le=86_400)
     max_s: float = Field(default=86_400, gt=0, le=31_536_000)
     networks: tuple[IPvAnyNetwork, ...] = ()

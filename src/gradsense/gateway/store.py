@@ -319,7 +319,8 @@ class VerdictLog:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        #: Under which the journal keeps the length, among the places in logs.
+        self.key = f"verdicts:{path}"
         hint = "give a writable file as --verdicts"
         with input_errors("cannot write there", hint=hint, file=path):
             self._file = path.open("ab", buffering=0)

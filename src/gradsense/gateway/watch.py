@@ -136,10 +136,9 @@ class Watch:
 
     Args:
         journal: open alerts and device baselines are restored from it.
-        clock, timer: seconds since the epoch, and monotonic seconds, to measure durations.
-        wait: sleeps for seconds or until the event is set.
-        outbox, verdicts, observer, successor: None for no sinks, no file of all verdicts, no
-            metrics, and the judge's detector for good.
+        clock: seconds since the epoch.
+        verdicts, observer, successor: None for no file of all verdicts, no metrics, and the
+            judge's detector for good.
     """
 
     def __init__(
@@ -148,24 +147,22 @@ class Watch:
         judge: Judge,
         grouper: Grouper,
         journal: GatewayStore,
+        outbox: Outbox,
         *,
-        outbox: Outbox | None = None,
         verdicts: VerdictLog | None = None,
         clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.perf_counter,
-        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
         observer: Observer | None = None,
         successor: Successor | None = None,
     ) -> None:
         self.sources, self.judge, self.grouper, self.journal = sources, judge, grouper, journal
         self.outbox, self.verdicts = outbox, verdicts
-        self._clock, self._timer, self._wait, self._observer = clock, timer, wait, observer
-        self._successor = successor
+        self._observer, self._successor = observer, successor
+        self._clock, self._timer = clock, time.perf_counter
         self.tally = Tally()
         self.counts: Counter[str] = Counter()
         self.stop = threading.Event()
         self._next_round, self._warned = 0.0, False
-        if verdicts is not None and (size := journal.places().get(_verdicts_key(verdicts))):
+        if verdicts is not None and (size := journal.places().get(verdicts.key)):
             verdicts.cut(size)  # lines that were written and never committed
         grouper.restore(journal.open_groups())
         if judge.baseline is not None:
@@ -184,15 +181,14 @@ class Watch:
             GradsenseError: stopped while the disk was full. The next run continues after the
                 last commit.
         """
-        if self.outbox is not None:
-            self.outbox.start()
+        self.outbox.start()
         while not self.stop.is_set():
             moved = [self.step(source, final=once) for source in self.sources]
             self.round(once=once)
             if not any(moved):
                 if once or all(source.ended for source in self.sources):
                     break
-                self._wait(self.stop, POLL_S)
+                self.stop.wait(POLL_S)
         self.finish(close_alerts=once and not self.stop.is_set())
 
     def step(self, source: LiveLog, *, final: bool = False) -> bool:
@@ -246,8 +242,7 @@ class Watch:
                 "hardly any flow has a local address at either end; name your own networks: "
                 'networks = ["203.0.113.0/24"] in the settings file'
             )
-        if self.outbox is not None:
-            self.outbox.trim()
+        self.outbox.trim()
         if self._observer is not None:
             self._observer.round()
 
@@ -278,9 +273,8 @@ class Watch:
         batch.groups = self.grouper.changed()
         self._save_learnt(batch)
         self._commit(batch)
-        if self.outbox is not None:
-            self.outbox.flush(5.0)
-            self.outbox.close()
+        self.outbox.flush(5.0)
+        self.outbox.close()
         for part in (self.verdicts, self._successor):
             if part is not None:
                 part.close()
@@ -337,7 +331,7 @@ class Watch:
             try:
                 if write is not None and self.verdicts is not None:
                     write()
-                    batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
+                    batch.places[self.verdicts.key] = self.verdicts.size
                 self.journal.commit(batch)
                 break
             except (StorageFull, OSError) as error:
@@ -352,13 +346,9 @@ class Watch:
                         f"stopped while the state could not be written ({error}); "
                         "nothing is lost, the next run continues after the last commit"
                     ) from error
-                self._wait(self.stop, RETRY_S)
+                self.stop.wait(RETRY_S)
         self.counts.update(batch.counts)
         if self._observer is not None:
             self._observer.committed(batch, seconds)
-        if batch.messages and self.outbox is not None:
+        if batch.messages:
             self.outbox.wake()
-
-
-def _verdicts_key(verdicts: VerdictLog) -> str:
-    return f"verdicts:{verdicts.path}"

@@ -120,7 +120,7 @@ def open_watch(
         judge,
         grouper,
         journal,
-        outbox=outbox,
+        outbox,
         verdicts=None if plan.verdicts is None else VerdictLog(plan.verdicts),
         clock=clock,
         observer=observer,

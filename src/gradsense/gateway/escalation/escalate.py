@@ -100,10 +100,7 @@ class ByteBudget:
 
 @dataclass
 class _Breaker:
-    """Exponential back-off: after k failures in a row no request is sent for 2^(k-1) s.
-
-    A request may be sent from ``until`` on.
-    """
+    """Exponential back-off: after k failures in a row no request for 2^(k-1) s, so ``until``."""
 
     failures: int = 0
     until: float = -math.inf
