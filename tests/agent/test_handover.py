@@ -9,7 +9,6 @@ import pytest
 
 from gradsense.agent.handover import (
     ENOUGH,
-    exceeded_by,
     fitted_temperature,
     hand_over,
     hand_over_weights,
@@ -18,6 +17,7 @@ from gradsense.agent.handover import (
 from gradsense.agent.reader import Rows
 from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
+from gradsense.detection.calibrate import exceeded_by
 from gradsense.detection.detector import Detector
 from gradsense.errors import GradsenseError
 from gradsense.federation.update import GlobalModel

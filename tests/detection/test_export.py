@@ -18,8 +18,7 @@ from gradsense.detection import bundle
 from gradsense.detection import verify as verifying
 from gradsense.detection.detector import Detector
 from gradsense.detection.export import export
-from gradsense.detection.sample import draw, synthetic_sample
-from gradsense.detection.verify import graph_answers, require
+from gradsense.detection.verify import draw, graph_answers, require, synthetic_sample
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results
 from gradsense.learning.answers import answers

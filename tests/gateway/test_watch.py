@@ -162,7 +162,7 @@ def test_a_full_disk_stops_reading_and_loses_nothing(
         commit(batch)
 
     monkeypatch.setattr(watch.journal, "commit", flaky)
-    watch._wait = lambda event, seconds: False
+    watch.stop.wait = lambda seconds: False  # type: ignore[method-assign]
     watch.run(once=True)
     verdicts = lines_of(plan)
     assert len({one["line"] for one in verdicts}) == len(verdicts) == watch.counts["flows"] > 500

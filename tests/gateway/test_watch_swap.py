@@ -21,9 +21,8 @@ from gradsense.detection.detector import Detector
 from gradsense.detection.head import Head, with_head
 from gradsense.errors import GradsenseError
 from gradsense.gateway.instruments import Metrics, Observer
-from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.watch import Watch
+from gradsense.gateway.watch import Successor, Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.storage.files import replacing
 from tests.support.sample_alerts import Ear

@@ -37,7 +37,7 @@ def serve(
 
     from gradsense.data.networks import is_loopback
     from gradsense.detection.detector import Detector
-    from gradsense.gateway.escalation.secret import read_secret
+    from gradsense.gateway.settings import read_secret
     from gradsense.serving.server import create_app
 
     if (cert is None) != (key is None):

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.gateway.alerting import homeassistant
-from gradsense.gateway.alerting.homeassistant import HomeAssistant, slug
 from gradsense.gateway.alerting.sink import Sink, SinkContext, SinkError
-from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
+from gradsense.gateway.alerting.sinks import mqtt as mqtt_sink
+from gradsense.gateway.alerting.sinks.mqtt import HomeAssistant, MqttSettings, slug
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 
@@ -93,11 +92,12 @@ def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
 
 DYING = """
 import sys, time
-from gradsense.gateway.alerting.sinks.mqtt import MqttSettings, MqttSink
+from gradsense.gateway.alerting.sink import SinkContext
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 setting = MqttSettings(type="mqtt", name="mqtt", host="127.0.0.1", port=int(sys.argv[1]))
-MqttSink(setting, sensor="gateway-1").send([sample()])
+setting.open(SinkContext("gateway-1")).send([sample()])
 print("sent", flush=True)
 time.sleep(60)
 """
@@ -203,7 +203,7 @@ def test_only_what_changed_is_said() -> None:
 def test_devices_beyond_the_bound_are_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(homeassistant, "MAX_DEVICES", 2)
+    monkeypatch.setattr(mqtt_sink, "MAX_DEVICES", 2)
     entities = home()
     for device in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.3", "10.0.0.1"):
         entities.take(sample(device=device))
