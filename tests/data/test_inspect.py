@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from gradsense.cli.data import app
+from gradsense.cli.app import app
 from gradsense.data.datasets.inspect import inspect
 from gradsense.errors import InputError
 
@@ -103,11 +103,11 @@ def test_unlabelled_json(zeek_logs: Path) -> None:
 def test_command(tmp_path: Path) -> None:
     site(tmp_path, "house")
     runner = CliRunner()
-    told = runner.invoke(app, ["inspect", str(tmp_path), "--json"])
+    told = runner.invoke(app, ["data", "inspect", str(tmp_path), "--json"])
     assert told.exit_code == 0, told.output
     assert json.loads(told.stdout)["rows"] == 5
-    shown = runner.invoke(app, ["inspect", str(tmp_path)])
+    shown = runner.invoke(app, ["data", "inspect", str(tmp_path)])
     assert shown.exit_code == 0
     assert "house" in shown.stdout
     assert "not a number" in shown.stdout
-    assert "Example" in runner.invoke(app, ["inspect", "--help"]).stdout
+    assert "Example" in runner.invoke(app, ["data", "inspect", "--help"]).stdout
