@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
-    from gradsense.data.context import ContextWindow
     from gradsense.data.datasets.captures import Capture, Dataset
+    from gradsense.data.flows import ContextWindow
     from gradsense.data.networks import Networks
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally

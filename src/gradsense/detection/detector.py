@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from gradsense.data.context import ContextWindow
+from gradsense.data.flows import ContextWindow
 from gradsense.detection.bundle import Manifest
 from gradsense.detection.session import Encoder, Inputs, Session, open_bundle
 from gradsense.prompts.templates import Template

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gradsense.data.sources.live import LiveLog
+from gradsense.data.sources.following import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Verdict
 from gradsense.errors import GradsenseError

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradsense.data.networks import Networks
-from gradsense.data.sources.following import STDIN
-from gradsense.data.sources.live import LiveLog
+from gradsense.data.sources.following import STDIN, LiveLog
 from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline

@@ -12,11 +12,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.iot23 import View, class_order, classed
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources.source import log_names
-from gradsense.data.sources.stream import is_synthetic, read_log
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, ContextWindow
+from gradsense.data.sources.stream import is_synthetic, log_names, read_log
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 

@@ -30,9 +30,16 @@ from typing import Any, ClassVar, TypeGuard
 
 import polars as pl
 
-from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, to_flows, typed_row
-from gradsense.data.sources.lines import MAX_LINE_BYTES, Lines, legible
-from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.lines import (
+    COLUMNS,
+    MAX_LINE_BYTES,
+    Lines,
+    Row,
+    legible,
+    to_flows,
+    typed_row,
+)
+from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.data.sources.zeek_json import INVALID_JSON, line_by_line, refuse_constant
 from gradsense.data.sources.zeek_tsv import DETAIL_NAMES
 
@@ -91,18 +98,19 @@ class SuricataEve(RecordSource):
     name: ClassVar = "eve"
     rank: ClassVar = 1
     logs: ClassVar = ("eve.json", "eve.json.gz")
+    opening: ClassVar = b"{"
 
     @classmethod
     def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
-        return any(map(cls.begins, lines))
+        return any(line.startswith(cls.opening) and cls.begins(line) for line in lines)
 
     @classmethod
     def begins(cls, line: bytes) -> bool:
-        event = _event(line) if line.startswith(b"{") else None
+        event = _event(line)
         return event is not None and "event_type" in event
 
-    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
-        return [partial(_flows, lines, faults)]
+    def plan(self, lines: Lines) -> Calls:
+        return [partial(_flows, lines)]
 
     def row_parser(self) -> RowParser:
         return eve_row
@@ -121,9 +129,9 @@ def eve_row(line: bytes, number: int) -> Row | str | None:
     return typed_row([cells[name] for name in COLUMNS], number)
 
 
-def _flows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
-    cells, numbers = line_by_line(lines, lines.legible(faults), faults, _line_cells)
-    return to_flows(cells, numbers, _NAMES, faults)
+def _flows(lines: Lines) -> pl.DataFrame:
+    cells, numbers = line_by_line(lines, lines.legible(), _line_cells)
+    return to_flows(cells, numbers, _NAMES, lines)
 
 
 def _line_cells(line: bytes) -> _Cells | str:

@@ -19,9 +19,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
-from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, complete, to_flows, typed_row
-from gradsense.data.sources.lines import Lines, legible
-from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.lines import (
+    COLUMNS,
+    Lines,
+    Row,
+    complete,
+    legible,
+    to_flows,
+    typed_row,
+)
+from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.errors import InputError
 
 FIELD_COUNT = "wrong number of fields"
@@ -186,7 +193,7 @@ class ZeekTsv(RecordSource):
     def ready(self) -> bool:
         return self.header.layout is not None
 
-    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
+    def plan(self, lines: Lines) -> Calls:
         """A call for each run of rows under one header; headers are read here, in file order.
 
         Raises:
@@ -195,23 +202,23 @@ class ZeekTsv(RecordSource):
         calls: Calls = []
         for is_comment, part in lines.runs(b"#"):
             if is_comment:
-                self._read_header(part, faults)
+                self._read_header(part)
             else:
-                calls.append(partial(_rows, part, self.header, faults))
+                calls.append(partial(_rows, part, self.header))
         return calls
 
-    def directive(self, comment: Lines, faults: CellErrors) -> bool:
+    def directive(self, comment: Lines) -> bool:
         try:
-            self._read_header(comment, faults)
+            self._read_header(comment)
         except InputError as error:
             # Otherwise a required column is missing, for which the lines below will be counted.
             if error.field in {"#separator", "#fields"}:
                 self.header = Header()
         return comment.block.startswith(b"#fields")
 
-    def _read_header(self, comment: Lines, faults: CellErrors) -> None:
+    def _read_header(self, comment: Lines) -> None:
         """Raises InputError: a separator or a list of columns that cannot be used."""
-        if not comment.legible(faults).all():
+        if not comment.legible().all():
             return
         text = comment.raw(0).decode()
         self.header = self.header.read(text, self.path, comment.first_line)
@@ -232,26 +239,26 @@ class ZeekTsv(RecordSource):
         self.header = Header(header.separator, header.unset, header.empty, tuple(header.fields))
 
 
-def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
+def _rows(lines: Lines, header: Header) -> pl.DataFrame:
     """Parse lines that stand under one header."""
     layout = header.layout
     if layout is not None and not header.missing() and lines.sound():
         flows = _typed_flows(lines.block, lines.numbers, header, layout)
         if flows is not None:
             return flows
-    good = lines.legible(faults)
+    good = lines.legible()
     if layout is None:
-        lines.drop(good, NO_HEADER, faults)
+        lines.drop(good, NO_HEADER)
         return pl.DataFrame(schema=FLOW_SCHEMA)
     if missing := header.missing():
-        lines.drop(good, lacking(missing), faults)
+        lines.drop(good, lacking(missing))
         return pl.DataFrame(schema=FLOW_SCHEMA)
     if good.any() and not good.all():
         flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
         if flows is not None:
             return flows
     wrong = good & (_separators(lines, header) != len(layout.columns) - 1)
-    lines.drop(wrong, FIELD_COUNT, faults)
+    lines.drop(wrong, FIELD_COUNT)
     good &= ~wrong
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
@@ -266,9 +273,9 @@ def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
             bad = (~good_rows).arg_true()
             first = int(bad[0])
             text = str(cells[layout.columns[-1]][first] or "")
-            faults.add(FIELD_COUNT, int(numbers[first]), header.fields[-1], text, len(bad))
+            lines.fault(FIELD_COUNT, int(numbers[first]), header.fields[-1], text, len(bad))
             cells, numbers = cells.filter(good_rows), numbers[good_rows.to_numpy()]
-    return to_flows(cells, numbers, layout.names, faults)
+    return to_flows(cells, numbers, layout.names, lines)
 
 
 def _typed_flows(

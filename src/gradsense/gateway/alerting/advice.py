@@ -24,6 +24,8 @@ TECHNIQUES: dict[str, str] = {
     "T1584": "Compromise Infrastructure",
 }
 
+_TASK = get_task()
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -57,8 +59,7 @@ def describe(
         first_ts, last_ts: seconds since the epoch.
         more_peers: ``peers`` is a lower bound.
     """
-    task = get_task()
-    known = task.novel if label == NOVEL else task.advice.get(label, task.other)
+    known = _TASK.novel if label == NOVEL else _TASK.advice.get(label, _TASK.other)
     title, meaning = (text.replace("{label}", label) for text in (known.title, known.meaning))
     span = f" {_span(last_ts - first_ts)}" if flows > 1 else ""
     others = f"at least {peers:,} addresses" if more_peers else _count(peers, "address", "es")
