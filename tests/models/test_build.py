@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gradsense.errors import InputError
-from gradsense.models.build import SIZES, build
+from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
+from gradsense.models.embedded import SIZES
 
 FAMILIES = ("opt", "bert", "gpt2", "gpt_neox", "roberta", "deberta-v2", "t5")
 LABELS = ("Benign", "DDoS", "Scan")

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gradsense
-from gradsense.errors import GradsenseError, InputError
+from gradsense.errors import GradsenseError, InputError, first_line
 from gradsense.models.build import base_of, quiet_transformers
 from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
@@ -160,9 +160,8 @@ def load(path: Path | str) -> TextClassifier:
             str(path), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the libraries below raise anything on a damaged file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"cannot open the model: {lines[0]}", hint="write the folder again", file=path
+            f"cannot open the model: {first_line(error)}", hint="write the folder again", file=path
         ) from error
     below = "" if card.readout is None else f"{network.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(below)]
@@ -245,9 +244,10 @@ def _readable(file: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the {what} cannot be read: {lines[0]}", hint="write the folder again", file=file
+            f"the {what} cannot be read: {first_line(error)}",
+            hint="write the folder again",
+            file=file,
         ) from error
 
 

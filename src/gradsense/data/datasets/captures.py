@@ -249,12 +249,7 @@ class Reservoir:
     def frame(self) -> pl.DataFrame:
         """The kept flows in line order."""
         if not self.kept:
-            schema: dict[str, type[pl.DataType]] = {
-                **FLOW_SCHEMA,
-                **CONTEXT_SCHEMA,
-                "class": pl.String,
-            }
-            return pl.DataFrame(schema=schema)
+            return pl.DataFrame(schema=FLOW_SCHEMA | CONTEXT_SCHEMA | {"class": pl.String})
         return pl.concat(self.kept).drop("priority").sort("line")
 
     def _smallest(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
