@@ -42,10 +42,12 @@ class ContradictionReport:
 
 def contradictions(text: pl.Series, label: pl.Series) -> ContradictionReport:
     """Report on texts that occur with several classes; flows without a class do not count."""
-    frame = pl.DataFrame({"text": text, "class": label}).drop_nulls()
-    return report_counts(
-        frame.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
-    )
+    return report_counts(text_counts(pl.DataFrame({"text": text, "class": label}).drop_nulls()))
+
+
+def text_counts(frame: pl.DataFrame) -> pl.DataFrame:
+    """The ``flows`` of each distinct ``text`` and ``class``."""
+    return frame.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
 
 
 def report_counts(counts: pl.DataFrame) -> ContradictionReport:
@@ -73,8 +75,7 @@ def report_counts(counts: pl.DataFrame) -> ContradictionReport:
 def majority_class(frame: pl.DataFrame) -> pl.DataFrame:
     """``text`` and its most frequent ``class``, ties to the canonically first; sorted by text."""
     return (
-        frame.group_by("text", "class")
-        .agg(pl.len().cast(pl.Int64).alias("flows"))
+        text_counts(frame)
         .with_columns(rank=class_rank())
         .sort(["text", "flows", "rank", "class"], descending=[False, True, False, False])
         .unique("text", keep="first", maintain_order=True)

@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from gradsense.data.datasets.captures import discover, in_context
-from gradsense.data.datasets.contradictions import ContradictionReport, report_counts
+from gradsense.data.datasets.contradictions import ContradictionReport, report_counts, text_counts
 from gradsense.data.datasets.iot23 import CLASSES, classed
 from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
@@ -176,9 +176,7 @@ class _TextCounts:
         self.pending: list[pl.DataFrame] = []
 
     def add(self, text: pl.Series, label: pl.Series) -> None:
-        block = pl.DataFrame({"text": text.hash(seed=0), "class": label})
-        counts = block.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
-        self.pending.append(counts)
+        self.pending.append(text_counts(pl.DataFrame({"text": text.hash(seed=0), "class": label})))
         if sum(frame.height for frame in self.pending) >= _MERGE_ROWS:
             self._merge()
 

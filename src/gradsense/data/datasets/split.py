@@ -82,12 +82,14 @@ def _random(classes: pl.Series, shares: NDArray[np.float64], rng: np.random.Gene
     part = np.zeros(len(classes), np.int64)
     for name in sorted(classes.unique()):
         rows = rng.permutation((classes == name).arg_true().to_numpy())
-        bounds = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
-        placed = np.zeros(len(rows), np.int64)
-        placed[bounds[0] : bounds[1]] = TEST
-        placed[bounds[1] :] = VALIDATION
-        part[rows] = _with_train_and_test(placed, np.ones(len(rows)))
+        part[rows] = _with_train_and_test(dealt(shares, len(rows)), np.ones(len(rows)))
     return part
+
+
+def dealt(shares: NDArray[np.float64], rows: int) -> _Ints:
+    """Which of the shares, which sum to 1, each of the rows falls to, in their order."""
+    bounds = np.rint(np.cumsum(shares)[:-1] * rows).astype(np.int64)
+    return np.searchsorted(bounds, np.arange(rows), side="right")
 
 
 def _grouped(frame: pl.DataFrame, shares: NDArray[np.float64], rng: np.random.Generator) -> _Ints:

@@ -346,7 +346,10 @@ class LiveLog:
                 ) from error
         self.follower = Follower(log, self._position, archive=archive)
         if place is not None and self._position is not None:
-            self._warm_up(LogStream.restore(log, place["stream"]), self._position)
+            # Show the context what stands before the place; its lines were counted long ago.
+            before = _before(log, self._position)
+            if before:
+                self._in_context(LogStream.restore(log, place["stream"]), before, Tally())
 
     @property
     def ended(self) -> bool:
@@ -380,12 +383,6 @@ class LiveLog:
         if isinstance(flows, pl.DataFrame):
             return self.context.add(flows)
         return [self.context.add_row(flow) for flow in flows]
-
-    def _warm_up(self, stream: LogStream, position: Position) -> None:
-        """Show the context what stands before the place; its lines were counted long ago."""
-        before = _before(self.log, position)
-        if before:
-            self._in_context(stream, before, Tally())
 
 
 def _before(log: Path, position: Position) -> bytes:

@@ -123,28 +123,22 @@ class Lines:
 
         Yields ``(True, one such line)`` and ``(False, the lines up to the next)``, in order.
         """
-        begin, number = 0, self.first_line
-        place = self.block.find(mark)
-        while place >= 0:
-            if place and self.block[place - 1] != _NEWLINE:
-                place = self.block.find(mark, place + 1)
-                continue
-            if place > begin:
-                between = self.part(begin, place, number)
-                yield False, between
-                number += len(between)
-            begin = self.block.index(b"\n", place) + 1
-            yield True, self.part(place, begin, number)
-            number += 1
-            place = self.block.find(mark, begin)
-        if not begin:
+        if self.block.find(mark) < 0:
             yield False, self
-        elif begin < len(self.block):
-            yield False, self.part(begin, len(self.block), number)
+            return
+        done = 0
+        for index in np.flatnonzero(self.bytes[self.starts] == ord(mark)).tolist():
+            if index > done:
+                yield False, self.part(done, index)
+            yield True, self.part(index, index + 1)
+            done = index + 1
+        if done < len(self):
+            yield False, self.part(done, len(self))
 
-    def part(self, begin: int, end: int, first_line: int) -> Lines:
-        """The lines of these bytes of the block, the first of which is ``first_line``."""
-        return Lines(self.block[begin:end], first_line, self.path, self.faults)
+    def part(self, begin: int, end: int) -> Lines:
+        """The lines from index ``begin`` to before ``end``, of which there is one at least."""
+        block = self.block[self.starts[begin] : self.ends[end - 1] + 1]
+        return Lines(block, self.first_line + begin, self.path, self.faults)
 
     def fault(self, reason: str, line: int, column: str | None, text: str, count: int = 1) -> None:
         """Count lines of the file as dropped; see ``Tally.add``."""

@@ -71,10 +71,17 @@ class WholeLines:
 
 
 @contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system or zlib about ``path`` into an InputError."""
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file unpacked. An error of the operating system or zlib becomes an InputError."""
     try:
-        yield
+        with path.open("rb") as raw:
+            magic = raw.read(2)
+            raw.seek(0)
+            if magic == GZIP_MAGIC:  # the name may lie, the first bytes do not
+                with gzip.GzipFile(fileobj=raw) as stream:
+                    yield stream  # type: ignore[misc]
+            else:
+                yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(
             f"the gzip data is cut short or damaged ({error})",
@@ -93,18 +100,6 @@ def _faults_named(path: Path) -> Iterator[None]:
             hint="check the file and its permissions",
             file=path,
         ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with _faults_named(path), path.open("rb") as raw:
-        magic = raw.read(2)
-        raw.seek(0)
-        if magic == GZIP_MAGIC:  # the name may lie, the first bytes do not
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield stream  # type: ignore[misc]
-        else:
-            yield raw
 
 
 def read_head(path: Path) -> bytes:

@@ -337,9 +337,8 @@ class LogStream:
         split, found = self._change(run)
         calls: Calls = []
         if split:
-            begin = int(run.starts[split])
-            calls = self._source.plan(run.part(0, begin, run.first_line))
-            run = run.part(begin, len(run.block), run.first_line + split)
+            calls = self._source.plan(run.part(0, split))
+            run = run.part(split, len(run))
         self._source = found
         return calls + found.plan(run)
 

@@ -101,12 +101,8 @@ def _json_cells_fast(data: bytes, rows: int) -> pl.DataFrame | None:
     if frame.height != rows:
         return None
     return frame.select(
-        _not_empty(pl.coalesce(*names)).alias(name) for name, names in _KEYS.items()
+        pl.coalesce(*names).replace("", None).alias(n) for n, names in _KEYS.items()
     )
-
-
-def _not_empty(text: pl.Expr) -> pl.Expr:
-    return pl.when(text != "").then(text)
 
 
 def _json_cells(line: bytes) -> _Cells | str:

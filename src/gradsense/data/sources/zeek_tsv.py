@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
 from gradsense.data.sources.lines import (
@@ -72,14 +73,16 @@ class ColumnLayout:
     names: dict[str, str]
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Header:
     """The directives in force. ``read`` gives the header after one more ``#`` line."""
 
-    separator: str = "\t"
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    separator: str = Field(default="\t", min_length=1, max_length=1)
     unset: str = "-"
     empty: str = "(empty)"
-    fields: tuple[str, ...] = field(default=())
+    fields: tuple[str, ...] = Field(default=(), max_length=MAX_FIELDS)
 
     def read(self, text: str, file: Path, line: int) -> Header:
         """Take in one line that starts with ``#``; unknown directives change nothing.
@@ -161,17 +164,6 @@ def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError
     )
 
 
-class _StoredHeader(BaseModel):
-    """A header in the stored position of a log."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    separator: str = Field(min_length=1, max_length=1)
-    unset: str
-    empty: str
-    fields: list[str] = Field(max_length=MAX_FIELDS)
-
-
 class ZeekTsv(RecordSource):
     """Holds the header in force."""
 
@@ -235,8 +227,7 @@ class ZeekTsv(RecordSource):
         return {"header": asdict(self.header) | {"fields": list(self.header.fields)}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        header = _StoredHeader.model_validate(state["header"])
-        self.header = Header(header.separator, header.unset, header.empty, tuple(header.fields))
+        self.header = TypeAdapter(Header).validate_python(state["header"])
 
 
 def _rows(lines: Lines, header: Header) -> pl.DataFrame:
