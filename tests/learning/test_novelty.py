@@ -15,9 +15,9 @@ from torch import nn
 from gradsense.learning.novelty import influence, leverage, perplexity, sketch, token_surprise
 from gradsense.learning.statistics import solve
 from gradsense.models.build import build
+from gradsense.models.card import Kind
 from gradsense.models.classifier import Encoded, TextClassifier
 from gradsense.models.heads.influence import SketchedInfluence
-from gradsense.models.heads.readout import Kind
 from gradsense.prompts.templates import get_template
 
 #: So small that only exact collinearity would notice it.

@@ -164,8 +164,3 @@ def test_weights_of_another_architecture(
     shutil.copy(hf_folder("gpt2") / "model.safetensors", path)
     with pytest.raises(InputError, match="do not fit"):
         build(str(path), template=template, labels=LABELS, seed=0)
-
-
-def test_a_negative_rank_is_refused(template: Any) -> None:
-    with pytest.raises(InputError, match="negative"):
-        build("nano", template=template, labels=LABELS, seed=0, lora_rank=-1)

@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
 from gradsense.errors import InputError, first_line
+from gradsense.models.card import Kind
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.embedded import SIZES, embedded, has_base, label_maps, load_base
-from gradsense.models.heads.readout import Kind, Readout, feasible
+from gradsense.models.heads.readout import Readout, feasible
 
 if TYPE_CHECKING:
     from gradsense.prompts.templates import Template
@@ -66,11 +67,9 @@ def build(
         frozen: train the head only.
 
     Raises:
-        InputError: there is no such model, it cannot be loaded, the rank is negative, or adapters
-            are asked for where they could not train.
+        InputError: there is no such model, it cannot be loaded, or adapters are asked for where
+            they could not train.
     """
-    if lora_rank is not None and lora_rank < 0:
-        raise InputError(f"LoRA rank {lora_rank} is negative", hint="use 0 for none, or 4 to 64")
     if lora_rank and (frozen or readout != "last"):
         raise InputError(
             "there are no LoRA adapters under a head of our own or on a frozen base",

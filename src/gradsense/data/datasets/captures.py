@@ -118,8 +118,6 @@ def load(
     Raises:
         InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
     """
-    if cap < 0:
-        raise InputError(f"cap is {cap}", hint="give 0 for no cap, or more", field="cap")
     captures = discover(root)
     classes = tuple(labels) or class_order(view)
     tally = Tally()

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import polars as pl
 
 from gradsense.data.datasets.iot23 import BINARY_CLASSES, CLASSES
-from gradsense.errors import InputError
 
 How = Literal["keep", "majority", "drop"]
 _TOP_PAIRS = 10
@@ -93,25 +92,16 @@ def resolve(frame: pl.DataFrame, how: How = "keep") -> tuple[pl.DataFrame, int]:
 
     Returns:
         The frame, rows in their order, and how many flows were relabelled or removed.
-
-    Raises:
-        InputError: ``how`` is none of these.
     """
     if how == "keep":
         return frame, 0
     if how == "drop":
         kept = frame.filter(pl.col("class").n_unique().over("text") == 1)
         return kept, frame.height - kept.height
-    if how == "majority":
-        major = majority_class(frame).rename({"class": "major"})
-        joined = frame.join(major, on="text", how="left", maintain_order="left")
-        changed = int((joined["class"] != joined["major"]).sum())
-        return frame.with_columns(joined["major"].alias("class")), changed
-    raise InputError(
-        f"no way to treat contradicting labels is called '{how}'",
-        hint="choose keep, majority or drop",
-        field="contradictions",
-    )
+    major = majority_class(frame).rename({"class": "major"})
+    joined = frame.join(major, on="text", how="left", maintain_order="left")
+    changed = int((joined["class"] != joined["major"]).sum())
+    return frame.with_columns(joined["major"].alias("class")), changed
 
 
 def class_rank() -> pl.Expr:

@@ -36,8 +36,8 @@ def partition(
     validation may leave a client without any.
 
     Raises:
-        InputError: clients below 1, missing, or more than training flows; alpha not above 0; a
-            number of clients for ``natural`` that is not the number of captures.
+        InputError: clients are missing, or more than training flows; or their number is not that
+            of the captures for ``natural``.
     """
     frames = (parts.train, parts.test, parts.validation)
     if how == "natural":
@@ -49,20 +49,14 @@ def partition(
                 field="clients",
             )
         return Split(*(part.with_columns(client=pl.col("capture")) for part in frames))
-    number = _checked(clients, alpha, parts.train.height)
+    number = _checked(clients, parts.train.height)
     rng = np.random.default_rng(seed)
     if how == "dirichlet":
         classes = sorted(pl.concat([part["class"] for part in frames]).unique())
         shares = {name: rng.dirichlet(np.full(number, alpha)) for name in classes}
         held = [_by_class(part["class"], shares, rng) for part in frames]
-    elif how == "iid":
-        held = [rng.permutation(part.height).astype(np.int64) % number for part in frames]
     else:
-        raise InputError(
-            f"no partition is called '{how}'",
-            hint="choose natural, dirichlet or iid",
-            field="partition",
-        )
+        held = [rng.permutation(part.height).astype(np.int64) % number for part in frames]
     held[0] = _nobody_empty(held[0], number)
     clients_of = ([f"client-{k + 1:04d}" for k in owner] for owner in held)
     return Split(
@@ -73,15 +67,9 @@ def partition(
     )
 
 
-def _checked(clients: int | None, alpha: float, flows: int) -> int:
-    if clients is None or clients < 1:
-        raise InputError(
-            "the number of clients is missing" if clients is None else f"{clients} clients",
-            hint="give 1 or more",
-            field="clients",
-        )
-    if not 0 < alpha < np.inf:
-        raise InputError(f"alpha is {alpha}", hint="give a number above 0", field="alpha")
+def _checked(clients: int | None, flows: int) -> int:
+    if clients is None:
+        raise InputError("the number of clients is missing", hint="give 1 or more", field="clients")
     if clients > flows:
         raise InputError(
             f"{clients} clients, but only {flows} training flows",

@@ -113,6 +113,10 @@ class Header:
             return replace(self, fields=fields)
         return self
 
+    @cached_property
+    def row_parser(self) -> RowParser | None:
+        return tsv_rows(self)
+
     def missing(self) -> list[str]:
         """Zeek names of the required columns that ``#fields`` does not list."""
         return [zeek_name(n) for n in REQUIRED if zeek_name(n) not in self.fields]
@@ -175,7 +179,6 @@ class ZeekTsv(RecordSource):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.header = Header()
-        self._parser: tuple[Header, RowParser | None] = (self.header, None)
 
     @classmethod
     def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
@@ -219,9 +222,7 @@ class ZeekTsv(RecordSource):
             raise missing_columns(self.path, missing, comment.first_line)
 
     def row_parser(self) -> RowParser | None:
-        if self._parser[0] is not self.header:
-            self._parser = (self.header, tsv_rows(self.header))
-        return self._parser[1]
+        return self.header.row_parser
 
     def state(self) -> dict[str, Any]:
         return {"header": asdict(self.header) | {"fields": list(self.header.fields)}}
@@ -232,22 +233,16 @@ class ZeekTsv(RecordSource):
 
 def _rows(lines: Lines, header: Header) -> pl.DataFrame:
     """Parse lines that stand under one header."""
-    layout = header.layout
-    if layout is not None and not header.missing() and lines.sound():
-        flows = _typed_flows(lines.block, lines.numbers, header, layout)
-        if flows is not None:
-            return flows
-    good = lines.legible()
-    if layout is None:
-        lines.drop(good, NO_HEADER)
+    layout, missing = header.layout, header.missing()
+    if layout is None or missing:
+        lines.drop(lines.legible(), NO_HEADER if layout is None else lacking(missing))
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    if missing := header.missing():
-        lines.drop(good, lacking(missing))
-        return pl.DataFrame(schema=FLOW_SCHEMA)
-    if good.any() and not good.all():
-        flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
-        if flows is not None:
-            return flows
+    sound = lines.sound()
+    good = np.ones(len(lines), np.bool_) if sound else lines.legible()
+    flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
+    if flows is not None:
+        return flows
+    good = lines.legible() if sound else good
     wrong = good & (_separators(lines, header) != len(layout.columns) - 1)
     lines.drop(wrong, FIELD_COUNT)
     good &= ~wrong
