@@ -147,7 +147,7 @@ IN_NAMES = words(
 )
 #: Files that mean something else by one of them.
 MEANT = {
-    "data/context.py": "tells",  # apart
+    "data/flows.py": "tells",  # apart
     "data/networks.py": "told",  # apart
     "data/sources/suricata.py": "letter",  # of a connection's history
     "data/synthetic/traffic.py": "letters",

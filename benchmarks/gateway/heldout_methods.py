@@ -13,9 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 
-from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, classed
-from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
+from gradsense.data.flows import CONTEXT_SCHEMA, ContextWindow, class_numbers
 from gradsense.data.networks import Networks
 from gradsense.data.sources.stream import read_log
 from gradsense.data.tally import Tally

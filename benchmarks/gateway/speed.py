@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gradsense.data.context import ContextWindow
+from gradsense.data.flows import ContextWindow
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector

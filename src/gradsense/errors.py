@@ -137,3 +137,9 @@ class BadSampleCount(UpdateRefused):
     """The update claims a sample count that is not positive."""
 
     reason = "bad-sample-count"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, without its full stop; its kind where it is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

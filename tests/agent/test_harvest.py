@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from gradsense.agent import labelling as module
 from gradsense.agent.label_rules import LabelRule, LabelRules
 from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
-from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.captures import Dataset, load
-from gradsense.data.flows import class_numbers
+from gradsense.data.flows import ContextWindow, class_numbers
 from gradsense.data.networks import Networks
 from gradsense.data.sources.stream import read_log
 from gradsense.data.synthetic.traffic import write_fleet, write_sample

@@ -19,7 +19,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from gradsense.cli import main
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
-from gradsense.models.tokenizer import build_tokenizer
+from gradsense.models.embedded import build_tokenizer
 from gradsense.prompts.templates import get_template
 from tests.support.once import once
 

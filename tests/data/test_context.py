@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from gradsense.data import context
-from gradsense.data.context import FAILED_STATES, WINDOW, ContextWindow
-from gradsense.data.flows import CONTEXT_SCHEMA
+from gradsense.data import flows as context
+from gradsense.data.flows import CONTEXT_SCHEMA, FAILED_STATES, WINDOW, ContextWindow
 
 COLUMNS = {
     "ts": pl.Float64,

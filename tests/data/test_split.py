@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.datasets.split import Split, split
-from gradsense.errors import InputError
 
 
 def parts(found: Split) -> list[pl.DataFrame]:
@@ -75,12 +74,3 @@ def test_a_contradicting_text_stays_together() -> None:
     twins = pl.DataFrame({"text": ["Benign-0"] * 3, "class": ["DDoS"] * 3})
     found = parts(split(pl.concat([frame, twins]), seed=0))
     assert sum("Benign-0" in part["text"] for part in found) == 1
-
-
-def test_bad_arguments() -> None:
-    frame = flows([("Benign", 5)])
-    with pytest.raises(InputError, match="grouped or random"):
-        split(frame, how="other", seed=0)  # type: ignore[arg-type]
-    for fractions in ((0.7, 0.2, 0.2), (1.2, -0.1, -0.1), (1.0, 0.0, 0.0)):
-        with pytest.raises(InputError, match="fractions"):
-            split(frame, seed=0, fractions=fractions)

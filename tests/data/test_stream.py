@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import Row
-from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.data.sources.lines import MAX_LINE_BYTES, Row
 from gradsense.data.sources.stream import FEW_LINES, LogStream, read_log
 from gradsense.data.sources.suricata import OTHER_EVENT
 from gradsense.data.sources.zeek_tsv import NO_HEADER

@@ -11,7 +11,6 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import CellErrors
 from gradsense.data.sources.lines import Lines
 from gradsense.data.sources.suricata import OTHER_EVENT, SuricataEve, eve_row
 from gradsense.data.tally import Tally
@@ -34,13 +33,10 @@ def line(record: Any) -> bytes:
 
 
 def parse(*lines: bytes) -> tuple[pl.DataFrame, Tally]:
-    faults, tally = CellErrors(), Tally()
-    calls = SuricataEve(Path("eve.json")).plan(
-        Lines(b"".join(each + b"\n" for each in lines), 1), faults
-    )
-    frame = pl.concat([call() for call in calls])
-    faults.into(tally, Path("eve.json"))
-    return frame, tally
+    path = Path("eve.json")
+    block = Lines(b"".join(each + b"\n" for each in lines), 1, path)
+    frame = pl.concat([call() for call in SuricataEve(path).plan(block)])
+    return frame, block.faults
 
 
 def row(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gradsense.data.context import ContextWindow
+from gradsense.data.flows import ContextWindow
 from gradsense.data.sources.stream import read_log
 from gradsense.data.tally import Tally
 from gradsense.detection import bundle

@@ -12,7 +12,7 @@ from gradsense.data.datasets.captures import load
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments.pretrain import make_base, pretrain, pretraining_texts, varied
-from gradsense.models import pretrained
+from gradsense.models import embedded
 from gradsense.models.build import build
 from gradsense.prompts.templates import get_template
 
@@ -21,8 +21,8 @@ LABELS = ("Benign", "DDoS")
 
 def test_the_default_model_starts_from_the_base() -> None:
     template = get_template("context")
-    assert pretrained.has_base("nano", template)
-    assert pretrained.base_path("nano", template).stat().st_size < 3_000_000
+    assert embedded.has_base("nano", template)
+    assert embedded.base_path("nano", template).stat().st_size < 3_000_000
     warm = build("nano", template=template, labels=LABELS, seed=0).tensors()
     other = build("nano", template=template, labels=LABELS, seed=1).tensors()
     cold = build("nano", template=template, labels=LABELS, seed=0, pretrained=False).tensors()
@@ -37,15 +37,15 @@ def test_the_default_model_starts_from_the_base() -> None:
 
 def test_sizes_without_a_base_start_at_random() -> None:
     template = get_template("plain")
-    assert not pretrained.has_base("nano", template)
+    assert not embedded.has_base("nano", template)
     build("nano", template=template, labels=LABELS, seed=0)
 
 
 def test_a_base_survives_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = get_template("compact")
-    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
     one = build("nano", template=template, labels=LABELS, seed=3, pretrained=False)
-    pretrained.save_base(one.model.model.decoder, template, pretrained.base_path("nano", template))
+    embedded.save_base(one.model.model.decoder, template, embedded.base_path("nano", template))
     two = build("nano", template=template, labels=LABELS, seed=4)
     for name, value in one.tensors().items():
         if not name.startswith("score"):
@@ -56,10 +56,10 @@ def test_a_base_of_another_vocabulary_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template = get_template("compact")
-    monkeypatch.setattr(pretrained, "_FOLDER", tmp_path)
+    monkeypatch.setattr(embedded, "_FOLDER", tmp_path)
     one = build("nano", template=template, labels=LABELS, seed=3, pretrained=False)
-    pretrained.save_base(one.model.model.decoder, template, pretrained.base_path("nano", template))
-    monkeypatch.setattr(pretrained, "fingerprint", lambda words: "other")
+    embedded.save_base(one.model.model.decoder, template, embedded.base_path("nano", template))
+    monkeypatch.setattr(embedded, "fingerprint", lambda words: "other")
     with pytest.raises(ValueError, match="gradsense pretrain --model nano --template compact"):
         build("nano", template=template, labels=LABELS, seed=4)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gradsense.errors import InputError
-from gradsense.models.build import SIZES, build
+from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
+from gradsense.models.embedded import SIZES
 
 FAMILIES = ("opt", "bert", "gpt2", "gpt_neox", "roberta", "deberta-v2", "t5")
 LABELS = ("Benign", "DDoS", "Scan")
@@ -164,8 +165,3 @@ def test_weights_of_another_architecture(
     shutil.copy(hf_folder("gpt2") / "model.safetensors", path)
     with pytest.raises(InputError, match="do not fit"):
         build(str(path), template=template, labels=LABELS, seed=0)
-
-
-def test_a_negative_rank_is_refused(template: Any) -> None:
-    with pytest.raises(InputError, match="negative"):
-        build("nano", template=template, labels=LABELS, seed=0, lora_rank=-1)

@@ -33,7 +33,6 @@ def test_texts_of_several_lengths_are_padded_and_cut(classifier: TextClassifier)
     assert encoded.input_ids.tolist() == [[4, 0, 0, 0, 0, 0], [5] * 6, [5] * 6]
     assert encoded.attention_mask is not None
     assert encoded.attention_mask.sum(dim=1).tolist() == [1, 6, 6]
-    assert encoded.truncated == 2
 
 
 def test_a_batch_drops_the_padding_that_it_does_not_need(classifier: TextClassifier) -> None:

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from gradsense.errors import InputError
 from gradsense.models import folder
 from gradsense.models.build import build
+from gradsense.models.card import Kind
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.heads.readout import Kind
 from gradsense.prompts.templates import get_template
 
 LABELS = ("Benign", "DDoS", "Scan")

@@ -15,10 +15,10 @@ from torch import nn
 
 from gradsense.errors import GradsenseError
 from gradsense.models.build import build
+from gradsense.models.card import Kind
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.graph import reads_words, write_graph
 from gradsense.models.heads.influence import SketchedInfluence
-from gradsense.models.heads.readout import Kind
 from gradsense.prompts.templates import get_template
 
 FAMILIES = ("opt", "bert", "gpt2", "gpt_neox", "roberta", "deberta-v2", "t5")

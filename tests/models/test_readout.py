@@ -14,8 +14,9 @@ from torch import nn
 
 from gradsense.errors import InputError
 from gradsense.models.build import build
+from gradsense.models.card import Kind
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.heads.readout import Kind, Readout, feasible, state_width
+from gradsense.models.heads.readout import Readout, feasible, state_width
 from gradsense.prompts.templates import get_template
 
 LABELS = ("Benign", "DDoS", "Scan")

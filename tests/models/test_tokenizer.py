@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.models.tokenizer import SPECIALS, build_tokenizer
+from gradsense.models.embedded import SPECIALS, build_tokenizer
 
 WORDS = st.lists(
     st.text(st.characters(categories=("L", "N", "P", "S")), min_size=1, max_size=8).filter(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.errors import InputError
-from gradsense.models.tokenizer import build_tokenizer
+from gradsense.models.embedded import build_tokenizer
 from gradsense.prompts.templates import Template, get_template, templates
 
 SCHEMA = FLOW_SCHEMA | CONTEXT_SCHEMA

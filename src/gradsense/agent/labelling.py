@@ -22,7 +22,7 @@ from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.reader import distinct_rows
 from gradsense.data.datasets.captures import discover
 from gradsense.data.networks import Networks
-from gradsense.data.sources.live import LiveLog
+from gradsense.data.sources.following import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.store import FILE, GatewayStore

@@ -80,7 +80,7 @@ def pretrain(
 ) -> None:
     """Train a base on unlabelled synthetic traffic by predicting each prompt's next word."""
     from gradsense.experiments.pretrain import make_base
-    from gradsense.models.pretrained import base_path
+    from gradsense.models.embedded import base_path
     from gradsense.prompts.templates import get_template
 
     path = out or base_path(model, get_template(template))

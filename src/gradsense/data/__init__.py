@@ -8,11 +8,10 @@ __all__ = [
 ]  # fmt: skip
 export(__name__)
 if TYPE_CHECKING:
-    from gradsense.data.context import ContextWindow
     from gradsense.data.datasets.captures import Capture, Dataset
+    from gradsense.data.flows import ContextWindow
     from gradsense.data.networks import Networks
-    from gradsense.data.sources.live import LiveLog
-    from gradsense.data.sources.source import RecordSource
-    from gradsense.data.sources.stream import LogStream, read_log
+    from gradsense.data.sources.following import LiveLog
+    from gradsense.data.sources.stream import LogStream, RecordSource, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import polars as pl
 
-from gradsense.data.flows import Flows
+from gradsense.data.flows import Flows, column
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: Private (RFC 1918, 4193), of a carrier (RFC 6598), link-local and loopback.
@@ -83,6 +83,11 @@ class Networks:
     def _stand_in(self, address: str | None) -> str | None:
         one = _parsed(address)
         return _STAND_IN[one.version] if one is not None and self._is_own(one) else address
+
+
+def devices(flows: Flows, networks: Networks) -> list[str]:
+    """The device of each flow; see ``Networks.device``."""
+    return list(map(networks.device, column(flows, "orig_h"), column(flows, "resp_h")))
 
 
 def _parsed(address: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -44,18 +44,21 @@ class Tally:
         text: str,
         count: int = 1,
     ) -> None:
-        """Count ``count`` lines as dropped for ``reason``; the first example of a reason stays."""
+        """Count ``count`` lines as dropped for ``reason``; the example is a file's first line."""
+        new = Drop(count, str(file), line, field, text[:EXAMPLE_CHARS])
         known = self.dropped.get(reason)
-        if known is None:
-            self.dropped[reason] = Drop(count, str(file), line, field, text[:EXAMPLE_CHARS])
-        else:
-            self.dropped[reason] = replace(known, count=known.count + count)
+        if known is not None:
+            earlier = new.file == known.file and line < known.line
+            new = replace(new if earlier else known, count=known.count + count)
+        self.dropped[reason] = new
 
     def merge(self, other: Tally) -> None:
         """Add ``other``'s counts to these; examples already here win."""
         self.read += other.read
         for reason, drop in other.dropped.items():
-            self.add(reason, drop.file, drop.line, drop.field, drop.text, drop.count)
+            known = self.dropped.get(reason)
+            count = drop.count + (known.count if known else 0)
+            self.dropped[reason] = replace(known or drop, count=count)
 
     def to_json(self) -> dict[str, Any]:
         """``{"read": n, "dropped": {reason: {count, file, line, field, text}}}``."""

@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradsense.data.context import ContextWindow
+from gradsense.data.flows import ContextWindow
 from gradsense.data.networks import Networks
-from gradsense.data.sources.lines import read_blocks
+from gradsense.data.sources.logfile import read_blocks
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.bundle import BundleThreshold, Manifest

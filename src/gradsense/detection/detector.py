@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from gradsense.data.context import ContextWindow
+from gradsense.data.flows import ContextWindow
 from gradsense.detection.session import BATCH, Inputs, Opened, Outputs, PhraseIds, open_bundle
 
 #: Verdicts that are cached by default; a full cache takes about 12 MB.

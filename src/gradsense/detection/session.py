@@ -19,7 +19,7 @@ import onnxruntime as ort
 from gradsense.detection import bundle
 from gradsense.detection.bundle import Manifest, Tokens
 from gradsense.detection.head import Head, read_head
-from gradsense.errors import InputError
+from gradsense.errors import InputError, first_line
 from gradsense.prompts.templates import Template
 
 #: ``input_ids`` and, for padded prompts, ``attention_mask``: int64 [n, length].
@@ -97,9 +97,8 @@ def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> 
         if head is not None:
             _check_taken(opened, head)
     except Exception as error:  # the libraries raise classes of their own and bare Exception
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the bundle cannot be opened: {lines[0]}",
+            f"the bundle cannot be opened: {first_line(error)}",
             hint="export it again with this version of gradsense",
             file=path,
         ) from error

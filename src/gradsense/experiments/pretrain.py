@@ -15,9 +15,9 @@ from torch.nn import functional
 from gradsense.data.datasets.captures import load
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
-from gradsense.models.build import SIZES, build
+from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.pretrained import save_base
+from gradsense.models.embedded import SIZES, save_base
 from gradsense.prompts.templates import Template, get_template
 
 #: Fleets of other seeds than any demonstration or test trains and tests on.

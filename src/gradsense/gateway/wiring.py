@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from gradsense.data.networks import Networks
-from gradsense.data.sources.following import STDIN
-from gradsense.data.sources.live import LiveLog
+from gradsense.data.sources.following import STDIN, LiveLog
 from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +15,20 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    OPTConfig,
-    OPTForSequenceClassification,
     PreTrainedModel,
 )
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 
-from gradsense.errors import InputError
+from gradsense.errors import InputError, first_line
+from gradsense.models.card import Kind
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.heads.readout import Kind, Readout, feasible
-from gradsense.models.pretrained import has_base, load_base
-from gradsense.models.tokenizer import BOS, EOS, PAD, SPECIALS, build_tokenizer
+from gradsense.models.embedded import SIZES, embedded, has_base, label_maps, load_base
+from gradsense.models.heads.readout import Readout, feasible
 
 if TYPE_CHECKING:
     from gradsense.prompts.templates import Template
 
-
-@dataclass(frozen=True)
-class Size:
-    """Shape of an embedded OPT. Few wide layers: on a CPU they train faster than many thin ones."""
-
-    hidden: int
-    layers: int
-    heads: int
-
-
-#: The embedded models; the feed-forward width is four times ``hidden``, as in OPT.
-SIZES: dict[str, Size] = {
-    "nano": Size(hidden=80, layers=2, heads=4),  # about 0.2 M parameters
-    "micro": Size(hidden=160, layers=3, heads=5),  # about 1 M
-    "mini": Size(hidden=320, layers=4, heads=5),  # about 5 M
-}
 
 #: LoRA rank of a Hugging Face model when nobody asks for another.
 DEFAULT_LORA_RANK = 8
@@ -86,11 +67,9 @@ def build(
         frozen: train the head only.
 
     Raises:
-        InputError: there is no such model, it cannot be loaded, the rank is negative, or adapters
-            are asked for where they could not train.
+        InputError: there is no such model, it cannot be loaded, or adapters are asked for where
+            they could not train.
     """
-    if lora_rank is not None and lora_rank < 0:
-        raise InputError(f"LoRA rank {lora_rank} is negative", hint="use 0 for none, or 4 to 64")
     if lora_rank and (frozen or readout != "last"):
         raise InputError(
             "there are no LoRA adapters under a head of our own or on a frozen base",
@@ -98,7 +77,7 @@ def build(
         )
     with _seeded(seed):
         if model in SIZES:
-            network, tokenizer = _embedded(SIZES[model], template, labels)
+            network, tokenizer = embedded(SIZES[model], template, labels)
             if pretrained and has_base(model, template):
                 load_base(network.model.decoder, model, template)
             heads, rank, length = _heads(network), lora_rank or 0, template.length
@@ -133,30 +112,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _embedded(
-    size: Size, template: Template, labels: tuple[str, ...]
-) -> tuple[PreTrainedModel, Any]:
-    tokenizer = build_tokenizer(template.vocabulary(), max_tokens=template.budget)
-    config = OPTConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        ffn_dim=4 * size.hidden,
-        # Two more than the longest prompt: room for [BOS] and [EOS] in pretraining.
-        max_position_embeddings=template.budget + 2,
-        dropout=0.0,
-        attention_dropout=0.0,
-        layerdrop=0.0,
-        use_cache=False,  # a classifier never generates, and the cache costs time each step
-        pad_token_id=SPECIALS.index(PAD),
-        bos_token_id=SPECIALS.index(BOS),
-        eos_token_id=SPECIALS.index(EOS),
-        **_label_maps(labels),
-    )
-    return OPTForSequenceClassification(config), tokenizer
-
-
 def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, Any, list[str]]:
     """Model, tokenizer and the names of the modules that the checkpoint does not bring."""
     local = _find(name)
@@ -169,12 +124,12 @@ def _pretrained(name: str, labels: tuple[str, ...]) -> tuple[PreTrainedModel, An
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                **_label_maps(labels),
+                **label_maps(labels),
                 **sources,
             )
     except Exception as error:  # any library below may raise anything on a broken folder
         raise InputError(
-            f"cannot load model '{name}': {_first_line(error)}",
+            f"cannot load model '{name}': {first_line(error)}",
             hint="it needs config.json, model.safetensors and a tokenizer of a family that "
             "AutoModelForSequenceClassification knows",
         ) from error
@@ -216,18 +171,10 @@ def _find(name: str) -> bool:
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return True
         raise InputError(
-            f"cannot get model '{name}' from the Hugging Face hub: {_first_line(error)}",
+            f"cannot get model '{name}' from the Hugging Face hub: {first_line(error)}",
             hint="check the name and the connection, or give a local folder",
         ) from error
     return False
-
-
-def _label_maps(labels: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
 
 
 def base_of(network: PreTrainedModel) -> nn.Module:
@@ -301,8 +248,3 @@ def quiet_transformers() -> Iterator[None]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__

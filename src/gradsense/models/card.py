@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: As in ``models.heads.readout``, which this file cannot import without torch.
+#: What a head reads; see ``models.heads.readout``.
 Kind = Literal["last", "pooled", "tokens"]
 
 

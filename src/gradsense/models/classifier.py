@@ -34,12 +34,11 @@ class Encoded:
     """Token ids of n texts, padded to one length.
 
     ``input_ids``: int64 [n, length]. ``attention_mask``: int64 [n, length], 1 for real tokens,
-    or None where no row is padded. ``truncated``: how many of the texts were cut.
+    or None where no row is padded.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor | None
-    truncated: int = 0
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -106,12 +105,7 @@ class TextClassifier:
         )
         index = torch.from_numpy(rows)
         mask = batch["attention_mask"]
-        cut = np.array([bool(encoding.overflowing) for encoding in batch.encodings or ()])
-        return Encoded(
-            batch["input_ids"][index],
-            None if bool(mask.all()) else mask[index],
-            truncated=int(cut[rows].sum()) if cut.size else 0,
-        )
+        return Encoded(batch["input_ids"][index], None if bool(mask.all()) else mask[index])
 
     def forward(self, encoded: Encoded, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Logits [n, classes] of all of ``encoded`` or of these ``rows``, for autograd or not."""

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gradsense
-from gradsense.errors import GradsenseError, InputError
+from gradsense.errors import GradsenseError, InputError, first_line
 from gradsense.models.build import base_of, quiet_transformers
 from gradsense.models.card import Card, Measured, ReadoutCard, TemplateName
 from gradsense.models.classifier import TextClassifier
@@ -66,8 +66,9 @@ def save(
         InputError: ``path`` holds something that is no model folder.
         GradsenseError: it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (path / CARD_FILE).is_file() and not _is_empty_folder(path):
+    path, model = Path(path), classifier.model
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not (path / CARD_FILE).is_file() and not empty:
         raise InputError(
             f"it exists and is no model folder (no {CARD_FILE})",
             hint="give a new path; nothing was overwritten",
@@ -78,7 +79,9 @@ def save(
         template=TemplateName(name=classifier.template.name, version=classifier.template.version),
         base=classifier.base,
         lora_rank=classifier.lora_rank,
-        readout=_readout_card(classifier.model),
+        readout=ReadoutCard(kind=model.kind, length=model.length)
+        if isinstance(model, Readout)
+        else None,
         gradsense=gradsense.__version__,
         **dict(measured or Measured()),
         extra=extra or {},
@@ -87,8 +90,8 @@ def save(
         with replacing(path) as fresh:
             with quiet_transformers():
                 _plain_model(classifier).save_pretrained(fresh)
-                if isinstance(classifier.model, Readout):
-                    save_file(classifier.model.score.state_dict(), fresh / HEAD_FILE)
+                if isinstance(model, Readout):
+                    save_file(model.score.state_dict(), fresh / HEAD_FILE)
                 if score is not None:
                     save_file(score.state_dict(), fresh / NOVELTY_FILE)
                 classifier.tokenizer.save_pretrained(fresh)
@@ -160,9 +163,8 @@ def load(path: Path | str) -> TextClassifier:
             str(path), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the libraries below raise anything on a damaged file
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"cannot open the model: {lines[0]}", hint="write the folder again", file=path
+            f"cannot open the model: {first_line(error)}", hint="write the folder again", file=path
         ) from error
     below = "" if card.readout is None else f"{network.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(below)]
@@ -205,12 +207,6 @@ def load_score(path: Path | str, classifier: TextClassifier) -> SketchedInfluenc
         return score
 
 
-def _readout_card(model: nn.Module) -> ReadoutCard | None:
-    if not isinstance(model, Readout):
-        return None
-    return ReadoutCard(kind=model.kind, length=model.length)
-
-
 def _with_head(base: nn.Module, card: ReadoutCard, classes: int, path: Path) -> Readout:
     """The base with the head that lies beside it."""
     file = path / HEAD_FILE
@@ -245,9 +241,10 @@ def _readable(file: Path, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"the {what} cannot be read: {lines[0]}", hint="write the folder again", file=file
+            f"the {what} cannot be read: {first_line(error)}",
+            hint="write the folder again",
+            file=file,
         ) from error
 
 
@@ -297,7 +294,3 @@ def _template(card: Card, path: Path) -> Template:
             file=path / CARD_FILE,
         )
     return template
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())

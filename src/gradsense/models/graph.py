@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 
-from gradsense.errors import GradsenseError
+from gradsense.errors import GradsenseError, first_line
 from gradsense.models.classifier import TextClassifier
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.last_token import applies_to, last_token_logits
@@ -129,9 +129,8 @@ def write_graph(
     except Exception as error:  # the exporter lets through whatever any layer of it raises
         config: Any = classifier.model.config
         cause = error.__cause__ or error  # the exporter's own text is advice to its developers
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
         raise GradsenseError(
-            f"torch cannot export a model of kind '{config.model_type}': {lines[0]}"
+            f"torch cannot export a model of kind '{config.model_type}': {first_line(cause)}"
         ) from error
 
 

@@ -84,7 +84,7 @@ class Database:
         Args:
             lock: a file beside it that keeps other processes out until this one closes the
                 database; None lets them in.
-            busy: what to tell them.
+            busy: what to say them.
 
         Raises:
             InputError: the folder cannot be used, another process holds the lock, or the file is

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradsense.data.flows import column
-from gradsense.data.sources.live import LiveLog
+from gradsense.data.sources.following import LiveLog
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 

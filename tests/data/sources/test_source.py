@@ -12,10 +12,8 @@ import pytest
 import gradsense.data.sources
 from gradsense.data.datasets.captures import discover
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import CellErrors
 from gradsense.data.sources.lines import Lines
-from gradsense.data.sources.source import RecordSource, log_names, sources
-from gradsense.data.sources.stream import LogStream, read_log
+from gradsense.data.sources.stream import LogStream, RecordSource, log_names, read_log, sources
 from gradsense.data.tally import Tally
 
 SPACED = """
@@ -25,16 +23,16 @@ SPACED = """
     import numpy as np
     import polars as pl
 
-    from gradsense.data.sources.cells import to_flows
-    from gradsense.data.sources.source import RecordSource
+    from gradsense.data.sources.lines import to_flows
+    from gradsense.data.sources.stream import RecordSource
 
     NAMES = ("ts", "orig_h", "resp_h", "resp_p", "proto", "conn_state")
 
 
-    def rows(lines, faults):
+    def rows(lines):
         cells = [lines.raw(place).decode().split()[1:] for place in range(len(lines))]
         frame = pl.DataFrame(cells, schema=dict.fromkeys(NAMES, pl.String), orient="row")
-        return to_flows(frame, lines.numbers, {}, faults)
+        return to_flows(frame, lines.numbers, {}, lines)
 
 
     class Spaced(RecordSource):
@@ -50,8 +48,8 @@ SPACED = """
         def begins(cls, line):
             return line.startswith(b"FLOW ")
 
-        def plan(self, lines, faults):
-            return [partial(rows, lines, faults)]
+        def plan(self, lines):
+            return [partial(rows, lines)]
 
         def row_parser(self):
             return None
@@ -101,9 +99,10 @@ def test_source_survives_anything(source: type[RecordSource]) -> None:
     again = source(Path("log"))
     again.restore(one.state())
     assert again.state() == one.state()
-    block, faults = b"\xff\n\n{}\nfree text\n\0\n" + b"x" * (1 << 20) + b"yy\n", CellErrors()
-    frames = [call() for call in one.plan(Lines(block, 1), faults)]
+    block = b"\xff\n\n{}\nfree text\n\0\n" + b"x" * (1 << 20) + b"yy\n"
+    lines = Lines(block, 1, Path("log"))
+    frames = [call() for call in one.plan(lines)]
     assert sum(frame.height for frame in frames) == 0
     assert all(frame.schema == FLOW_SCHEMA for frame in frames)
-    assert sum(faults.counts.values()) == 5, "every line but the blank one is counted"
+    assert lines.faults.total_dropped == 5, "every line but the blank one is counted"
     assert not any(map(source.begins, (b"", b"{", b"[]", b"free text")))

@@ -12,11 +12,9 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from gradsense.data.context import ContextWindow
 from gradsense.data.datasets.iot23 import View, class_order, classed
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.data.sources.source import log_names
-from gradsense.data.sources.stream import is_synthetic, read_log
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, ContextWindow
+from gradsense.data.sources.stream import is_synthetic, log_names, read_log
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
@@ -120,8 +118,6 @@ def load(
     Raises:
         InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
     """
-    if cap < 0:
-        raise InputError(f"cap is {cap}", hint="give 0 for no cap, or more", field="cap")
     captures = discover(root)
     classes = tuple(labels) or class_order(view)
     tally = Tally()
@@ -251,12 +247,7 @@ class Reservoir:
     def frame(self) -> pl.DataFrame:
         """The kept flows in line order."""
         if not self.kept:
-            schema: dict[str, type[pl.DataType]] = {
-                **FLOW_SCHEMA,
-                **CONTEXT_SCHEMA,
-                "class": pl.String,
-            }
-            return pl.DataFrame(schema=schema)
+            return pl.DataFrame(schema=FLOW_SCHEMA | CONTEXT_SCHEMA | {"class": pl.String})
         return pl.concat(self.kept).drop("priority").sort("line")
 
     def _smallest(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import polars as pl
 
 from gradsense.data.datasets.iot23 import BINARY_CLASSES, CLASSES
-from gradsense.errors import InputError
 
 How = Literal["keep", "majority", "drop"]
 _TOP_PAIRS = 10
@@ -42,10 +41,12 @@ class ContradictionReport:
 
 def contradictions(text: pl.Series, label: pl.Series) -> ContradictionReport:
     """Report on texts that occur with several classes; flows without a class do not count."""
-    frame = pl.DataFrame({"text": text, "class": label}).drop_nulls()
-    return report_counts(
-        frame.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
-    )
+    return report_counts(text_counts(pl.DataFrame({"text": text, "class": label}).drop_nulls()))
+
+
+def text_counts(frame: pl.DataFrame) -> pl.DataFrame:
+    """The ``flows`` of each distinct ``text`` and ``class``."""
+    return frame.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
 
 
 def report_counts(counts: pl.DataFrame) -> ContradictionReport:
@@ -73,8 +74,7 @@ def report_counts(counts: pl.DataFrame) -> ContradictionReport:
 def majority_class(frame: pl.DataFrame) -> pl.DataFrame:
     """``text`` and its most frequent ``class``, ties to the canonically first; sorted by text."""
     return (
-        frame.group_by("text", "class")
-        .agg(pl.len().cast(pl.Int64).alias("flows"))
+        text_counts(frame)
         .with_columns(rank=class_rank())
         .sort(["text", "flows", "rank", "class"], descending=[False, True, False, False])
         .unique("text", keep="first", maintain_order=True)
@@ -92,25 +92,16 @@ def resolve(frame: pl.DataFrame, how: How = "keep") -> tuple[pl.DataFrame, int]:
 
     Returns:
         The frame, rows in their order, and how many flows were relabelled or removed.
-
-    Raises:
-        InputError: ``how`` is none of these.
     """
     if how == "keep":
         return frame, 0
     if how == "drop":
         kept = frame.filter(pl.col("class").n_unique().over("text") == 1)
         return kept, frame.height - kept.height
-    if how == "majority":
-        major = majority_class(frame).rename({"class": "major"})
-        joined = frame.join(major, on="text", how="left", maintain_order="left")
-        changed = int((joined["class"] != joined["major"]).sum())
-        return frame.with_columns(joined["major"].alias("class")), changed
-    raise InputError(
-        f"no way to treat contradicting labels is called '{how}'",
-        hint="choose keep, majority or drop",
-        field="contradictions",
-    )
+    major = majority_class(frame).rename({"class": "major"})
+    joined = frame.join(major, on="text", how="left", maintain_order="left")
+    changed = int((joined["class"] != joined["major"]).sum())
+    return frame.with_columns(joined["major"].alias("class")), changed
 
 
 def class_rank() -> pl.Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from gradsense.data.datasets.captures import discover, in_context
-from gradsense.data.datasets.contradictions import ContradictionReport, report_counts
+from gradsense.data.datasets.contradictions import ContradictionReport, report_counts, text_counts
 from gradsense.data.datasets.iot23 import CLASSES, classed
 from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.tally import Tally
@@ -82,9 +82,8 @@ class Inspection:
     @property
     def span(self) -> tuple[float, float] | None:
         """Start of the first and of the last flow, in epoch seconds; None without flows."""
-        starts = [capture.start for capture in self.captures if capture.start is not None]
-        ends = [capture.end for capture in self.captures if capture.end is not None]
-        return (min(starts), max(ends)) if starts else None
+        times = [at for one in self.captures for at in (one.start, one.end) if at is not None]
+        return (min(times), max(times)) if times else None
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON values; times as ISO 8601 in UTC."""
@@ -136,12 +135,13 @@ def inspect(
         if on_file is not None:
             on_file(capture.name, index, len(captures))
         classes: Counter[str] = Counter()
-        rows, start, end = 0, None, None
+        rows = 0
+        times: list[float] = []
         for flows in in_context(capture, tally=tally, strict=strict):
             labelled = classed(flows).with_columns(shown=_shown())
             rows += flows.height
-            start = _least(start, flows["ts"].min())
-            end = _most(end, flows["ts"].max())
+            ts = flows["ts"].to_numpy()
+            times += [float(ts.min()), float(ts.max())]
             classes.update(_counts(labelled["shown"]))
             protocols.update(_counts(flows["proto"]))
             services.update(_counts(flows["service"].drop_nulls()))
@@ -152,8 +152,8 @@ def inspect(
                 name=capture.name,
                 path=str(capture.path),
                 rows=rows,
-                start=start,
-                end=end,
+                start=min(times, default=None),
+                end=max(times, default=None),
                 classes=_ordered(classes),
                 synthetic=is_synthetic(capture.path),
             )
@@ -167,21 +167,16 @@ def inspect(
     )
 
 
-@dataclass
 class _TextCounts:
     """Flows per text and class. Texts are kept as 64-bit hashes, never as text."""
 
-    merged: pl.DataFrame = field(
-        default_factory=lambda: pl.DataFrame(
-            schema={"text": pl.UInt64, "class": pl.String, "flows": pl.Int64}
-        )
-    )
-    pending: list[pl.DataFrame] = field(default_factory=list)
+    def __init__(self) -> None:
+        schema = {"text": pl.UInt64, "class": pl.String, "flows": pl.Int64}
+        self.merged = pl.DataFrame(schema=schema)
+        self.pending: list[pl.DataFrame] = []
 
     def add(self, text: pl.Series, label: pl.Series) -> None:
-        block = pl.DataFrame({"text": text.hash(seed=0), "class": label})
-        counts = block.group_by("text", "class").agg(pl.len().cast(pl.Int64).alias("flows"))
-        self.pending.append(counts)
+        self.pending.append(text_counts(pl.DataFrame({"text": text.hash(seed=0), "class": label})))
         if sum(frame.height for frame in self.pending) >= _MERGE_ROWS:
             self._merge()
 
@@ -225,14 +220,6 @@ def _top(counts: Counter[str]) -> dict[str, int]:
 def _ordered(counts: Counter[str]) -> dict[str, int]:
     known = {name: counts[name] for name in CLASSES if name in counts}
     return known | {name: counts[name] for name in sorted(counts) if name not in known}
-
-
-def _least(known: float | None, value: Any) -> float | None:
-    return known if value is None else value if known is None else min(known, value)
-
-
-def _most(known: float | None, value: Any) -> float | None:
-    return known if value is None else value if known is None else max(known, value)
 
 
 def _iso(seconds: float | None) -> str | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from gradsense.data.datasets.split import Split
+from gradsense.data.datasets.split import Split, dealt
 from gradsense.errors import InputError
 
 How = Literal["natural", "dirichlet", "iid"]
@@ -37,56 +36,40 @@ def partition(
     validation may leave a client without any.
 
     Raises:
-        InputError: clients below 1, missing, or more than training flows; alpha not above 0; a
-            number of clients for ``natural`` that is not the number of captures.
+        InputError: clients are missing, or more than training flows; or their number is not that
+            of the captures for ``natural``.
     """
-    train, test, validation = parts.train, parts.test, parts.validation
+    frames = (parts.train, parts.test, parts.validation)
     if how == "natural":
-        captures = train["capture"].n_unique()
+        captures = parts.train["capture"].n_unique()
         if clients not in {None, captures}:
             raise InputError(
                 f"{clients} clients asked for, but the data has {captures} captures",
                 hint="leave the number out, or partition by dirichlet or iid",
                 field="clients",
             )
-        train, test, validation = (
-            part.with_columns(client=pl.col("capture")) for part in (train, test, validation)
-        )
-        return replace(parts, train=train, test=test, validation=validation)
-    number = _checked(clients, alpha, train.height)
+        return Split(*(part.with_columns(client=pl.col("capture")) for part in frames))
+    number = _checked(clients, parts.train.height)
     rng = np.random.default_rng(seed)
     if how == "dirichlet":
-        classes = sorted(pl.concat([p["class"] for p in (train, test, validation)]).unique())
+        classes = sorted(pl.concat([part["class"] for part in frames]).unique())
         shares = {name: rng.dirichlet(np.full(number, alpha)) for name in classes}
-        held = [_by_class(part["class"], shares, rng) for part in (train, test, validation)]
-    elif how == "iid":
-        held = [
-            rng.permutation(part.height).astype(np.int64) % number
-            for part in (train, test, validation)
-        ]
+        held = [_by_class(part["class"], shares, rng) for part in frames]
     else:
-        raise InputError(
-            f"no partition is called '{how}'",
-            hint="choose natural, dirichlet or iid",
-            field="partition",
-        )
+        held = [rng.permutation(part.height).astype(np.int64) % number for part in frames]
     held[0] = _nobody_empty(held[0], number)
-    train, test, validation = (
-        part.with_columns(pl.Series("client", [f"client-{k + 1:04d}" for k in owner], pl.String))
-        for part, owner in zip((train, test, validation), held, strict=True)
-    )
-    return replace(parts, train=train, test=test, validation=validation)
-
-
-def _checked(clients: int | None, alpha: float, flows: int) -> int:
-    if clients is None or clients < 1:
-        raise InputError(
-            "the number of clients is missing" if clients is None else f"{clients} clients",
-            hint="give 1 or more",
-            field="clients",
+    clients_of = ([f"client-{k + 1:04d}" for k in owner] for owner in held)
+    return Split(
+        *(
+            part.with_columns(pl.Series("client", names, pl.String))
+            for part, names in zip(frames, clients_of, strict=True)
         )
-    if not 0 < alpha < np.inf:
-        raise InputError(f"alpha is {alpha}", hint="give a number above 0", field="alpha")
+    )
+
+
+def _checked(clients: int | None, flows: int) -> int:
+    if clients is None:
+        raise InputError("the number of clients is missing", hint="give 1 or more", field="clients")
     if clients > flows:
         raise InputError(
             f"{clients} clients, but only {flows} training flows",
@@ -102,8 +85,7 @@ def _by_class(
     owner = np.zeros(len(classes), np.int64)
     for name, share in shares.items():
         rows = rng.permutation((classes == name).arg_true().to_numpy())
-        bounds = np.rint(np.cumsum(share)[:-1] * len(rows)).astype(np.int64)
-        owner[rows] = np.searchsorted(bounds, np.arange(len(rows)), side="right")
+        owner[rows] = dealt(share, len(rows))
     return owner
 
 

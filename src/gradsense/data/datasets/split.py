@@ -10,12 +10,13 @@ import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.data.datasets.contradictions import class_rank, majority_class
-from gradsense.errors import InputError
 
 How = Literal["grouped", "random"]
 
 TRAIN, TEST, VALIDATION = 0, 1, 2
 _PARTS = 3
+#: Of training, test and validation (the paper's).
+SHARES = np.array([0.7, 0.2, 0.1])
 _Ints = NDArray[np.int64]
 
 
@@ -28,13 +29,7 @@ class Split:
     validation: pl.DataFrame
 
 
-def split(
-    frame: pl.DataFrame,
-    *,
-    how: How = "grouped",
-    seed: int,
-    fractions: tuple[float, float, float] = (0.7, 0.2, 0.1),
-) -> Split:
+def split(frame: pl.DataFrame, *, how: How = "grouped", seed: int) -> Split:
     """Split flows with a ``class`` (and, when grouped, a ``text``) column, class by class.
 
     ``random`` permutes the rows of a class and cuts them; this is the paper's split, and puts
@@ -46,51 +41,28 @@ def split(
 
     Both ways every class with two rows (texts, when grouped) or more is in training and test,
     and with one is in training.
-
-    Args:
-        fractions: of training, test and validation; they sum to 1.
-
-    Raises:
-        InputError: unknown ``how``, or fractions that are negative, not a sum of 1, or leave
-            training or test without any.
     """
-    _check_fractions(fractions)
     rng = np.random.default_rng(seed)
-    shares = np.asarray(fractions)
-    if how == "random":
-        part = _random(frame["class"], shares, rng)
-    elif how == "grouped":
-        part = _grouped(frame, shares, rng)
-    else:
-        raise InputError(
-            f"no split is called '{how}'", hint="choose grouped or random", field="split"
-        )
+    part = _random(frame["class"], rng) if how == "random" else _grouped(frame, rng)
     train, test, validation = (frame.filter(pl.Series(part == k)) for k in range(_PARTS))
     return Split(train, test, validation)
 
 
-def _check_fractions(fractions: tuple[float, float, float]) -> None:
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9 or min(fractions[:2]) == 0:
-        raise InputError(
-            f"the fractions are {fractions}",
-            hint="give three that sum to 1, those of training and test above 0",
-            field="fractions",
-        )
-
-
-def _random(classes: pl.Series, shares: NDArray[np.float64], rng: np.random.Generator) -> _Ints:
+def _random(classes: pl.Series, rng: np.random.Generator) -> _Ints:
     part = np.zeros(len(classes), np.int64)
     for name in sorted(classes.unique()):
         rows = rng.permutation((classes == name).arg_true().to_numpy())
-        bounds = np.rint(np.cumsum(shares)[:-1] * len(rows)).astype(np.int64)
-        placed = np.zeros(len(rows), np.int64)
-        placed[bounds[0] : bounds[1]] = TEST
-        placed[bounds[1] :] = VALIDATION
-        part[rows] = _with_train_and_test(placed, np.ones(len(rows)))
+        part[rows] = _with_train_and_test(dealt(SHARES, len(rows)), np.ones(len(rows)))
     return part
 
 
-def _grouped(frame: pl.DataFrame, shares: NDArray[np.float64], rng: np.random.Generator) -> _Ints:
+def dealt(shares: NDArray[np.float64], rows: int) -> _Ints:
+    """Which of the shares, which sum to 1, each of the rows falls to, in their order."""
+    bounds = np.rint(np.cumsum(shares)[:-1] * rows).astype(np.int64)
+    return np.searchsorted(bounds, np.arange(rows), side="right")
+
+
+def _grouped(frame: pl.DataFrame, rng: np.random.Generator) -> _Ints:
     sizes = frame.group_by("text").agg(pl.len().alias("flows"))
     groups = (
         majority_class(frame)
@@ -104,16 +76,14 @@ def _grouped(frame: pl.DataFrame, shares: NDArray[np.float64], rng: np.random.Ge
     for name in classes.unique(maintain_order=True):
         rows = rng.permutation((classes == name).arg_true().to_numpy())
         rows = rows[np.argsort(-flows[rows], kind="stable")]
-        part[rows] = _with_train_and_test(_fill(flows[rows], shares, rng), flows[rows])
+        part[rows] = _with_train_and_test(_fill(flows[rows], rng), flows[rows])
     placed = groups.select("text", pl.Series("part", part))
     return frame.join(placed, on="text", how="left", maintain_order="left")["part"].to_numpy()
 
 
-def _fill(
-    flows: NDArray[np.float64], shares: NDArray[np.float64], rng: np.random.Generator
-) -> _Ints:
+def _fill(flows: NDArray[np.float64], rng: np.random.Generator) -> _Ints:
     """A part for each group, given sizes in falling order."""
-    lacking = (shares * flows.sum()).tolist()
+    lacking = (SHARES * flows.sum()).tolist()
     draws = rng.random(len(flows)).tolist()
     placed = np.zeros(len(flows), np.int64)
     for group, (size, draw) in enumerate(zip(flows.tolist(), draws, strict=True)):

@@ -1,166 +1,71 @@
-"""The lines of a log: read from its file as blocks in bounded memory, numbered, and checked."""
+"""The lines of a log: numbered, checked, and their text cells cast to typed flows.
+
+A block of lines goes through polars (``to_flows``, ``complete``). A block costs polars milliseconds
+however few lines it has, so a single clean line has a short way (``typed_row``), which accepts
+nothing unusual and gives, value by value, what polars gives. What is wrong is counted.
+"""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
-from gradsense.data.sources.cells import CellErrors
-from gradsense.errors import InputError
+from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
+from gradsense.data.tally import Tally
 
 #: A longer line is no connection record; it is cut here, so that memory stays bounded.
 MAX_LINE_BYTES = 1 << 20
-#: How much of the beginning decides on the format.
-HEAD_BYTES = 1 << 16
-
-GZIP_MAGIC = b"\x1f\x8b"
-BOM = b"\xef\xbb\xbf"
-
-TOO_LONG = "line too long"
-UNDECODABLE = "undecodable bytes"
-
 #: So much of a line is decoded for an example of a fault.
 SHOWN_BYTES = 480
 
+TOO_LONG = "line too long"
+UNDECODABLE = "undecodable bytes"
+MISSING = "missing value"
+NOT_A_NUMBER = "not a number"
+OUT_OF_RANGE = "out of range"
+
 _NEWLINE = 10
 
+Value = float | int | str | None
+#: One flow: the keys of ``FLOW_SCHEMA`` in its order, unset values None.
+Row = dict[str, Value]
 
-class WholeLines:
-    """Cuts a stream of bytes after its newlines and keeps the unfinished last line back.
+#: The columns that a line holds, in the order in which ``typed_row`` takes them.
+COLUMNS = tuple(name for name in FLOW_SCHEMA if name != "line")
 
-    ``pending`` is that line's length so far. Of a line over ``MAX_LINE_BYTES`` just so much is
-    kept that it is still seen to be over it, so memory stays bounded.
-    """
+#: Digits that surely fit into 64 bits, and that a float holds without loss.
+INT_DIGITS, FLOAT_DIGITS = 18, 15
+_DECIMAL = re.compile(rf"[0-9]{{1,{FLOAT_DIGITS}}}(?:\.[0-9]{{1,9}})?")
 
-    def __init__(self) -> None:
-        self.pending = 0
-        self._rest: list[bytes] = []
-        self._kept = 0
-
-    def add(self, buffer: bytearray, begin: int, end: int) -> bytes:
-        """Take in ``buffer[begin:end]``; returns the lines that are now whole, or nothing."""
-        cut = buffer.rfind(b"\n", begin, end) + 1
-        view = memoryview(buffer)
-        whole = b""
-        if cut:
-            whole = b"".join([*self._rest, view[begin:cut]])
-            self._clear()
-            begin = cut
-        self.pending += end - begin
-        tail = bytes(view[begin:end][: MAX_LINE_BYTES + 2 - self._kept])  # 2: room for "\r"
-        if tail:
-            self._rest.append(tail)
-            self._kept += len(tail)
-        return whole
-
-    def finish(self) -> bytes:
-        """The unfinished line with a newline at the end of the file; nothing if there is none."""
-        last = b"".join([*self._rest, b"\n"]) if self._rest else b""
-        self._clear()
-        return last
-
-    def _clear(self) -> None:
-        self.pending, self._rest, self._kept = 0, [], 0
-
-
-@contextmanager
-def _faults_named(path: Path) -> Iterator[None]:
-    """Turn an error of the operating system or zlib about ``path`` into an InputError."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(
-            f"the gzip data is cut short or damaged ({error})",
-            hint="copy the file again and check it with `gzip -t`",
-            file=path,
-        ) from error
-    except FileNotFoundError as error:
-        raise InputError("no such file", hint="check the path", file=path) from error
-    except IsADirectoryError as error:
-        raise InputError(
-            "is a folder, not a log file", hint="name a conn.log inside it", file=path
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})",
-            hint="check the file and its permissions",
-            file=path,
-        ) from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with _faults_named(path), path.open("rb") as raw:
-        magic = raw.read(2)
-        raw.seek(0)
-        if magic == GZIP_MAGIC:  # the name may lie, the first bytes do not
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield stream  # type: ignore[misc]
-        else:
-            yield raw
-
-
-def _read_up_to(stream: IO[bytes], size: int) -> bytes:
-    pieces: list[bytes] = []
-    while size > 0 and (piece := stream.read(size)):
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
-
-
-def read_head(path: Path) -> bytes:
-    """The first ``HEAD_BYTES`` of the unpacked file, without a byte order mark.
-
-    Raises:
-        InputError: the file cannot be read, or its gzip data is damaged.
-    """
-    with _opened(path) as stream:
-        return _read_up_to(stream, HEAD_BYTES).removeprefix(BOM)
-
-
-def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
-    """Blocks of whole lines, each ending in a newline, together the whole file.
-
-    A line over ``MAX_LINE_BYTES`` comes cut but still over it, so that the parser can count it.
-
-    Raises:
-        InputError: the file cannot be read, or its gzip data is damaged.
-    """
-    with _opened(path) as stream:
-        lines = WholeLines()
-        # One buffer for all reads: fresh memory costs more than the reading itself.
-        buffer = bytearray(max(block_bytes, len(BOM)))
-        first = True
-        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
-            begin = len(BOM) if first and buffer.startswith(BOM) else 0
-            first = False
-            if whole := lines.add(buffer, begin, size):
-                yield whole
-        if last := lines.finish():
-            yield last
+MAX_PORT = 65535
+PORTS = ("orig_p", "resp_p")
+_ISO_TIME = "%Y-%m-%dT%H:%M:%S%.fZ"
 
 
 class Lines:
-    """Lines ``first_line`` and following of a file; ``block`` ends in a newline.
+    """Lines ``first_line`` and following of the file ``path``; ``block`` ends in a newline.
 
     Lines are addressed by their index within the block. ``numbers``, ``starts`` and ``ends``
     have shape ``(lines,)``: the file's line number and the line's byte range in ``block``.
-    The byte ranges are found only when asked for: a block without faults needs none.
+    The byte ranges are found only when asked for: a block without faults needs none. ``faults``
+    counts what is dropped of the block.
     """
 
-    def __init__(self, block: bytes, first_line: int) -> None:
+    def __init__(
+        self, block: bytes, first_line: int, path: Path, faults: Tally | None = None
+    ) -> None:
         if block.find(b"\r") >= 0:
             block = block.replace(b"\r\n", b"\n")
         self.block = block
-        self.first_line = first_line
+        self.first_line, self.path = first_line, path
+        self.faults = Tally() if faults is None else faults
         self.bytes = np.frombuffer(block, np.uint8)
         self._count = int(np.count_nonzero(self.bytes == _NEWLINE))
 
@@ -186,20 +91,19 @@ class Lines:
         """True only if no line is undecodable or too long; blank lines are not looked for."""
         return not (self._holds_garbled() or self._may_hold_too_long())
 
-    def legible(self, faults: CellErrors) -> NDArray[np.bool_]:
+    def legible(self) -> NDArray[np.bool_]:
         """Which lines are neither blank nor too long nor undecodable; the latter are counted."""
         sizes = self.ends - self.starts
         good = sizes > 0
         too_long = sizes > MAX_LINE_BYTES
-        if too_long.any():
-            self.drop(too_long, TOO_LONG, faults)
-            good &= ~too_long
+        self.drop(too_long, TOO_LONG)
+        good &= ~too_long
         if self._holds_garbled():
             garbled = np.zeros_like(good)
             for index in np.flatnonzero(good).tolist():
                 line = self.raw(index)
                 garbled[index] = b"\0" in line or undecodable(line)
-            self.drop(garbled, UNDECODABLE, faults)
+            self.drop(garbled, UNDECODABLE)
             good &= ~garbled
         return good
 
@@ -219,31 +123,33 @@ class Lines:
 
         Yields ``(True, one such line)`` and ``(False, the lines up to the next)``, in order.
         """
-        begin, number = 0, self.first_line
-        place = self.block.find(mark)
-        while place >= 0:
-            if place and self.block[place - 1] != _NEWLINE:
-                place = self.block.find(mark, place + 1)
-                continue
-            if place > begin:
-                between = Lines(self.block[begin:place], number)
-                yield False, between
-                number += len(between)
-            begin = self.block.index(b"\n", place) + 1
-            yield True, Lines(self.block[place:begin], number)
-            number += 1
-            place = self.block.find(mark, begin)
-        if not begin:
+        if self.block.find(mark) < 0:
             yield False, self
-        elif begin < len(self.block):
-            yield False, Lines(self.block[begin:], number)
+            return
+        done = 0
+        for index in np.flatnonzero(self.bytes[self.starts] == ord(mark)).tolist():
+            if index > done:
+                yield False, self.part(done, index)
+            yield True, self.part(index, index + 1)
+            done = index + 1
+        if done < len(self):
+            yield False, self.part(done, len(self))
 
-    def drop(self, mask: NDArray[np.bool_], reason: str, faults: CellErrors) -> None:
+    def part(self, begin: int, end: int) -> Lines:
+        """The lines from index ``begin`` to before ``end``, of which there is one at least."""
+        block = self.block[self.starts[begin] : self.ends[end - 1] + 1]
+        return Lines(block, self.first_line + begin, self.path, self.faults)
+
+    def fault(self, reason: str, line: int, column: str | None, text: str, count: int = 1) -> None:
+        """Count lines of the file as dropped; see ``Tally.add``."""
+        self.faults.add(reason, self.path, line, column, text, count)
+
+    def drop(self, mask: NDArray[np.bool_], reason: str) -> None:
         """Count the lines of ``mask`` as dropped for ``reason``."""
         if mask.any():
             index = int(np.flatnonzero(mask)[0])
             text = self.raw(index)[:SHOWN_BYTES].decode(errors="replace")
-            faults.add(reason, int(self.numbers[index]), None, text, int(mask.sum()))
+            self.fault(reason, int(self.numbers[index]), None, text, int(mask.sum()))
 
     def join(self, good: NDArray[np.bool_]) -> bytes:
         """The bytes of the good lines."""
@@ -272,3 +178,129 @@ def legible(line: bytes) -> str | None:
         return line.decode()
     except UnicodeDecodeError:
         return None
+
+
+def to_flows(
+    cells: pl.DataFrame, numbers: NDArray[np.int64], names: Mapping[str, str], lines: Lines
+) -> pl.DataFrame:
+    """Cast text cells to ``FLOW_SCHEMA``; rows with a fault are counted and left out.
+
+    Args:
+        cells: text columns under flow names, any subset of them, others ignored.
+        numbers: the file's line of every row, shape ``(rows,)``.
+        names: flow column to the log's own name, for messages.
+        lines: that they are from, where faults are counted. A row with several counts once, by
+            its first column.
+    """
+    numeric = [n for n, t in FLOW_SCHEMA.items() if t != pl.String and n in cells.columns]
+    cells = cells.with_columns(_unpadded(name) for name in numeric)
+    cast = (pl.col(name).cast(FLOW_SCHEMA[name], strict=False) for name in numeric)
+    typed = _filled(cells.with_columns(cast), numbers)
+    if typed["ts"].null_count() > cells["ts"].null_count():
+        typed = typed.with_columns(ts=pl.coalesce(pl.col("ts"), _iso_seconds(cells["ts"])))
+    bad = pl.repeat(False, typed.height, dtype=pl.Boolean, eager=True)
+    for name, reason, mask in _checks(cells, typed):
+        fresh = (mask & ~bad).arg_true()
+        if len(fresh):
+            row = int(fresh[0])
+            text = cells[name][row] or ""
+            lines.fault(reason, int(numbers[row]), names.get(name, name), text, len(fresh))
+            bad = bad | mask
+    return typed.filter(~bad) if bad.any() else typed
+
+
+def complete(typed: pl.DataFrame, numbers: NDArray[np.int64]) -> pl.DataFrame | None:
+    """Columns that were read under their dtypes as flows; None where any value has a fault."""
+    flows = _filled(typed, numbers)
+    faulty = next(_checks(typed, flows), None)
+    return flows if faulty is None else None
+
+
+def _filled(typed: pl.DataFrame, numbers: NDArray[np.int64]) -> pl.DataFrame:
+    """The columns of ``FLOW_SCHEMA``: those of ``typed``, the numbers of the lines, else null."""
+    # Series, not expressions: planning a query of twenty columns takes longer than all checks.
+    columns = typed.to_dict() | {"line": pl.Series(numbers, dtype=pl.Int64)}
+    return pl.DataFrame(
+        {
+            name: columns[name]
+            if name in columns
+            else pl.repeat(None, typed.height, dtype=dtype, eager=True)
+            for name, dtype in FLOW_SCHEMA.items()
+        }
+    )
+
+
+def _unpadded(name: str) -> pl.Expr:
+    """Without leading spaces, which polars ignores when it reads CSV under a number's dtype."""
+    text = pl.col(name).str.strip_chars_start(" ")
+    return pl.when(text != "").then(text).alias(name)
+
+
+def _iso_seconds(text: pl.Series) -> pl.Series:
+    """Zeek's other form of time in JSON, ``2022-09-29T14:00:56.755299Z``, as seconds."""
+    return text.str.to_datetime(_ISO_TIME, time_unit="us", strict=False).dt.epoch("us") / 1e6
+
+
+def _checks(cells: pl.DataFrame, typed: pl.DataFrame) -> Iterator[tuple[str, str, pl.Series]]:
+    """``(column, reason, mask of faulty rows)``; nothing at all for a frame without faults.
+
+    Null counts and extremes are cheap, masks are not: a mask is built only where needed.
+    """
+    for name, dtype in FLOW_SCHEMA.items():
+        if name not in cells.columns or name == "line":
+            continue
+        text, value = cells[name], typed[name]
+        if name in REQUIRED and text.null_count():
+            yield name, MISSING, text.is_null()
+        if dtype == pl.String:
+            continue
+        if value.null_count() > text.null_count():
+            yield name, NOT_A_NUMBER, value.is_null() & text.is_not_null()
+        if dtype == pl.Float64 and not math.isfinite(value.sum()):
+            yield name, NOT_A_NUMBER, value.is_finite().not_().fill_null(False)
+        if (value.min() or 0) < 0:  # type: ignore[operator]
+            yield name, OUT_OF_RANGE, (value < 0).fill_null(False)
+        if name in PORTS and (value.max() or 0) > MAX_PORT:  # type: ignore[operator]
+            yield name, OUT_OF_RANGE, (value > MAX_PORT).fill_null(False)
+
+
+def _integer(text: str) -> int | None:
+    if len(text) <= INT_DIGITS and text.isascii() and text.isdigit():
+        return int(text)
+    return None
+
+
+def _port(text: str) -> int | None:
+    value = _integer(text)
+    return value if value is not None and value <= MAX_PORT else None
+
+
+def _decimal(text: str) -> float | None:
+    return float(text) if _DECIMAL.fullmatch(text) else None
+
+
+#: Give a column's value, or None for anything unusual.
+_READERS: dict[object, Callable[[str], Value]] = {
+    pl.Int64: _integer,
+    pl.Float64: _decimal,
+    pl.String: str,
+}
+_READER_OF = tuple(
+    (name, _port if name in PORTS else _READERS[FLOW_SCHEMA[name]], name in REQUIRED)
+    for name in COLUMNS
+)
+
+
+def typed_row(texts: Sequence[str | None], line: int) -> Row | None:
+    """One flow from its cells in the order of ``COLUMNS``, unset ones None.
+
+    Returns None where a value is missing or unusual; the block parser then decides and counts.
+    """
+    row: Row = {}
+    for (name, read, required), text in zip(_READER_OF, texts, strict=True):
+        value = None if text is None else read(text)
+        if value is None and (required or text is not None):
+            return None
+        row[name] = value
+    row["line"] = line
+    return row

@@ -1,4 +1,4 @@
-"""The files of one log: an open file or pipe, read forwards as whole lines, and rotated files."""
+"""The file of a log, read forwards as whole lines: a stored one, or one that grows."""
 
 from __future__ import annotations
 
@@ -6,32 +6,132 @@ import gzip
 import hashlib
 import io
 import os
-import re
 import select
 import stat
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense.data.sources.lines import GZIP_MAGIC, WholeLines
+from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.errors import InputError
 
+GZIP_MAGIC = b"\x1f\x8b"
+BOM = b"\xef\xbb\xbf"
+#: How much of a stored log's beginning decides on the format.
+SNIFFED_BYTES = 1 << 16
 #: How much of a file's beginning identifies it: a Zeek header with its #open time and
 #: some records, or about three JSON records.
 HEAD_BYTES = 1024
 #: Fewer bytes are the same in many logs ("#separator \\x09") and identify nothing.
 MIN_HEAD_BYTES = 64
 
-_DATED_FOLDER = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-#: What a rotation adds to a name: a number, a date, a time or a range of times.
-_ADDED = re.compile(r"[-_.:TZ0-9]*(\.old|\.bak)?")
-_NUMBER = re.compile(r"\.([0-9]{1,4})$")
-#: Some packers keep only whole seconds of a file's time.
-_SLACK_NS = 2 * 10**9
-
 _NEVER = 2**63  # later than every time of a file
+
+
+class WholeLines:
+    """Cuts a stream of bytes after its newlines and keeps the unfinished last line back.
+
+    ``pending`` is that line's length so far. Of a line over ``MAX_LINE_BYTES`` just so much is
+    kept that it is still seen to be over it, so memory stays bounded.
+    """
+
+    def __init__(self) -> None:
+        self.pending = 0
+        self._rest: list[bytes] = []
+        self._kept = 0
+
+    def add(self, buffer: bytearray, begin: int, end: int) -> bytes:
+        """Take in ``buffer[begin:end]``; returns the lines that are now whole, or nothing."""
+        cut = buffer.rfind(b"\n", begin, end) + 1
+        view = memoryview(buffer)
+        whole = b""
+        if cut:
+            whole = b"".join([*self._rest, view[begin:cut]])
+            self._clear()
+            begin = cut
+        self.pending += end - begin
+        tail = bytes(view[begin:end][: MAX_LINE_BYTES + 2 - self._kept])  # 2: room for "\r"
+        if tail:
+            self._rest.append(tail)
+            self._kept += len(tail)
+        return whole
+
+    def finish(self) -> bytes:
+        """The unfinished line with a newline at the end of the file; nothing if there is none."""
+        last = b"".join([*self._rest, b"\n"]) if self._rest else b""
+        self._clear()
+        return last
+
+    def _clear(self) -> None:
+        self.pending, self._rest, self._kept = 0, [], 0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file unpacked. An error of the operating system or zlib becomes an InputError."""
+    try:
+        with path.open("rb") as raw:
+            magic = raw.read(2)
+            raw.seek(0)
+            if magic == GZIP_MAGIC:  # the name may lie, the first bytes do not
+                with gzip.GzipFile(fileobj=raw) as stream:
+                    yield stream  # type: ignore[misc]
+            else:
+                yield raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(
+            f"the gzip data is cut short or damaged ({error})",
+            hint="copy the file again and check it with `gzip -t`",
+            file=path,
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError("no such file", hint="check the path", file=path) from error
+    except IsADirectoryError as error:
+        raise InputError(
+            "is a folder, not a log file", hint="name a conn.log inside it", file=path
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})",
+            hint="check the file and its permissions",
+            file=path,
+        ) from error
+
+
+def read_head(path: Path) -> bytes:
+    """The first ``SNIFFED_BYTES`` of the unpacked file, without a byte order mark.
+
+    Raises:
+        InputError: the file cannot be read, or its gzip data is damaged.
+    """
+    with _opened(path) as stream:
+        return stream.read(SNIFFED_BYTES).removeprefix(BOM)
+
+
+def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
+    """Blocks of whole lines, each ending in a newline, together the whole file.
+
+    A line over ``MAX_LINE_BYTES`` comes cut but still over it, so that the parser can count it.
+
+    Raises:
+        InputError: the file cannot be read, or its gzip data is damaged.
+    """
+    with _opened(path) as stream:
+        lines = WholeLines()
+        # One buffer for all reads: fresh memory costs more than the reading itself.
+        buffer = bytearray(max(block_bytes, len(BOM)))
+        first = True
+        while size := stream.readinto(buffer):  # type: ignore[attr-defined]
+            begin = len(BOM) if first and buffer.startswith(BOM) else 0
+            first = False
+            if whole := lines.add(buffer, begin, size):
+                yield whole
+        if last := lines.finish():
+            yield last
 
 
 class LogHead(BaseModel):
@@ -202,91 +302,3 @@ class LogFile:
             self.damaged = True
         self.over = filled == 0
         return filled
-
-
-@dataclass(frozen=True)
-class Rotated:
-    """A file that was once the log. ``modified`` is its last write, ns since the epoch."""
-
-    path: Path
-    identity: tuple[int, int]
-    modified: int
-    size: int
-
-
-def rotated(path: Path, archive: Path | None, since: int) -> list[Rotated]:
-    """The rotated files of the log ``path`` that were last written at ``since`` or later.
-
-    They stand in the log's own folder, or in ``archive`` and its dated folders
-    (``2026-11-22/``, as zeekctl makes them), under names such as ``conn.log.1``,
-    ``conn.2026-11-22-23-00-00.log`` or ``conn.23:00:00-00:00:00.log.gz``. Where a file stands
-    beside its own ``.gz``, it is still being packed, and only the file itself counts.
-
-    Returns:
-        Oldest first, by their last write; of the same time the higher number first.
-    """
-    found = [
-        file
-        for folder in _folders(path, archive, since)
-        for file in _of(folder, path.name)
-        if file.modified >= since - _SLACK_NS
-    ]
-    return sorted(found, key=lambda file: (file.modified, -_number(file.path.name), file.path))
-
-
-def _folders(path: Path, archive: Path | None, since: int) -> Iterator[Path]:
-    yield path.parent
-    if archive is None:
-        return
-    yield archive
-    for entry in _entries(archive):
-        # A folder's own time is that of the last file put into it.
-        dated = _DATED_FOLDER.fullmatch(entry.name) and entry.is_dir()
-        status = _status(entry) if dated else None
-        if status is not None and status.st_mtime_ns >= since - _SLACK_NS:
-            yield Path(entry.path)
-
-
-def _of(folder: Path, log: str) -> Iterator[Rotated]:
-    entries = _entries(folder)
-    names = {entry.name for entry in entries}
-    for entry in entries:
-        packing = entry.name.endswith(".gz") and entry.name.removesuffix(".gz") in names
-        if entry.name == log or packing or not _belongs(entry.name, log):
-            continue
-        status = _status(entry)
-        if status is not None and entry.is_file():
-            identity = (status.st_dev, status.st_ino)
-            yield Rotated(Path(entry.path), identity, status.st_mtime_ns, status.st_size)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except OSError:
-        return []
-
-
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """None where the file went away after its folder was listed."""
-    try:
-        return entry.stat()
-    except OSError:
-        return None
-
-
-def _belongs(name: str, log: str) -> bool:
-    """Whether ``name`` is the log's name with a number or a date added to it."""
-    stem, *endings = log.split(".")
-    if not name.startswith(stem):
-        return False
-    rest = name[len(stem) :].removesuffix(".gz")
-    for ending in endings:
-        rest = rest.replace(f".{ending}", "", 1)
-    return _ADDED.fullmatch(rest) is not None
-
-
-def _number(name: str) -> int:
-    match = _NUMBER.search(name.removesuffix(".gz"))
-    return int(match[1]) if match else 0

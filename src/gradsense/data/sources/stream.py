@@ -1,4 +1,7 @@
-"""A log as flows: a stored one read once through, or a growing one block by block.
+"""What a source of records is, and a log as flows: a stored one, or one that grows.
+
+A source is one format of logs: one file in this folder, with one public class that derives from
+``RecordSource``. It is found by being there, and serves stored logs as well as growing ones.
 
 A stored log that no source can read is the user's mistake, and an error. A growing log is never
 refused: what cannot be read is counted, and a new ``#fields`` header or a JSON record decides what
@@ -8,36 +11,126 @@ the lines after it are.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
+from gradsense import registry
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.cells import CellErrors, Row
-from gradsense.data.sources.lines import (
-    BOM,
-    SHOWN_BYTES,
-    Lines,
-    read_blocks,
-    read_head,
-    undecodable,
-)
-from gradsense.data.sources.source import Calls, RecordSource, sources
+from gradsense.data.sources import lines as checks
+from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, undecodable
+from gradsense.data.sources.logfile import BOM, read_blocks, read_head
 from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
 BLOCK_BYTES = 8 << 20
+#: One line without its newline, and its number in the file, to a flow, to the reason for which it
+#: is dropped, or to None where the block parser has to decide.
+RowParser = Callable[[bytes, int], Row | str | None]
+#: The work on a block: calls that may run later and in other threads.
+Calls = list[Callable[[], pl.DataFrame]]
+
+
+class RecordSource(ABC):
+    """One format of logs. An instance reads the lines of one log, in file order.
+
+    Args:
+        path: the log's name in messages.
+
+    Attributes:
+        name: in the stored position of a log.
+        rank: the lowest rank goes first where two sources would read a log, or a folder holds
+            logs of several.
+        logs: the names of its logs in a capture's folder, best first.
+        opening: bytes with which every record begins.
+        lasting: whether the format stays for the whole of a file once a record was found, so
+            that blocks are not looked at for other formats.
+    """
+
+    name: ClassVar[str]
+    rank: ClassVar[int]
+    logs: ClassVar[tuple[str, ...]] = ()
+    opening: ClassVar[bytes] = b""
+    lasting: ClassVar[bool] = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @abstractmethod
+    def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
+        """Whether a stored log that begins with these lines is of this format.
+
+        Raises:
+            InputError: it is, but cannot be read.
+        """
+
+    @classmethod
+    def begins(cls, line: bytes) -> bool:
+        """Whether this line of a growing log, which has the opening and is no comment, is surely a
+        record of the format."""
+        return False
+
+    @property
+    def ready(self) -> bool:
+        """Whether lines can be read as they are, without a header first."""
+        return True
+
+    def directive(self, comment: Lines) -> bool:
+        """Take in one line that starts with ``#``; returns whether the format begins there."""
+        return False
+
+    @abstractmethod
+    def plan(self, lines: Lines) -> Calls:
+        """The work on one block; every call gives a frame with ``FLOW_SCHEMA``."""
+
+    @abstractmethod
+    def row_parser(self) -> RowParser | None:
+        """The parser of single lines as things stand; None where there is none now."""
+
+    def state(self) -> dict[str, Any]:
+        """What ``restore`` needs to go on after a restart, JSON values under keys of its own."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Go on from ``state``. Raises ValueError if it is damaged."""
+
+
+@cache
+def sources() -> tuple[type[RecordSource], ...]:
+    """All sources, the lowest rank first."""
+    found = registry.members(__package__, RecordSource)  # type: ignore[type-abstract]
+    return tuple(sorted(found.values(), key=lambda source: source.rank))
+
+
+def log_names() -> dict[str, int]:
+    """File names of a capture's log, best first, to the rank of their source."""
+    found: dict[str, int] = {}
+    for source in sources():
+        for name in source.logs:
+            found.setdefault(name, source.rank)
+    return found
+
+
 #: Blocks parsed at the same time; polars holds no lock while it parses.
 WORKERS = min(4, os.cpu_count() or 1)
 #: Of a growing log, up to so many lines are tried one by one; more are faster in polars.
 FEW_LINES = 64
 
-_Block = tuple[list[pl.DataFrame], CellErrors]
+_HINTS = {
+    checks.MISSING: "fill the value in or remove the line",
+    checks.NOT_A_NUMBER: "write a finite number or remove the line",
+    checks.OUT_OF_RANGE: "correct the value or remove the line",
+}
+
+_Block = tuple[list[pl.DataFrame], Tally]
 
 
 def read_log(
@@ -57,8 +150,8 @@ def read_log(
         pending: deque[Future[_Block]] = deque()
         first_line = 1
         for block in read_blocks(path, block_bytes):
-            lines, faults = Lines(block, first_line), CellErrors()
-            pending.append(pool.submit(_run, source.plan(lines, faults), faults))
+            lines = Lines(block, first_line, path)
+            pending.append(pool.submit(_run, source.plan(lines), lines.faults))
             first_line += len(lines)
             if len(pending) > WORKERS:
                 yield from _counted(pending.popleft().result(), path, tally, strict)
@@ -66,19 +159,31 @@ def read_log(
             yield from _counted(pending.popleft().result(), path, tally, strict)
 
 
-def _run(calls: Calls, faults: CellErrors) -> _Block:
+def _run(calls: Calls, faults: Tally) -> _Block:
     return [call() for call in calls], faults
 
 
 def _counted(block: _Block, path: Path, tally: Tally, strict: bool) -> Iterator[pl.DataFrame]:
     frames, faults = block
-    if strict:
-        faults.raise_first(path)
-    faults.into(tally, path)
+    if strict and faults.dropped:
+        raise _first_fault(path, faults)
+    tally.merge(faults)
     for frame in frames:
         if frame.height:
             tally.read += frame.height
             yield frame
+
+
+def _first_fault(path: Path, faults: Tally) -> InputError:
+    reason, drop = min(faults.dropped.items(), key=lambda item: item[1].line)
+    hint = _HINTS.get(reason, "repair or remove the line")
+    return InputError(
+        f"{reason}: {drop.text!r}",
+        hint=f"{hint}, or read without --strict to skip it",
+        file=path,
+        line=drop.line,
+        field=drop.field,
+    )
 
 
 def _sniffed(path: Path, head: bytes) -> RecordSource:
@@ -154,11 +259,10 @@ class LogStream:
             self.line += block.count(b"\n")
             tally.read += len(rows)
             return rows
-        lines, faults = Lines(block, self.line), CellErrors()
-        frames = [call() for call in self._plan(lines, faults)]
+        lines = Lines(block, self.line, self.path)
+        frames = [frame for call in self._plan(lines) if (frame := call()).height]
         self.line += len(lines)
-        faults.into(tally, self.path)
-        frames = [frame for frame in frames if frame.height]
+        tally.merge(lines.faults)
         flows = pl.concat(frames) if frames else pl.DataFrame(schema=FLOW_SCHEMA)
         tally.read += flows.height
         return flows
@@ -209,52 +313,46 @@ class LogStream:
         if parse is None:
             return None
         rows: list[Row] = []
-        dropped = CellErrors()
+        dropped = Tally()
         for number, line in enumerate(block[:-1].split(b"\n"), self.line):
             row = parse(line, number)
             if row is None:
                 return None
             if isinstance(row, str):  # most of what Suricata writes are other events than flows
-                dropped.add(row, number, None, line[:SHOWN_BYTES].decode(errors="replace"))
+                text = line[:SHOWN_BYTES].decode(errors="replace")
+                dropped.add(row, self.path, number, None, text)
             else:
                 rows.append(row)
-        dropped.into(tally, self.path)
+        tally.merge(dropped)
         return rows
 
-    def _plan(self, lines: Lines, faults: CellErrors) -> Calls:
+    def _plan(self, lines: Lines) -> Calls:
         calls: Calls = []
         for is_comment, part in lines.runs(b"#"):
             if is_comment:
                 for source in self._sources.values():
-                    if source.directive(part, faults):
+                    if source.directive(part):
                         self._source = source
             else:
-                calls += self._plan_run(part, faults)
+                calls += self._plan_run(part)
         return calls
 
-    def _plan_run(self, run: Lines, faults: CellErrors) -> Calls:
+    def _plan_run(self, run: Lines) -> Calls:
         """The work on lines without a comment among them."""
         split, found = self._change(run)
-        if found is None:
-            return self._source.plan(run, faults)
         calls: Calls = []
         if split:
-            begin = int(run.starts[split])
-            calls += self._source.plan(Lines(run.block[:begin], run.first_line), faults)
-            run = Lines(run.block[begin:], run.first_line + split)
+            calls = self._source.plan(run.part(0, split))
+            run = run.part(split, len(run))
         self._source = found
-        return calls + found.plan(run, faults)
+        return calls + found.plan(run)
 
-    def _change(self, run: Lines) -> tuple[int, RecordSource | None]:
-        """The first line that begins a source, and that source; None where the one in force stays.
-
-        The source in force may be found again, which changes nothing.
-        """
-        if self._source.lasting and run.first_line > 1:
-            return 0, None
-        for index in range(min(1, len(run)) if self._source.ready else len(run)):
-            line = run.raw(index)
-            for source in self._sources.values():
-                if source.begins(line):
-                    return index, source
-        return 0, None
+    def _change(self, run: Lines) -> tuple[int, RecordSource]:
+        """The first line that begins a source, and that source; 0 and the one in force if none."""
+        if not self._source.lasting or run.first_line == 1:
+            for index in range(min(1, len(run)) if self._source.ready else len(run)):
+                line = run.raw(index)
+                for source in self._sources.values():
+                    if line.startswith(source.opening) and source.begins(line):
+                        return index, source
+        return 0, self._source

@@ -30,9 +30,16 @@ from typing import Any, ClassVar, TypeGuard
 
 import polars as pl
 
-from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, to_flows, typed_row
-from gradsense.data.sources.lines import MAX_LINE_BYTES, Lines, legible
-from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.lines import (
+    COLUMNS,
+    MAX_LINE_BYTES,
+    Lines,
+    Row,
+    legible,
+    to_flows,
+    typed_row,
+)
+from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.data.sources.zeek_json import INVALID_JSON, line_by_line, refuse_constant
 from gradsense.data.sources.zeek_tsv import DETAIL_NAMES
 
@@ -91,18 +98,19 @@ class SuricataEve(RecordSource):
     name: ClassVar = "eve"
     rank: ClassVar = 1
     logs: ClassVar = ("eve.json", "eve.json.gz")
+    opening: ClassVar = b"{"
 
     @classmethod
     def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
-        return any(map(cls.begins, lines))
+        return any(line.startswith(cls.opening) and cls.begins(line) for line in lines)
 
     @classmethod
     def begins(cls, line: bytes) -> bool:
-        event = _event(line) if line.startswith(b"{") else None
+        event = _event(line)
         return event is not None and "event_type" in event
 
-    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
-        return [partial(_flows, lines, faults)]
+    def plan(self, lines: Lines) -> Calls:
+        return [partial(_flows, lines)]
 
     def row_parser(self) -> RowParser:
         return eve_row
@@ -121,9 +129,9 @@ def eve_row(line: bytes, number: int) -> Row | str | None:
     return typed_row([cells[name] for name in COLUMNS], number)
 
 
-def _flows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
-    cells, numbers = line_by_line(lines, lines.legible(faults), faults, _line_cells)
-    return to_flows(cells, numbers, _NAMES, faults)
+def _flows(lines: Lines) -> pl.DataFrame:
+    cells, numbers = line_by_line(lines, lines.legible(), _line_cells)
+    return to_flows(cells, numbers, _NAMES, lines)
 
 
 def _line_cells(line: bytes) -> _Cells | str:
@@ -152,6 +160,7 @@ def _cells(event: dict[str, Any]) -> _Cells:
         proto = _PROTOCOLS.get(proto.lower(), _OTHER_PROTOCOL)
     orig_p, resp_p = _ports(event, proto)
     begin, length = _times(flow)
+    service = _text(event.get("app_proto"))
     cells: _Cells = dict.fromkeys(COLUMNS)
     cells |= {
         "ts": begin,
@@ -161,7 +170,7 @@ def _cells(event: dict[str, Any]) -> _Cells:
         "resp_h": _text(event.get("dest_ip")),
         "resp_p": resp_p,
         "proto": proto,
-        "service": _service(event),
+        "service": None if service is None else _SERVICES.get(service, service),
         "duration": length,
         "orig_pkts": _text(flow.get("pkts_toserver")),
         "resp_pkts": _text(flow.get("pkts_toclient")),
@@ -170,7 +179,8 @@ def _cells(event: dict[str, Any]) -> _Cells:
         "detail": next(filter(None, (_text(event.get(key)) for key in DETAIL_NAMES)), None),
     }
     sent, answered = _flags(tcp, "tcp_flags_ts"), _flags(tcp, "tcp_flags_tc")
-    frame = _ETHERNET_BYTES + _VLAN_BYTES * _vlan_tags(event)
+    tags = event.get("vlan")
+    frame = _ETHERNET_BYTES + _VLAN_BYTES * (len(tags) if isinstance(tags, list) else 0)
     payloads = []
     for side, way, flags in (("orig", "toserver", sent), ("resp", "toclient", answered)):
         packets, total = flow.get(f"pkts_{way}"), flow.get(f"bytes_{way}")
@@ -183,13 +193,11 @@ def _cells(event: dict[str, Any]) -> _Cells:
         cells[f"{side}_ip_bytes"] = str(ip_bytes)
         cells[f"{side}_bytes"] = None if length is None else str(payloads[-1])
     if proto is not None:
-        asked, got = (_is_count(n) and n > 0 for n in map(flow.get, _PACKETS))
+        counts = (flow.get("pkts_toserver"), flow.get("pkts_toclient"))
+        asked, got = (_is_count(number) and number > 0 for number in counts)
         cells["conn_state"] = _state(proto, sent, answered, asked, got, any(payloads))
         cells["history"] = _history(proto, sent, answered, payloads)
     return cells
-
-
-_PACKETS = ("pkts_toserver", "pkts_toclient")
 
 
 def _part(event: dict[str, Any], name: str) -> dict[str, Any]:
@@ -244,22 +252,12 @@ def _ports(event: dict[str, Any], proto: str | None) -> tuple[str | None, str | 
     return _text(source), _text(destination)
 
 
-def _service(event: dict[str, Any]) -> str | None:
-    name = _text(event.get("app_proto"))
-    return None if name is None else _SERVICES.get(name, name)
-
-
 def _flags(tcp: dict[str, Any], name: str) -> int:
     """All TCP flags that one side ever sent; 0 where Suricata did not follow the stream."""
     try:
         return int(str(tcp.get(name, "0")), 16)
     except ValueError:
         return 0
-
-
-def _vlan_tags(event: dict[str, Any]) -> int:
-    tags = event.get("vlan")
-    return len(tags) if isinstance(tags, list) else 0
 
 
 def _payload(ip_bytes: int, packets: int, flags: int, proto: str | None, host: str | None) -> int:
@@ -291,23 +289,19 @@ def _tcp_state(sent: int, answered: int, payload: bool) -> str:
         return "RSTR" if opened else "RSTRH"
     if sent & _RST:
         return "RSTO" if accepted else "RSTOS0"
-    return _closed_state(sent, answered) or _open_state(sent, answered)
+    return _unreset_state(sent, answered, opened, accepted)
 
 
-def _closed_state(sent: int, answered: int) -> str | None:
-    if sent & _FIN and answered & _FIN:
+def _unreset_state(sent: int, answered: int, opened: bool, accepted: bool) -> str:
+    if sent & answered & _FIN:
         return "SF"
     if sent & _FIN:
-        return "S2" if answered & _SYN else "SH"
+        return "S2" if accepted else "SH"
     if answered & _FIN:
-        return "S3" if sent & _SYN else "SHR"
-    return None
-
-
-def _open_state(sent: int, answered: int) -> str:
-    if sent & _SYN and not answered:
+        return "S3" if opened else "SHR"
+    if opened and not answered:
         return "S0"
-    return "S1" if sent & answered & _SYN else "OTH"
+    return "S1" if opened and accepted else "OTH"
 
 
 def _history(proto: str, sent: int, answered: int, payloads: list[int]) -> str | None:

@@ -8,25 +8,26 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
-from gradsense.data.sources.cells import (
+from gradsense.data.sources.lines import (
     COLUMNS,
     FLOAT_DIGITS,
     INT_DIGITS,
     MAX_PORT,
-    CellErrors,
+    PORTS,
+    Lines,
     Row,
-    readers,
+    Value,
+    legible,
     to_flows,
 )
-from gradsense.data.sources.lines import Lines, legible
-from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.data.sources.zeek_tsv import DETAIL_NAMES, ZeekTsv, missing_columns, zeek_name
 
 INVALID_JSON = "invalid JSON"
@@ -40,8 +41,6 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _NAMES = {name: keys[0] for name, keys in _KEYS.items()}
 
 
-_MAX_INT = 10**INT_DIGITS
-_MAX_FLOAT = 10.0**FLOAT_DIGITS
 _ISO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -55,6 +54,7 @@ class ZeekJson(RecordSource):
     name: ClassVar = "json"
     rank: ClassVar = 2
     logs: ClassVar = ZeekTsv.logs
+    opening: ClassVar = b"{"
 
     @classmethod
     def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
@@ -69,24 +69,24 @@ class ZeekJson(RecordSource):
 
     @classmethod
     def begins(cls, line: bytes) -> bool:
-        record = load_json(line) if line.startswith(b"{") else None
+        record = load_json(line)
         return record is not None and "ts" in record
 
-    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
-        return [partial(_rows, lines, faults)]
+    def plan(self, lines: Lines) -> Calls:
+        return [partial(_rows, lines)]
 
     def row_parser(self) -> RowParser:
         return json_row
 
 
-def _rows(lines: Lines, faults: CellErrors) -> pl.DataFrame:
-    good = lines.legible(faults)
+def _rows(lines: Lines) -> pl.DataFrame:
+    good = lines.legible()
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
     cells, numbers = _json_cells_fast(lines.join(good), int(good.sum())), lines.numbers[good]
     if cells is None:
-        cells, numbers = line_by_line(lines, good, faults, _json_cells)
-    return to_flows(cells, numbers, _NAMES, faults)
+        cells, numbers = line_by_line(lines, good, _json_cells)
+    return to_flows(cells, numbers, _NAMES, lines)
 
 
 def _json_cells_fast(data: bytes, rows: int) -> pl.DataFrame | None:
@@ -101,12 +101,8 @@ def _json_cells_fast(data: bytes, rows: int) -> pl.DataFrame | None:
     if frame.height != rows:
         return None
     return frame.select(
-        _not_empty(pl.coalesce(*names)).alias(name) for name, names in _KEYS.items()
+        pl.coalesce(*names).replace("", None).alias(n) for n, names in _KEYS.items()
     )
-
-
-def _not_empty(text: pl.Expr) -> pl.Expr:
-    return pl.when(text != "").then(text)
 
 
 def _json_cells(line: bytes) -> _Cells | str:
@@ -121,7 +117,7 @@ def _json_cells(line: bytes) -> _Cells | str:
 
 
 def line_by_line(
-    lines: Lines, good: NDArray[np.bool_], faults: CellErrors, read: Callable[[bytes], _Cells | str]
+    lines: Lines, good: NDArray[np.bool_], read: Callable[[bytes], _Cells | str]
 ) -> tuple[pl.DataFrame, NDArray[np.int64]]:
     """The cells of the good lines as text columns, and the number of each line that has some.
 
@@ -143,7 +139,7 @@ def line_by_line(
             numbers.append(lines.first_line + index)
             rows.append(found)
     for reason, mask in reasons.items():
-        lines.drop(mask, reason, faults)
+        lines.drop(mask, reason)
     columns = dict.fromkeys(COLUMNS, pl.String)
     return pl.DataFrame(rows, schema=columns, orient="row"), np.array(numbers, np.int64)
 
@@ -182,59 +178,51 @@ def _value_text(value: object) -> str | None:
     return json.dumps(value)
 
 
-def _json_text(value: object) -> str | None:
-    return value if type(value) is str and value else None
-
-
-def _json_integer(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value < _MAX_INT else None
-
-
-def _json_port(value: object) -> int | None:
-    return value if type(value) is int and 0 <= value <= MAX_PORT else None
-
-
-def _json_number(value: object) -> float | None:
-    if type(value) in {int, float} and 0 <= value < _MAX_FLOAT:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-    return None
-
-
-def _json_time(value: object) -> float | None:
-    if type(value) is not str:
-        return _json_number(value)
-    if not _ISO_TIME.fullmatch(value):
-        return None
-    try:
-        seconds = (datetime.fromisoformat(value) - _EPOCH) // _MICROSECOND / 1e6
-    except ValueError:
-        return None
-    return seconds if seconds >= 0 else None
-
-
-_JSON_COLUMNS = tuple(
-    (name, DETAIL_NAMES if name == "detail" else (zeek_name(name),), read, name in REQUIRED)
-    for name, read in (
-        readers(_json_port, _json_integer, _json_number, _json_text) | {"ts": _json_time}
-    ).items()
+_FLOATS = {name for name, dtype in FLOW_SCHEMA.items() if dtype == pl.Float64}
+#: Numbers that large are left to the block parser.
+_LIMITS = (
+    {name: 10**INT_DIGITS for name, dtype in FLOW_SCHEMA.items() if dtype == pl.Int64}
+    | dict.fromkeys(PORTS, MAX_PORT + 1)
+    | dict.fromkeys(_FLOATS, 10**FLOAT_DIGITS)
 )
 
 
 def json_row(line: bytes, number: int) -> Row | None:
-    """One line of Zeek's JSON format to a flow."""
+    """One line of Zeek's JSON format to a flow; None where a value is missing or unusual."""
     record = _object(line)
     if record is None:
         return None
     row: Row = {}
-    for name, keys, read, required in _JSON_COLUMNS:
+    for name, keys in _KEYS.items():
         found = [record[key] for key in keys if key in record]
         given = found[0] if found else None
-        value = None if given is None else read(given)
-        if len(found) > 1 or (value is None and (required or given is not None)):
+        value = None if given is None else _usual(name, given)
+        if len(found) > 1 or (value is None and (name in REQUIRED or given is not None)):
             return None
         row[name] = value
     row["line"] = number
     return row
+
+
+def _usual(name: str, value: Any) -> Value:
+    """A column's value; None where it is of another type, or no usual one."""
+    if name not in _LIMITS:
+        return value if type(value) is str and value else None
+    if name == "ts" and type(value) is str:
+        value = _seconds(value)
+    whole = type(value) is int
+    if not (whole or (type(value) is float and name in _FLOATS)) or not 0 <= value < _LIMITS[name]:
+        return None
+    return float(value) if name in _FLOATS else value
+
+
+def _seconds(text: str) -> float | None:
+    if not _ISO_TIME.fullmatch(text):
+        return None
+    try:
+        return (datetime.fromisoformat(text) - _EPOCH) // _MICROSECOND / 1e6
+    except ValueError:
+        return None
 
 
 def _object(line: bytes) -> dict[str, object] | None:

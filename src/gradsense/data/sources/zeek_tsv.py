@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,12 +16,20 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
-from gradsense.data.sources.cells import COLUMNS, CellErrors, Row, complete, to_flows, typed_row
-from gradsense.data.sources.lines import Lines, legible
-from gradsense.data.sources.source import Calls, RecordSource, RowParser
+from gradsense.data.sources.lines import (
+    COLUMNS,
+    Lines,
+    Row,
+    complete,
+    legible,
+    to_flows,
+    typed_row,
+)
+from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.errors import InputError
 
 FIELD_COUNT = "wrong number of fields"
@@ -65,14 +73,16 @@ class ColumnLayout:
     names: dict[str, str]
 
 
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True)
 class Header:
     """The directives in force. ``read`` gives the header after one more ``#`` line."""
 
-    separator: str = "\t"
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    separator: str = Field(default="\t", min_length=1, max_length=1)
     unset: str = "-"
     empty: str = "(empty)"
-    fields: tuple[str, ...] = field(default=())
+    fields: tuple[str, ...] = Field(default=(), max_length=MAX_FIELDS)
 
     def read(self, text: str, file: Path, line: int) -> Header:
         """Take in one line that starts with ``#``; unknown directives change nothing.
@@ -102,6 +112,10 @@ class Header:
                 )
             return replace(self, fields=fields)
         return self
+
+    @cached_property
+    def row_parser(self) -> RowParser | None:
+        return tsv_rows(self)
 
     def missing(self) -> list[str]:
         """Zeek names of the required columns that ``#fields`` does not list."""
@@ -154,17 +168,6 @@ def missing_columns(path: Path, missing: Sequence[str], line: int) -> InputError
     )
 
 
-class _StoredHeader(BaseModel):
-    """A header in the stored position of a log."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    separator: str = Field(min_length=1, max_length=1)
-    unset: str
-    empty: str
-    fields: list[str] = Field(max_length=MAX_FIELDS)
-
-
 class ZeekTsv(RecordSource):
     """Holds the header in force."""
 
@@ -176,7 +179,6 @@ class ZeekTsv(RecordSource):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.header = Header()
-        self._parser: tuple[Header, RowParser | None] = (self.header, None)
 
     @classmethod
     def sniff(cls, path: Path, lines: Sequence[bytes]) -> bool:
@@ -186,7 +188,7 @@ class ZeekTsv(RecordSource):
     def ready(self) -> bool:
         return self.header.layout is not None
 
-    def plan(self, lines: Lines, faults: CellErrors) -> Calls:
+    def plan(self, lines: Lines) -> Calls:
         """A call for each run of rows under one header; headers are read here, in file order.
 
         Raises:
@@ -195,23 +197,23 @@ class ZeekTsv(RecordSource):
         calls: Calls = []
         for is_comment, part in lines.runs(b"#"):
             if is_comment:
-                self._read_header(part, faults)
+                self._read_header(part)
             else:
-                calls.append(partial(_rows, part, self.header, faults))
+                calls.append(partial(_rows, part, self.header))
         return calls
 
-    def directive(self, comment: Lines, faults: CellErrors) -> bool:
+    def directive(self, comment: Lines) -> bool:
         try:
-            self._read_header(comment, faults)
+            self._read_header(comment)
         except InputError as error:
             # Otherwise a required column is missing, for which the lines below will be counted.
             if error.field in {"#separator", "#fields"}:
                 self.header = Header()
         return comment.block.startswith(b"#fields")
 
-    def _read_header(self, comment: Lines, faults: CellErrors) -> None:
+    def _read_header(self, comment: Lines) -> None:
         """Raises InputError: a separator or a list of columns that cannot be used."""
-        if not comment.legible(faults).all():
+        if not comment.legible().all():
             return
         text = comment.raw(0).decode()
         self.header = self.header.read(text, self.path, comment.first_line)
@@ -220,38 +222,29 @@ class ZeekTsv(RecordSource):
             raise missing_columns(self.path, missing, comment.first_line)
 
     def row_parser(self) -> RowParser | None:
-        if self._parser[0] is not self.header:
-            self._parser = (self.header, tsv_rows(self.header))
-        return self._parser[1]
+        return self.header.row_parser
 
     def state(self) -> dict[str, Any]:
         return {"header": asdict(self.header) | {"fields": list(self.header.fields)}}
 
     def restore(self, state: dict[str, Any]) -> None:
-        header = _StoredHeader.model_validate(state["header"])
-        self.header = Header(header.separator, header.unset, header.empty, tuple(header.fields))
+        self.header = TypeAdapter(Header).validate_python(state["header"])
 
 
-def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
+def _rows(lines: Lines, header: Header) -> pl.DataFrame:
     """Parse lines that stand under one header."""
-    layout = header.layout
-    if layout is not None and not header.missing() and lines.sound():
-        flows = _typed_flows(lines.block, lines.numbers, header, layout)
-        if flows is not None:
-            return flows
-    good = lines.legible(faults)
-    if layout is None:
-        lines.drop(good, NO_HEADER, faults)
+    layout, missing = header.layout, header.missing()
+    if layout is None or missing:
+        lines.drop(lines.legible(), NO_HEADER if layout is None else lacking(missing))
         return pl.DataFrame(schema=FLOW_SCHEMA)
-    if missing := header.missing():
-        lines.drop(good, lacking(missing), faults)
-        return pl.DataFrame(schema=FLOW_SCHEMA)
-    if good.any() and not good.all():
-        flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
-        if flows is not None:
-            return flows
+    sound = lines.sound()
+    good = np.ones(len(lines), np.bool_) if sound else lines.legible()
+    flows = _typed_flows(lines.join(good), lines.numbers[good], header, layout)
+    if flows is not None:
+        return flows
+    good = lines.legible() if sound else good
     wrong = good & (_separators(lines, header) != len(layout.columns) - 1)
-    lines.drop(wrong, FIELD_COUNT, faults)
+    lines.drop(wrong, FIELD_COUNT)
     good &= ~wrong
     if not good.any():
         return pl.DataFrame(schema=FLOW_SCHEMA)
@@ -266,9 +259,9 @@ def _rows(lines: Lines, header: Header, faults: CellErrors) -> pl.DataFrame:
             bad = (~good_rows).arg_true()
             first = int(bad[0])
             text = str(cells[layout.columns[-1]][first] or "")
-            faults.add(FIELD_COUNT, int(numbers[first]), header.fields[-1], text, len(bad))
+            lines.fault(FIELD_COUNT, int(numbers[first]), header.fields[-1], text, len(bad))
             cells, numbers = cells.filter(good_rows), numbers[good_rows.to_numpy()]
-    return to_flows(cells, numbers, layout.names, faults)
+    return to_flows(cells, numbers, layout.names, lines)
 
 
 def _typed_flows(

@@ -68,7 +68,8 @@ def write_fleet(
         rng = np.random.default_rng([seed, number])
         frame = _site_flows(site, number, round(flows * site.volume), start, rng)
         path = out / f"synthetic-{number + 1:02d}-{site.name}" / "bro" / "conn.log.labeled"
-        _write(path, _joined_labels(frame), start)
+        labels = pl.format("-   {}   {}", "label", "detail").alias(_LAST)
+        _write(path, frame.select(*_COLUMNS, labels), start)
         paths.append(path)
     return paths
 
@@ -252,20 +253,13 @@ def _draw(spread: Spread | None, count: int, rng: np.random.Generator) -> _Float
 
 
 def _column(values: _Floats | list[str] | None, dtype: type[pl.DataType], count: int) -> pl.Series:
-    if values is None:
-        return pl.Series([None] * count, dtype=dtype)
-    return pl.Series(values).cast(dtype)
+    return pl.Series([None] * count if values is None else values).cast(dtype)
 
 
 def _uids(count: int, rng: np.random.Generator) -> pl.Series:
     letters = _ALPHABET[rng.integers(len(_ALPHABET), size=(count, 17))]
     names = np.char.add("C", letters.view("U17").ravel())
     return pl.Series(names.tolist(), dtype=pl.String)
-
-
-def _joined_labels(frame: pl.DataFrame) -> pl.DataFrame:
-    joined = pl.format("-   {}   {}", "label", "detail").alias(_LAST)
-    return frame.select(*_COLUMNS, joined)
 
 
 def _header(last: str, start: float) -> str:

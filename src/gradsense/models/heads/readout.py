@@ -9,12 +9,12 @@ come apart linearly. ``pooled`` is the mean state and the last one, ``last`` the
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-Kind = Literal["last", "pooled", "tokens"]
+from gradsense.models.card import Kind
 
 #: With more features the sufficient statistics of a site are too large to send and to solve.
 MAX_FEATURES = 4096

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, CLASSES, classed
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, Flows, column
-from gradsense.data.networks import Networks
+from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
+from gradsense.data.networks import devices
 from gradsense.tasks.flows.classes import ADVICE, NOVEL_TRAFFIC, OTHER_TRAFFIC
 from gradsense.tasks.task import Task, wordings
-
-
-def _devices(flows: Flows, networks: Networks) -> list[str]:
-    return list(map(networks.device, column(flows, "orig_h"), column(flows, "resp_h")))
-
 
 TASK = Task(
     name="flows",
@@ -21,7 +16,7 @@ TASK = Task(
     binary=BINARY_CLASSES,
     normal=BENIGN,
     classed=classed,
-    devices=_devices,
+    devices=devices,
     advice=ADVICE,
     novel=NOVEL_TRAFFIC,
     other=OTHER_TRAFFIC,
