@@ -25,13 +25,13 @@ from gradsense.federation.rules import Rule
 from gradsense.federation.rules.rule import DeltaRule
 from gradsense.federation.transforms import codecs, transforms
 from gradsense.federation.triggers import EveryRound, Sensed, Trigger
-from gradsense.federation.update import decode, encode
+from gradsense.federation.update import encode
 from gradsense.learning.learner import FlowCost
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.prompts.templates import templates
 from gradsense.simulation.devices import MIXES, PROFILES, assign
 from gradsense.simulation.simulator import Faults, Simulator
-from tests.support.toys import ToyLearner, entry, tensor, update
+from tests.support.toys import ToyLearner, decoded, entry, tensor, update
 
 T = TypeVar("T")
 ALGORITHMS = list(algorithms())
@@ -207,7 +207,7 @@ def test_codec_returns_what_it_was_given(name: str) -> None:
     }
     sent = update("site", delta=delta, codec=name)
     message = encode(sent)
-    got = decode(message)
+    got = decoded(message)
     assert encode(sent) == message
     assert (got.client, got.samples, got.reason) == ("site", 10, "round")
     for key, value in delta.items():

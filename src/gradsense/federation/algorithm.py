@@ -22,8 +22,7 @@ from gradsense.federation import transforms
 from gradsense.federation.parts import NoSuchField, changed, fields_of, part
 from gradsense.federation.pools import Pool
 from gradsense.federation.rules import Rule, rules
-from gradsense.federation.transforms.plain import Plain
-from gradsense.federation.transforms.transform import Codec, Transform
+from gradsense.federation.transforms.transform import Codec, Plain, Transform
 from gradsense.federation.triggers import State, Trigger
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of

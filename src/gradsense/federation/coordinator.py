@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -266,16 +265,17 @@ class Coordinator:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, Array]]]:
         """All that a resumed coordinator needs: JSON-able values, and named groups of tensors."""
-        participants = self.model.participants
         values = {
-            "version": self.model.version,
-            "participants": None if participants is None else sorted(participants),
+            **self.model.values(),
             "started": self.started,
             "connected": list(self.connected),
             "enrolled": sorted(self.enrolled),
             "pooled": [
-                {name: getattr(entry.update, name) for name in _RESTING}
-                | {"arrived_s": entry.arrived_s, "staleness": entry.staleness}
+                {
+                    **entry.update.values(),
+                    "arrived_s": entry.arrived_s,
+                    "staleness": entry.staleness,
+                }
                 for entry in self.pooled
             ],
             "last_sequence": dict(self.last_sequence),
@@ -289,9 +289,7 @@ class Coordinator:
 
     def restore(self, values: Mapping[str, Any], groups: Mapping[str, Tensors]) -> None:
         """Continue exactly where ``snapshot`` was taken."""
-        invited = values["participants"]
-        participants = None if invited is None else frozenset(invited)
-        self.model = GlobalModel(values["version"], groups["model"], participants)
+        self.model = GlobalModel.restored(values, groups["model"])
         self.server_state = dict(groups["server"])
         self.started = values["started"]
         self.connected = dict.fromkeys(values["connected"])
@@ -306,7 +304,3 @@ class Coordinator:
             arrived_s, staleness = rest.pop("arrived_s"), rest.pop("staleness")
             update = Update(**rest, delta=groups[f"pooled{index}"])
             self.pooled.append(PooledUpdate(update, arrived_s, staleness))
-
-
-#: What of a pooled update rests as JSON; its tensors are a group, its bytes are needed no more.
-_RESTING = [one.name for one in fields(Update) if one.name not in ("delta", "codec", "packed")]

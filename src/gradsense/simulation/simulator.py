@@ -27,8 +27,8 @@ from gradsense.federation.events import (
     Ticked,
     WakeAt,
 )
-from gradsense.federation.transforms.plain import Plain
-from gradsense.federation.update import GlobalModel, decode, encode
+from gradsense.federation.transforms.transform import Plain
+from gradsense.federation.update import GlobalModel, Update, encode
 from gradsense.learning.learner import FlowCost, Tensors
 from gradsense.simulation.cost import Meter, Upload
 from gradsense.simulation.devices import DeviceProfile
@@ -60,7 +60,7 @@ class _Event:
     order: int
     kind: Kind
     client: str
-    payload: bytes | GlobalModel | None = None
+    payload: Update | GlobalModel | None = None
 
 
 class Simulator:
@@ -146,8 +146,8 @@ class Simulator:
                 self._deliver(event.client, model)
             case "worked", _:
                 self._worked(event.client)
-            case "arrive", bytes() as message:
-                self._arrive(message)
+            case "arrive", Update() as update:
+                self._handle(Arrived(update, self.now))
             case "tick", _:
                 self._handle(Ticked(self.now))
             case "join", _:
@@ -157,7 +157,7 @@ class Simulator:
         return True
 
     def _push(
-        self, time: float, kind: Kind, client: str = "", payload: bytes | GlobalModel | None = None
+        self, time: float, kind: Kind, client: str = "", payload: Update | GlobalModel | None = None
     ) -> None:
         self._order += 1  # ties in time keep the order in which they were made
         heapq.heappush(self._events, _Event(time, self._order, kind, client, payload))
@@ -223,26 +223,22 @@ class Simulator:
         if client.steps >= self.budgets[name]:
             self.on_last_work(client)
         if update is not None:
-            message = encode(update)
-            seconds = device.upload_s(len(message))
+            size = len(encode(update))
+            seconds = device.upload_s(size)
             # One uplink sends one message after another, so updates arrive in order.
             through = max(self.now, self._uplink_free.get(name, 0.0)) + seconds
             self._uplink_free[name] = through
-            self.meter.uplink_bytes += len(message)
+            self.meter.uplink_bytes += size
             self.meter.uploads += 1
             self.meter.energy_j += device.radio_w * seconds
             self.triggers[update.reason] += 1
             self.uploads.append(
                 Upload(
-                    self.now,
-                    name,
-                    update.reason,
-                    len(message),
-                    self.meter.aggregations,
-                    len(update.layers),
+                    *(self.now, name, update.reason, size),
+                    *(self.meter.aggregations, len(update.layers)),
                 )
             )
-            self._push(through, "arrive", name, message)
+            self._push(through, "arrive", name, update)
         model = self._pending.pop(name, None)
         if model is not None:
             self._deliver(name, model)
@@ -261,9 +257,6 @@ class Simulator:
         self._handle(Left(name))
 
     # The cloud ------------------------------------------------------------------------------
-
-    def _arrive(self, message: bytes) -> None:
-        self._handle(Arrived(decode(message), self.now))
 
     def _handle(self, event: Event) -> None:
         """Let the coordinator handle an event, and carry out its effects."""
@@ -312,34 +305,18 @@ class Simulator:
             number = self.numbers[name]
             values["clients"][name], tensors = client.snapshot()
             groups |= {f"client{number}/{key}": group for key, group in tensors.items()}
-
-        def rest(model: GlobalModel, group: str) -> dict[str, Any]:
-            groups[group] = model.tensors
-            invited = model.participants
-            return {
-                "version": model.version,
-                "participants": None if invited is None else sorted(invited),
-            }
-
-        values["pending"] = {
-            name: rest(model, f"pending{self.numbers[name]}")
-            for name, model in self._pending.items()
-        }
+        values["pending"] = {name: model.values() for name, model in self._pending.items()}
+        for name, model in self._pending.items():
+            groups[f"pending{self.numbers[name]}"] = model.tensors
         values["events"] = []
         for event in sorted(self._events):
-            entry: dict[str, Any] = {
-                "time": event.time,
-                "order": event.order,
-                "kind": event.kind,
-                "client": event.client,
-            }
-            if isinstance(event.payload, GlobalModel):
-                entry["model"] = rest(event.payload, f"event{event.order}")
-            elif event.payload is not None:
-                data = np.frombuffer(event.payload, dtype=np.uint8)
-                groups[f"event{event.order}"] = {"message": data}
-                entry["message"] = True
-            values["events"].append(entry)
+            payload = event.payload
+            rest = None if payload is None else payload.values()
+            values["events"].append([event.time, event.order, event.kind, event.client, rest])
+            if payload is not None:
+                groups[f"event{event.order}"] = (
+                    payload.delta if isinstance(payload, Update) else payload.tensors
+                )
         return values, groups
 
     def restore(
@@ -349,12 +326,6 @@ class Simulator:
 
         def part(prefix: str) -> dict[str, Tensors]:
             return {k.removeprefix(prefix): g for k, g in groups.items() if k.startswith(prefix)}
-
-        def revive(saved: Mapping[str, Any], group: str) -> GlobalModel:
-            invited = saved["participants"]
-            return GlobalModel(
-                saved["version"], groups[group], None if invited is None else frozenset(invited)
-            )
 
         self.now, self._order = values["now"], values["order"]
         self.finished = values["finished"]
@@ -371,20 +342,17 @@ class Simulator:
             number = self.numbers[name]
             client.restore(values["clients"][name], part(f"client{number}/"))
         self._pending = {
-            name: revive(saved, f"pending{self.numbers[name]}")
+            name: GlobalModel.restored(saved, groups[f"pending{self.numbers[name]}"])
             for name, saved in values["pending"].items()
         }
         self._events = []
-        for saved in values["events"]:
-            group = f"event{saved['order']}"
-            payload: bytes | GlobalModel | None = None
-            if "model" in saved:
-                payload = revive(saved["model"], group)
-            elif "message" in saved:
-                payload = groups[group]["message"].tobytes()
-            self._events.append(
-                _Event(saved["time"], saved["order"], saved["kind"], saved["client"], payload)
-            )
+        for time, order, kind, client, rest in values["events"]:
+            payload: Update | GlobalModel | None = None
+            if kind == "deliver":
+                payload = GlobalModel.restored(rest, groups[f"event{order}"])
+            elif kind == "arrive":
+                payload = Update(**rest, delta=groups[f"event{order}"])
+            self._events.append(_Event(time, order, kind, client, payload))
         heapq.heapify(self._events)
 
     # What it took ---------------------------------------------------------------------------

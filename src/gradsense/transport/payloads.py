@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zstandard
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.transforms import codecs
-from gradsense.federation.transforms.transform import OverLimit
+from gradsense.federation.transforms.transform import OverLimit, compress, decompress
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
@@ -34,7 +33,6 @@ _MAX_UPDATE_HEADER = 4096
 _MAX_MODEL_HEADER = 8 << 20
 _MAX_REASON = 64
 _REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
-_ZSTD_LEVEL = 3
 
 
 class BadBody(UpdateRefused):
@@ -176,7 +174,11 @@ def open_model(body: bytes, header: MessageHeader, limit: int) -> GlobalModel:
         WrongHash: its tensors are not those that the properties name.
     """
     blob = expand(body, limit)
-    names, tensors = _participants(blob), _load(blob)
+    names = _participants(blob)
+    try:
+        tensors = load_tensors(blob)
+    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise BadBody(f"no safetensors: {error}") from None
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise BadBody("a model's tensors are float32")
     if header.base_hash != model_hash(tensors):
@@ -198,44 +200,19 @@ def model_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def compress(raw: bytes) -> bytes:
-    """One zstd frame (RFC 8878) that declares its content's size."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(raw)
-
-
 def expand(frame: bytes, limit: int) -> bytes:
-    """The content of one zstd frame, with no more than ``limit`` bytes ever allocated for it.
+    """The content of one zstd frame.
 
     Raises:
         TooLarge: it declares more than the limit.
         BadBody: no frame, no declared size, another size than declared, or bytes after it.
     """
-    _check_frame(frame, limit)
     try:
-        # The output is allocated at the declared size; a frame that holds more is an error.
-        return zstandard.ZstdDecompressor().decompress(
-            frame, max_output_size=limit, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
-        raise BadBody(f"no zstd frame: {error}") from None
-
-
-def _check_frame(frame: bytes, limit: int) -> None:
-    try:
-        size = zstandard.frame_content_size(frame)
-    except zstandard.ZstdError as error:
-        raise BadBody(f"no zstd frame: {error}") from None
-    if size <= 0:
-        raise BadBody("a zstd frame that declares no content")
-    if size > limit:
-        raise TooLarge(f"it would unpack to {size} bytes; the limit is {limit}")
-
-
-def _load(blob: bytes) -> dict[str, np.ndarray]:
-    try:
-        return load_tensors(blob)
-    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise BadBody(f"no safetensors: {error}") from None
+        return decompress(frame, limit)
+    except OverLimit as error:
+        raise TooLarge(str(error)) from None
+    except InputError as error:
+        raise BadBody(str(error)) from None
 
 
 def _participants(blob: bytes) -> frozenset[str] | None:
