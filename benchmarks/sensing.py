@@ -40,8 +40,8 @@ from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.algorithms.gsfs import RidgeSum
+from gradsense.federation.parts import Gradient, Performance, Sensed, State, Unexplained
 from gradsense.federation.transforms import codecs
-from gradsense.federation.triggers import Gradient, Performance, Sensed, State, Unexplained
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import STATISTICS, relative_gradients, solve
 from gradsense.learning.trainer import Examples, Trainer

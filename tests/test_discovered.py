@@ -16,21 +16,18 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.federation.algorithm import algorithms, get_algorithm
+from gradsense.federation.algorithm import algorithms, fields_of, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.parts import fields_of
-from gradsense.federation.pools import Pool, Pooled, PooledUpdate
+from gradsense.federation.parts import EveryRound, Pool, Pooled, PooledUpdate, Sensed, Trigger
 from gradsense.federation.rules import Rule
 from gradsense.federation.rules.rule import DeltaRule
 from gradsense.federation.transforms import codecs, transforms
-from gradsense.federation.triggers import EveryRound, Sensed, Trigger
-from gradsense.federation.update import encode
 from gradsense.learning.learner import FlowCost
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.prompts.templates import templates
 from gradsense.simulation.devices import MIXES, PROFILES, assign
-from gradsense.simulation.simulator import Faults, Simulator
+from gradsense.simulation.simulator import Faults, Simulator, encode
 from tests.support.toys import ToyLearner, decoded, entry, tensor, update
 
 T = TypeVar("T")

@@ -28,7 +28,7 @@ MAIN = {
     "gradsense.errors",
     "gradsense.federation.algorithm",
     "gradsense.federation.coordinator",
-    "gradsense.federation.pools",
+    "gradsense.federation.parts",
     "gradsense.simulation.devices",
 }
 

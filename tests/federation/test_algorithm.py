@@ -7,11 +7,10 @@ import pytest
 from gradsense.errors import InputError
 from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.federation.algorithms.gsfs_paper import FrequencyMean
-from gradsense.federation.pools import Quorum
+from gradsense.federation.parts import AnyOf, Gradient, Performance, Quorum
 from gradsense.federation.rules.median import CoordinateMedian
 from gradsense.federation.transforms.clip import Clip
 from gradsense.federation.transforms.noise import Noise
-from gradsense.federation.triggers import AnyOf, Gradient, Performance
 
 
 def test_the_papers_preset_is_the_paper() -> None:

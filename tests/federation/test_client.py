@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from gradsense.federation.algorithm import Algorithm, Plan, algorithms, get_algorithm
 from gradsense.federation.client import Client
-from gradsense.federation.pools import Quorum
+from gradsense.federation.parts import EveryRound, Gradient, Quorum, Silence
 from gradsense.federation.transforms import codecs
-from gradsense.federation.triggers import EveryRound, Gradient, Silence
-from gradsense.federation.update import GlobalModel, encode
+from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import STATISTICS
+from gradsense.simulation.simulator import encode
 from tests.support.toys import ToyLearner, decoded, tensor
 
 FEDAVG = algorithms()["fedavg"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradsense import errors
 from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.federation.events import Arrived, Broadcast, Ticked, WakeAt
-from gradsense.federation.pools import Quorum
+from gradsense.federation.parts import Quorum
 from tests.support.cloud import Cloud
 from tests.support.toys import tensor, update
 

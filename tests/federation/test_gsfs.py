@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.federation.algorithms.gsfs import RidgeSum
-from gradsense.federation.pools import Pooled, PooledUpdate
+from gradsense.federation.parts import Pooled, PooledUpdate
 from gradsense.federation.transforms import codecs
 from gradsense.learning.learner import Array, ServerState, Tensors
 from gradsense.learning.statistics import STATISTICS, factorise, solve

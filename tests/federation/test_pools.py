@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradsense.federation.pools import AllInvited, Count, Quorum
+from gradsense.federation.parts import AllInvited, Count, Quorum
 from tests.support.toys import entry
 
 

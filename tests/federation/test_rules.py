@@ -8,7 +8,7 @@ import pytest
 from gradsense.federation.algorithms.fedbuff import StalenessMean
 from gradsense.federation.algorithms.fedopt import ServerOptimizer
 from gradsense.federation.algorithms.gsfs_paper import FrequencyMean
-from gradsense.federation.pools import Pooled, PooledUpdate
+from gradsense.federation.parts import Pooled, PooledUpdate
 from gradsense.federation.rules.rule import WeightedMean, weighted_sum
 from tests.support.toys import entry, tensor, update
 

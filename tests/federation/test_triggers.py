@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradsense.federation.triggers import (
+from gradsense.federation.parts import (
     AnyOf,
     Decision,
     EveryRound,

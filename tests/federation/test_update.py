@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gradsense.federation.update import encode
+from gradsense.simulation.simulator import encode
 from tests.support.toys import decoded, update
 
 TENSORS = st.dictionaries(

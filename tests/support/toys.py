@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.parts import PooledUpdate
 from gradsense.federation.transforms import codecs
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Observed, Tensors, Trained

@@ -26,21 +26,26 @@ if TYPE_CHECKING:
         TurnedAway,
         WakeAt,
     )
-    from gradsense.federation.parts import part
-    from gradsense.federation.pools import AllInvited, Count, Pool, Pooled, PooledUpdate, Quorum
-    from gradsense.federation.rules.rule import DeltaRule, Rule, WeightedSum
-    from gradsense.federation.transforms.transform import Codec, Transform
-    from gradsense.federation.triggers import (
+    from gradsense.federation.parts import (
+        AllInvited,
         AnyOf,
+        Count,
         Decision,
         EveryRound,
         Gradient,
         Performance,
+        Pool,
+        Pooled,
+        PooledUpdate,
+        Quorum,
         Sensed,
         Silence,
         Trigger,
         Unexplained,
+        part,
     )
+    from gradsense.federation.rules.rule import DeltaRule, Rule, WeightedSum
+    from gradsense.federation.transforms.transform import Codec, Transform
     from gradsense.federation.update import GlobalModel, Update
 else:
     export(__name__)

@@ -36,7 +36,7 @@ from gradsense.federation.events import (
     TurnedAway,
     WakeAt,
 )
-from gradsense.federation.pools import Pooled, PooledUpdate
+from gradsense.federation.parts import Pooled, PooledUpdate
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradsense.federation.transforms import codecs
 from gradsense.learning.learner import Tensors, layers_of
 
-_MAGIC = b"GSU1"
 _VALUES = ("client", "base_version", "sequence", "samples", "reason", "score")
 
 
@@ -83,11 +79,3 @@ class GlobalModel:
         """The model that gave these ``values``."""
         invited = values["participants"]
         return cls(values["version"], tensors, None if invited is None else frozenset(invited))
-
-
-def encode(update: Update) -> bytes:
-    """One message: magic, header length (4 bytes, little endian), JSON header, packed tensors."""
-    header = {**update.values(), "codec": update.codec}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    packed = update.packed or codecs()[update.codec].pack(update.delta)
-    return b"".join((_MAGIC, struct.pack("<I", len(text)), text, packed))

@@ -8,6 +8,8 @@ is complete after every event, so a run can be stopped and continued anywhere.
 from __future__ import annotations
 
 import heapq
+import json
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,14 +29,25 @@ from gradsense.federation.events import (
     Ticked,
     WakeAt,
 )
+from gradsense.federation.transforms import codecs
 from gradsense.federation.transforms.transform import Plain
-from gradsense.federation.update import GlobalModel, Update, encode
+from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import FlowCost, Tensors
 from gradsense.simulation.cost import Meter, Upload
 from gradsense.simulation.devices import DeviceProfile
 
+_MAGIC = b"GSU1"
+
 Kind = Literal["deliver", "worked", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
+
+
+def encode(update: Update) -> bytes:
+    """A message: magic, header length (4 bytes, little endian), JSON header, packed tensors."""
+    header = {**update.values(), "codec": update.codec}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    packed = update.packed or codecs()[update.codec].pack(update.delta)
+    return b"".join((_MAGIC, struct.pack("<I", len(text)), text, packed))
 
 
 @dataclass(frozen=True)

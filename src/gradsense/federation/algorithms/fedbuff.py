@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gradsense.federation.algorithms.fedavg import FedAvg
-from gradsense.federation.parts import NonNegative, part
-from gradsense.federation.pools import Count, Pool, Pooled
+from gradsense.federation.parts import Count, NonNegative, Pool, Pooled, part
 from gradsense.federation.rules.rule import DeltaRule, WeightedSum
 
 

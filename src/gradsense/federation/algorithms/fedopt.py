@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.federation.algorithms.fedavg import FedAvg
-from gradsense.federation.parts import NonNegative, Positive, Share, part
-from gradsense.federation.pools import Pooled
+from gradsense.federation.parts import NonNegative, Pooled, Positive, Share, part
 from gradsense.federation.rules.rule import Aggregated, DeltaRule, weighted_sum
 from gradsense.learning.learner import Array, ServerState, Tensors
 

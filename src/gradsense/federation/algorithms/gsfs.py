@@ -30,12 +30,19 @@ from gradsense.federation.algorithm import (
     Plan,
     Readout,
 )
-from gradsense.federation.parts import Positive, part
-from gradsense.federation.pools import Pool, Pooled, Quorum
+from gradsense.federation.parts import (
+    Pool,
+    Pooled,
+    Positive,
+    Quorum,
+    Sensed,
+    Trigger,
+    Unexplained,
+    part,
+)
 from gradsense.federation.rules.rule import Aggregated, Rule
 from gradsense.federation.transforms.transform import Codec
 from gradsense.federation.transforms.uniform import Uniform
-from gradsense.federation.triggers import Sensed, Trigger, Unexplained
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, FleetStatistics, solve

@@ -20,10 +20,19 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from gradsense.federation.algorithms.fedavg import FedAvg
-from gradsense.federation.parts import NonNegative, Share, part
-from gradsense.federation.pools import Pool, Pooled, Quorum
+from gradsense.federation.parts import (
+    AnyOf,
+    Gradient,
+    NonNegative,
+    Performance,
+    Pool,
+    Pooled,
+    Quorum,
+    Share,
+    Trigger,
+    part,
+)
 from gradsense.federation.rules.rule import DeltaRule, WeightedSum
-from gradsense.federation.triggers import AnyOf, Gradient, Performance, Trigger
 
 
 @part

@@ -19,10 +19,17 @@ from typing import ClassVar
 
 from gradsense.federation.algorithms.fedavg import FedAvg
 from gradsense.federation.algorithms.gsfs_paper import FrequencyMean
-from gradsense.federation.parts import part
-from gradsense.federation.pools import Pool, Quorum
+from gradsense.federation.parts import (
+    AnyOf,
+    Gradient,
+    Performance,
+    Pool,
+    Quorum,
+    Silence,
+    Trigger,
+    part,
+)
 from gradsense.federation.rules.rule import DeltaRule
-from gradsense.federation.triggers import AnyOf, Gradient, Performance, Silence, Trigger
 
 
 @part

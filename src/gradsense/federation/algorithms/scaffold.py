@@ -20,8 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.algorithms.fedavg import FedAvg, TrainingState
-from gradsense.federation.parts import part
-from gradsense.federation.pools import Pooled, senders
+from gradsense.federation.parts import Pooled, part, senders
 from gradsense.federation.rules.rule import Aggregated, DeltaRule, WeightedMean
 from gradsense.learning.learner import Array, Learner, ServerState, Tensors, Trained
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradsense.federation.parts import part
-from gradsense.federation.pools import Pooled
+from gradsense.federation.parts import Pooled, part
 from gradsense.federation.rules.rule import Aggregated, DeltaRule, moved
 from gradsense.learning.learner import ServerState, Tensors
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradsense.federation.parts import Share, part
-from gradsense.federation.pools import Pooled
+from gradsense.federation.parts import Pooled, Share, part
 from gradsense.learning.learner import Array, ServerState, Tensors
 
 #: The next global tensors, and the next server state.
