@@ -32,9 +32,8 @@ from gradsense.agent.uplink import Uplink
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport import identity
-from gradsense.transport.chunks import Resume
+from gradsense.transport.chunks import Rate, Resume
 from gradsense.transport.messages import Message, SignedMessage, messages, presence, sign_message
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, model_hash, pack_update
 from gradsense.transport.protocol import MAX_PACKET_BYTES, NO_MODEL, MessageHeader, device_filters
 

@@ -25,10 +25,9 @@ from gradsense.federation.update import GlobalModel
 from gradsense.fleet import jobs
 from gradsense.learning.learner import Tensors, Trained
 from gradsense.transport import identity
-from gradsense.transport.chunks import Resume
+from gradsense.transport.chunks import Rate, Resume
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import presence, sign_message
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import ONLINE, Ack, pack_update
 from gradsense.transport.protocol import NO_MODEL, MessageHeader, device_filters
 

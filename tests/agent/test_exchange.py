@@ -16,9 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gradsense.agent.downlink import Downlink
 from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
-from gradsense.transport.chunks import Assembler, Resume, ResumeRequest
+from gradsense.transport.chunks import Assembler, Rate, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, messages, read, sign, sign_message
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import Kind, MessageHeader, Properties, check_body, describe
 

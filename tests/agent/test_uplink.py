@@ -11,9 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
 from gradsense.storage.sqlite import StorageFull
-from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.chunks import Rate, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, read, sign
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader, describe
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.transport.pacing import Backoff, Rate
+from gradsense.transport.chunks import Rate
+from gradsense.transport.connection_log import Backoff
 
 
 def test_a_burst_passes_at_once_and_the_rest_by_the_clock() -> None:

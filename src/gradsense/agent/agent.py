@@ -38,10 +38,9 @@ from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet import jobs
 from gradsense.learning.learner import Learner
 from gradsense.transport import identity
-from gradsense.transport.chunks import Resume
+from gradsense.transport.chunks import Rate, Resume
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message, SignedMessage, presence, sign_message
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import OFFLINE, ONLINE, Ack, pack_update
 from gradsense.transport.protocol import MessageHeader, device_filters
 

@@ -18,9 +18,8 @@ from collections import Counter, deque
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.store import AgentStore, ClientState
-from gradsense.transport.chunks import Resume, ResumeRequest
+from gradsense.transport.chunks import Rate, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, messages, sign, sign_message
-from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack
 from gradsense.transport.protocol import MessageHeader
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from itertools import groupby
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -16,14 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from gradsense.coordinator.journal import JournalEntry, Piece, Upload
 from gradsense.federation.update import Update
 from gradsense.transport import messages
-from gradsense.transport.chunks import (
-    Assembler,
-    Chunk,
-    DeviceQuota,
-    Quota,
-    Resume,
-    ResumeRequest,
-)
+from gradsense.transport.chunks import Assembler, Chunk, DeviceQuota, Quota, Resume, ResumeRequest
 from gradsense.transport.messages import CannotOpen, Message, Read
 from gradsense.transport.payloads import BadBody, open_update
 from gradsense.transport.protocol import (
@@ -68,8 +60,10 @@ class Inbox:
     ) -> None:
         self.run, self.limits = run, limits
         self._key_of, self._seal_key = key_of, seal_key
-        self._assembler = _restored(pieces, quota)
-        self._kept: set[Upload] = self._waiting()  # uploads with pieces in the journal
+        self._assembler = Assembler(quota)
+        for piece in pieces:
+            self._assembler.restore(piece.device, piece.chunk, piece.at)
+        self._kept: set[Upload] = self._assembler.uploads()  # that have pieces in the journal
         # Since the last flush: what came, and what of the journal's is needed no longer.
         self._fresh: dict[Upload, list[Piece]] = {}
         self._gone: set[Upload] = set()
@@ -78,10 +72,6 @@ class Inbox:
     def held(self) -> int:
         """Bytes that wait for missing chunks, with their overhead."""
         return self._assembler.held
-
-    def _waiting(self) -> set[Upload]:
-        values, _ = self._assembler.state()
-        return {(own["device"], bytes.fromhex(own["message"])) for own in values["transfers"]}
 
     # Steps ----------------------------------------------------------------------------------
 
@@ -117,11 +107,7 @@ class Inbox:
             if self._assembler.counts.total() != before:
                 self._drop_given_up()
         if progress.missing:
-            piece = Piece(
-                *(device, chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest, now),
-                chunk.piece,
-            )
-            self._fresh.setdefault(upload, []).append(piece)
+            self._fresh.setdefault(upload, []).append(Piece.of(device, chunk, now))
         else:
             self._drop(upload)
         return progress.body
@@ -162,7 +148,7 @@ class Inbox:
             self._gone.add(upload)
 
     def _drop_given_up(self) -> None:
-        for upload in (self._kept | self._fresh.keys()) - self._waiting():
+        for upload in (self._kept | self._fresh.keys()) - self._assembler.uploads():
             self._drop(upload)
 
     def flush(self, batch: JournalEntry) -> dict[str, int]:
@@ -184,24 +170,3 @@ class Inbox:
 @lru_cache(maxsize=16_384)
 def _public_key(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _restored(pieces: Iterable[Piece], quota: Quota) -> Assembler:
-    transfers = []
-    data: list[bytes] = []
-    for (device, message), own in groupby(pieces, key=lambda piece: (piece.device, piece.message)):
-        group = list(own)
-        transfers.append(
-            {
-                "device": device,
-                "message": message.hex(),
-                "count": group[0].count,
-                "total": group[0].total,
-                "digest": group[0].digest.hex(),
-                "touched_s": max(piece.at for piece in group),
-                "indices": [piece.place for piece in group],
-            }
-        )
-        data += [piece.piece for piece in group]
-    values = {"transfers": transfers, "finished": [], "counts": {}}
-    return Assembler.restored(values, data, quota)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from gradsense.errors import InputError
 from gradsense.storage import files
 from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
+from gradsense.transport.chunks import Chunk
 
 FILE = "journal.sqlite3"
 #: Snapshots that keep their file, beside that of version 0.
@@ -134,6 +135,18 @@ class Piece:
     digest: bytes
     at: float
     piece: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, device: str, chunk: Chunk, at: float) -> Piece:
+        """The row of a chunk that came at that time."""
+        place = device, chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest
+        return cls(*place, at, chunk.piece)
+
+    @property
+    def chunk(self) -> Chunk:
+        """The chunk again."""
+        place = self.message, self.place, self.count, self.total, self.digest
+        return Chunk(*place, self.piece)
 
 
 @dataclass

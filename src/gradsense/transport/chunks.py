@@ -1,9 +1,9 @@
-"""Large bodies in pieces: cut, put together again in any order, and continued after a break.
+"""Large bodies in pieces: cut, paced, put together in any order, and continued after a break.
 
 A body of ``total`` bytes in ``count`` chunks is cut at ``i * total // count``: no chunk's size
 needs to be said, and none may differ. A message's id follows from its verified properties, so a
-restarted sender arrives at the same id and goes on where it was. ``Assembler`` holds no clock:
-time is passed in. Its state is plain JSON and bytes.
+restarted sender arrives at the same id and goes on where it was. ``Rate`` and ``Assembler``
+hold no clock: time is passed in.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import hashlib
 import math
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from gradsense.errors import UpdateRefused
 from gradsense.transport.protocol import MAX_CHUNKS, Properties, WrongHash
@@ -86,11 +85,8 @@ class Chunk:
         Raises:
             BadChunk: the piece has another length than its place needs.
         """
-        index, count, total = (
-            properties.chunk_index,
-            properties.chunk_count,
-            properties.body_size,
-        )
+        index, count = properties.chunk_index, properties.chunk_count
+        total = properties.body_size
         start, end = _bounds(index, count, total)
         if len(piece) != end - start:
             raise BadChunk(f"chunk {index} has {len(piece)} bytes, not {end - start}")
@@ -186,6 +182,52 @@ def _resume_header(body: bytes) -> tuple[bytes, int, bytes]:
     return message, count, body[_RESUME.size :]
 
 
+class Rate:
+    """Lets at most ``burst + bytes_per_s * t`` bytes pass in any ``t`` seconds: a token bucket.
+
+    Args:
+        bytes_per_s: tokens that come in each second; None: no cap.
+        burst: bytes that may pass at once after a pause, so no message may be larger.
+
+    Raises:
+        ValueError: the rate or the burst is not positive.
+    """
+
+    def __init__(self, bytes_per_s: float | None, burst: int) -> None:
+        if burst <= 0 or (bytes_per_s is not None and not bytes_per_s > 0):
+            raise ValueError("a rate and its burst are positive")
+        self._rate, self._burst = bytes_per_s, burst
+        self._tokens, self._at = float(burst), float("-inf")
+
+    def wait_s(self, size: int, now: float) -> float:
+        """Seconds from ``now`` until ``size`` bytes may pass; 0: they may.
+
+        Raises:
+            ValueError: they never may, being more than the burst.
+        """
+        if self._rate is None:
+            return 0.0
+        if size > self._burst:
+            raise ValueError(f"{size} bytes never pass a burst of {self._burst}")
+        return max(0.0, (size - self._available(self._rate, now)) / self._rate)
+
+    def take(self, size: int, now: float) -> bool:
+        """Let ``size`` bytes pass; False, and nothing is taken, if it is too early.
+
+        Raises: as ``wait_s``.
+        """
+        if self.wait_s(size, now) > 0:
+            return False
+        if self._rate is not None:
+            self._tokens = self._available(self._rate, now) - size
+            self._at = max(self._at, now)
+        return True
+
+    def _available(self, rate: float, now: float) -> float:
+        passed = max(0.0, now - self._at)  # a clock that falls brings nothing and takes nothing
+        return min(float(self._burst), self._tokens + rate * passed)
+
+
 # Putting together ---------------------------------------------------------------------------
 
 
@@ -239,9 +281,6 @@ class UploadProgress:
     repeated: bool = False
 
 
-Key = tuple[str, bytes]
-
-
 class Assembler:
     """Puts chunks together, of many devices, in any order, also twice.
 
@@ -257,7 +296,10 @@ class Assembler:
         self.counts: Counter[str] = Counter()
         self.held = 0  # bytes of all chunks, with their overhead; never above total_bytes
         self._transfers: dict[str, dict[bytes, _Transfer]] = {}
-        self._finished: OrderedDict[Key, int] = OrderedDict()  # to its count
+        self._finished: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # to its count
+
+    def _transfer(self, device: str, message: bytes) -> _Transfer | None:
+        return self._transfers.get(device, {}).get(message)
 
     def add(self, device: str, chunk: Chunk, now: float) -> UploadProgress:
         """Take a chunk.
@@ -271,7 +313,7 @@ class Assembler:
         """
         if (device, chunk.message) in self._finished:
             return UploadProgress(repeated=True)
-        transfer = self._transfers.get(device, {}).get(chunk.message)
+        transfer = self._transfer(device, chunk.message)
         if transfer is None:
             transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
         if chunk.index in transfer.pieces:
@@ -303,7 +345,7 @@ class Assembler:
 
     def _keep(self, device: str, chunk: Chunk, transfer: _Transfer, now: float) -> None:
         # ``_make_room`` may have expired this very message; then it goes on with this chunk.
-        if self._transfers.get(device, {}).get(chunk.message) is not transfer:
+        if self._transfer(device, chunk.message) is not transfer:
             transfer.pieces, transfer.held = {}, CHUNK_OVERHEAD
             self.held += CHUNK_OVERHEAD
             self._transfers.setdefault(device, {})[chunk.message] = transfer
@@ -344,57 +386,25 @@ class Assembler:
     def forget(self, device: str, message: bytes) -> None:
         """Take a message's chunks anew, whole or not: for example, its body could not be stored."""
         self._finished.pop((device, message), None)
-        if message in self._transfers.get(device, {}):
+        if self._transfer(device, message) is not None:
             self._drop(device, message)
 
     def resume(self, device: str, request: ResumeRequest) -> Resume:
         """What is missing of a message; all of it, where nothing is known."""
         if self._finished.get((device, request.message)) == request.count:
             return Resume(request.message, request.count, ())
-        transfer = self._transfers.get(device, {}).get(request.message)
+        transfer = self._transfer(device, request.message)
         if transfer is None or transfer.count != request.count:
             return Resume(request.message, request.count, tuple(range(request.count)))
         return Resume(request.message, request.count, transfer.missing)
 
-    # State ----------------------------------------------------------------------------------
+    def uploads(self) -> set[tuple[str, bytes]]:
+        """Device and message of all that waits for missing chunks."""
+        return {(device, message) for device, own in self._transfers.items() for message in own}
 
-    def state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """All that a resumed assembler needs: JSON-able values, and the pieces they count off."""
-        transfers: list[dict[str, Any]] = []
-        pieces: list[bytes] = []
-        for device, own in self._transfers.items():
-            for message, transfer in own.items():
-                transfers.append(
-                    {
-                        "device": device,
-                        "message": message.hex(),
-                        "count": transfer.count,
-                        "total": transfer.total,
-                        "digest": transfer.digest.hex(),
-                        "touched_s": transfer.touched_s,
-                        "indices": list(transfer.pieces),
-                    }
-                )
-                pieces += transfer.pieces.values()
-        finished = [[name, message.hex(), n] for (name, message), n in self._finished.items()]
-        values = {"transfers": transfers, "finished": finished, "counts": dict(self.counts)}
-        return values, pieces
-
-    @classmethod
-    def restored(
-        cls, values: Mapping[str, Any], pieces: Iterable[bytes], quota: Quota | None = None
-    ) -> Assembler:
-        """An assembler that goes on exactly where ``state`` was taken."""
-        assembler = cls(quota)
-        left = iter(pieces)
-        for saved in values["transfers"]:
-            device, message = saved["device"], bytes.fromhex(saved["message"])
-            digest, at = bytes.fromhex(saved["digest"]), saved["touched_s"]
-            transfer = _Transfer(saved["count"], saved["total"], digest, at)
-            for index in saved["indices"]:
-                chunk = Chunk(message, index, transfer.count, transfer.total, digest, next(left))
-                assembler._keep(device, chunk, transfer, at)
-        for device, message, count in values["finished"]:
-            assembler._finished[device, bytes.fromhex(message)] = count
-        assembler.counts = Counter(values["counts"])
-        return assembler
+    def restore(self, device: str, chunk: Chunk, at: float) -> None:
+        """Take again a chunk that an earlier assembler held, last touched at ``at``."""
+        transfer = self._transfer(device, chunk.message)
+        if transfer is None:
+            transfer = _Transfer(chunk.count, chunk.total, chunk.digest, at)
+        self._keep(device, chunk, transfer, max(at, transfer.touched_s))

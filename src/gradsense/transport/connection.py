@@ -29,10 +29,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.transport.connection_log import Counts, LinkLog, no_answer, of_error, of_reason
+from gradsense.transport.connection_log import (
+    Backoff,
+    Counts,
+    LinkLog,
+    no_answer,
+    of_error,
+    of_reason,
+)
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
-from gradsense.transport.pacing import Backoff
 from gradsense.transport.protocol import MAX_PACKET_BYTES
 
 #: Publishes without PUBACK: so many are on the way at once, so many wait behind them in memory.

@@ -1,8 +1,12 @@
-"""What a connection saw: counts, and failures named, counted and logged once with what to do."""
+"""What a connection saw, and when to try again.
+
+Counts, and failures named, counted and logged once with what to do; the pauses between attempts.
+"""
 
 from __future__ import annotations
 
 import logging
+import random
 import ssl
 import threading
 from collections import Counter
@@ -13,6 +17,8 @@ from gradsense.transport.identity import Identity
 
 #: After a connection that held for so long, failures are logged anew.
 _STABLE_S = 60.0
+#: A connection that held for so long was a good one.
+_STEADY_S = 2.0
 #: OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
 _OTHER_HOST = (62, 64)
 #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
@@ -157,3 +163,21 @@ class LinkLog:
             first = self._faults[name] == 1
         if first:
             _log.warning("%s: %s in the link", self._who, name, exc_info=error)
+
+
+class Backoff:
+    """How long to wait before the next attempt: longer each time, and for everybody different.
+
+    From 1 s to 8 s, of which a random part of at least a tenth, so that a fleet does not come back
+    to a restarted broker all at once, and yet within seconds.
+    """
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng, self._failures = rng, 0
+
+    def wait_s(self, held_s: float) -> float:
+        """Seconds to wait after a connection that held for ``held_s``; 0: there was none."""
+        self._failures = 0 if held_s >= _STEADY_S else self._failures
+        wait = self._rng.uniform(0.1, 1.0) * min(8.0, 2.0**self._failures)
+        self._failures = min(self._failures + 1, 8)
+        return wait

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
@@ -31,7 +31,8 @@ ONLINE, OFFLINE = b"online", b"offline"
 
 _MAX_UPDATE_HEADER = 4096
 _MAX_MODEL_HEADER = 8 << 20
-_MAX_REASON = 64
+#: Whole numbers up to here are exact in float64, too.
+_EXACT = 1 << 53
 _REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
 
 
@@ -85,12 +86,16 @@ def open_presence(body: bytes) -> bool:
 
 # Updates ------------------------------------------------------------------------------------
 
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "samples": (int,),
-    "reason": (str,),
-    "score": (int, float, type(None)),
-    "codec": (str,),
-}
+
+class _Header(BaseModel):
+    """What an update's body says beside its tensors, within what any client sends."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    samples: int = Field(gt=-_EXACT, lt=_EXACT)
+    reason: str = Field(max_length=64)
+    score: float | None = Field(gt=-_EXACT, lt=_EXACT)
+    codec: str
 
 
 def pack_update(update: Update) -> bytes:
@@ -98,7 +103,7 @@ def pack_update(update: Update) -> bytes:
 
     The frame is what the codec gives. Only a codec that does not compress is compressed here.
     """
-    header = {name: getattr(update, name) for name in _FIELDS}
+    header = {name: getattr(update, name) for name in _Header.model_fields}
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = update.packed or codecs()[update.codec].pack(update.delta)
     frame = compress(packed) if update.codec == "none" else packed
@@ -133,21 +138,12 @@ def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
         (length,) = struct.unpack_from("<I", body)
         if length > _MAX_UPDATE_HEADER:
             raise BadBody(f"an update header of {length} bytes")
-        header = json.loads(body[4 : 4 + length])
-        fields = {name: header[name] for name in _FIELDS}
-    except (struct.error, ValueError, RecursionError, TypeError, LookupError):
-        raise BadBody("no update header") from None
-    for name, types in _FIELDS.items():
-        if not isinstance(fields[name], types) or isinstance(fields[name], bool):
-            raise BadBody(f"'{name}' is of the wrong type")
-    if fields["codec"] not in codecs():
+        header = _Header.model_validate_json(body[4 : 4 + length])
+    except (struct.error, ValidationError) as error:
+        raise BadBody(f"no update header: {error}") from None
+    if header.codec not in codecs():
         raise BadBody("unknown codec")
-    if abs(fields["samples"]) >= 1 << 53 or len(fields["reason"]) > _MAX_REASON:
-        raise BadBody("the sample count or the reason is out of bounds")
-    score = fields["score"]
-    if score is not None and not (abs(score) < 1 << 53 and math.isfinite(score)):
-        raise BadBody("the score is not finite")
-    return fields, body[4 + length :]
+    return header.model_dump(), body[4 + length :]
 
 
 # Models -------------------------------------------------------------------------------------
@@ -215,6 +211,12 @@ def expand(frame: bytes, limit: int) -> bytes:
         raise BadBody(str(error)) from None
 
 
+class _Metadata(BaseModel):
+    """What a model's body says beside its tensors."""
+
+    participants: frozenset[str] | None
+
+
 def _participants(blob: bytes) -> frozenset[str] | None:
     refusal = BadBody("the model's metadata cannot be read")
     try:
@@ -222,11 +224,6 @@ def _participants(blob: bytes) -> frozenset[str] | None:
         if length > min(_MAX_MODEL_HEADER, len(blob) - 8):
             raise refusal
         metadata = json.loads(blob[8 : 8 + length])["__metadata__"]["gradsense"]
-        names = json.loads(metadata)["participants"]
+        return _Metadata.model_validate_json(metadata, strict=True).participants
     except (struct.error, ValueError, RecursionError, TypeError, LookupError):
         raise refusal from None
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refusal
-    return frozenset(names)
