@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
-    from gradsense.coordinator.closing import write_newest
-    from gradsense.coordinator.opening import open_run
+    from gradsense.coordinator.opening import open_run, write_newest
     from gradsense.coordinator.run import Run
     from gradsense.coordinator.service import CoordinatorService
 else:

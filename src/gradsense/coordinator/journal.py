@@ -1,26 +1,41 @@
-"""A run's journal, one SQLite file: every event, every model issued, unfinished uploads.
+"""A run's journal: one SQLite file with every event, every model issued, unfinished uploads.
 
 The file is an event log. ``Coordinator`` is pure, so its state is the last snapshot, which every
 aggregation makes, and the events since, played again. One transaction takes in a whole batch of
 messages and all that follows from them; only after it may anything be acknowledged. What was
 committed survives a loss of power.
+
+A snapshot, which is a global model and the server's state, is a safetensors file beside it, whole
+and durable before the journal names it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
 from gradsense.errors import InputError
+from gradsense.learning.learner import Array
 from gradsense.storage import files
+from gradsense.storage.checkpoint import Groups
 from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
 from gradsense.transport.chunks import Chunk
 
 FILE = "journal.sqlite3"
+#: Folder of the snapshots, and their names.
+SNAPSHOTS = "models"
+_SNAPSHOT = "version-{}.safetensors"
 #: Snapshots that keep their file, beside that of version 0.
 KEPT_MODELS = 5
 
@@ -227,7 +242,7 @@ class RunJournal:
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
-        self.file = folder / FILE
+        self.file, self._snapshots = folder / FILE, folder / SNAPSHOTS
         if not (make or self.file.exists()):
             raise InputError("there is no run", hint="gradsense fleet run makes one", file=folder)
         try:
@@ -324,11 +339,10 @@ class RunJournal:
 
     def newest(self) -> IssuedModel:
         """The last model issued; its snapshot is there."""
-        (row,) = self._db.all(
-            f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
-        )
-        issued = dict(zip((column.name for column in fields(IssuedModel)), row, strict=True))
-        return IssuedModel(**issued | {"contributors": tuple(json.loads(issued["contributors"]))})
+        query = f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
+        (row,) = self._db.all(query)
+        issued = IssuedModel(*row)
+        return replace(issued, contributors=tuple(json.loads(str(issued.contributors))))
 
     def hashes(self) -> dict[int, str]:
         """Version to hash, of every model ever issued."""
@@ -363,6 +377,68 @@ class RunJournal:
         names = (self.file, self.file.with_name(f"{FILE}-wal"))
         return sum(file.stat().st_size for file in names if file.exists())
 
+    # Snapshots ------------------------------------------------------------------------------
+
+    def save(self, version: int, groups: Groups) -> tuple[str, str]:
+        """Write a snapshot; once this returns it is durable.
+
+        Args:
+            groups: group to name to array, as ``Coordinator.snapshot()`` has them.
+
+        Returns:
+            the file's name, and the SHA-256 of its bytes in hex.
+
+        Raises:
+            StorageFull: it cannot be written.
+        """
+        arrays = {f"{group}/{name}": t for group, own in groups.items() for name, t in own.items()}
+        data = save_tensors({name: np.asarray(t, order="C") for name, t in arrays.items()})
+        name = _SNAPSHOT.format(version)
+        try:
+            self._snapshots.mkdir(mode=0o700, exist_ok=True)
+            files.write(self._snapshots / name, data)
+        except OSError as error:
+            raise StorageFull(f"{self._snapshots}: no model can be written: {error}") from error
+        return name, hashlib.sha256(data).hexdigest()
+
+    def load(self, model: IssuedModel) -> dict[str, dict[str, Array]]:
+        """The groups of a model's snapshot, bit for bit.
+
+        Raises:
+            InputError: it is gone or altered.
+        """
+        return _load(self._snapshots / (model.file or ""), model.file_sha256 or "")
+
+    def sweep(self) -> None:
+        """Remove the snapshots that the journal does not name, and what a killed process left."""
+        keep, pattern = self.files(), Path(_SNAPSHOT.format("*"))
+        with suppress(OSError):  # superfluous files do no harm
+            for name in (pattern.name, files.temporary(pattern).name):
+                for file in self._snapshots.glob(name):
+                    if file.name not in keep:
+                        file.unlink(missing_ok=True)
+
+
+def _load(file: Path, sha256: str) -> dict[str, dict[str, Array]]:
+    hint = "put this file back from a backup; the journal beside it may stay as it is"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"the newest snapshot cannot be read ({error.strerror or error})", hint=hint, file=file
+        ) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError("the newest snapshot is damaged", hint=hint, file=file)
+    try:
+        named = load_tensors(data)
+    except SafetensorError as error:
+        raise InputError(f"is no snapshot ({error})", hint=hint, file=file) from error
+    groups: dict[str, dict[str, Array]] = {"model": {}, "server": {}}
+    for key, tensor in named.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    return groups
+
 
 def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
     rows = []
@@ -379,11 +455,11 @@ def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
         )
 
 
-def newest_snapshot(folder: Path) -> tuple[int, str, str]:
-    """Version, file and SHA-256 of a run's newest snapshot, without the coordinator's lock.
+def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
+    """Version and groups of a run's newest snapshot, without the coordinator's lock.
 
     Raises:
-        InputError: the journal is damaged, or the run was not made completely.
+        InputError: the journal or the snapshot is damaged, or the run was not made completely.
         StorageFull: it cannot be read for now.
     """
     query = "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
@@ -391,7 +467,7 @@ def newest_snapshot(folder: Path) -> tuple[int, str, str]:
     if not rows:
         raise _incomplete(folder)
     version, file, sha256 = rows[0]
-    return version, file, sha256
+    return version, _load(folder / SNAPSHOTS / file, sha256)
 
 
 def _incomplete(file: Path) -> InputError:
