@@ -34,8 +34,6 @@ _log = logging.getLogger(__name__)
 class WrongDevice(UpdateRefused):
     """The topic is another device's, another run's, or one that devices publish on."""
 
-    reason = "wrong-device"
-
 
 class StaleModel(UpdateRefused):
     """A model of an older version than the one held."""

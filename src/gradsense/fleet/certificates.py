@@ -14,12 +14,11 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -42,11 +41,16 @@ class IssuedCertificate:
 
 
 @dataclass(frozen=True)
-class SigningPair:
-    """An Ed25519 key: the private part as PKCS 8 PEM, the public part as its 32 bytes."""
+class KeyPair:
+    """The private part as PKCS 8 PEM, the public part as its 32 bytes."""
 
     private: bytes = field(repr=False)
     public: bytes
+
+    @classmethod
+    def of(cls, key: ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey) -> KeyPair:
+        """Both parts of a key, to be stored."""
+        return cls(_private_pem(key), key.public_key().public_bytes_raw())
 
 
 class Authority:
@@ -164,14 +168,19 @@ class Authority:
         return builder.sign(self._private, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def signing_pair() -> SigningPair:
-    """A new Ed25519 key."""
-    key = ed25519.Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return SigningPair(_private_pem(key), public)
+def signing_pair() -> KeyPair:
+    """A new Ed25519 key, which signs."""
+    return KeyPair.of(ed25519.Ed25519PrivateKey.generate())
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+def seal_pair() -> KeyPair:
+    """A new X25519 key, which opens what is sealed for it."""
+    return KeyPair.of(x25519.X25519PrivateKey.generate())
+
+
+def _private_pem(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey,
+) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

@@ -22,16 +22,13 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_files, device_bundle, jobs
-from gradsense.fleet.certificates import Authority, IssuedCertificate, signing_pair
+from gradsense.fleet.certificates import Authority, IssuedCertificate, seal_pair, signing_pair
 from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
 from gradsense.storage import files
@@ -41,14 +38,6 @@ from gradsense.transport.protocol import COORDINATOR
 #: The broker's and the coordinator's certificates, two years.
 SERVICE_DAYS = 730
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class _SealPair:
-    """An X25519 key: the private part as PKCS 8 PEM, the public part in hex."""
-
-    private: bytes = field(repr=False)
-    public: str
 
 
 class Fleet:
@@ -171,13 +160,13 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
         raise InputError("is there already, nothing was changed", hint="give another", file=folder)
     signing, identifier = signing_pair(), secrets.token_hex(8)
     address = Address(host=_host(host or "localhost"), port=port)
-    own, shared = _seal_pair(), _seal_pair()
+    own, shared = seal_pair(), seal_pair()
     about = FleetFile(
         fleet=identifier,
         broker=address,
         coordinator_key=signing.public.hex(),
-        coordinator_seal_key=own.public,
-        fleet_seal_key=shared.public,
+        coordinator_seal_key=own.public.hex(),
+        fleet_seal_key=shared.public.hex(),
     )
     secret = {
         "signing-key.pem": signing.private,
@@ -339,9 +328,3 @@ def _host(text: str) -> str:
 
 def _json(model: BaseModel) -> bytes:
     return (json.dumps(model.model_dump(), indent=2) + "\n").encode()
-
-
-def _seal_pair() -> _SealPair:
-    key = X25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return _SealPair(private, key.public_key().public_bytes_raw().hex())

@@ -17,18 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gradsense.federation import events
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.events import (
-    Arrived,
-    Broadcast,
-    Event,
-    Joined,
-    Left,
-    Send,
-    Ticked,
-    WakeAt,
-)
 from gradsense.federation.transforms import codecs
 from gradsense.federation.transforms.transform import Plain
 from gradsense.federation.update import GlobalModel, Update
@@ -144,7 +135,7 @@ class Simulator:
         first = [name for number, name in enumerate(names) if number not in late]
         self.coordinator.min_clients = len(first)
         for name in first:
-            self._handle(Joined(name))
+            self._handle(events.Joined(name))
 
     def step(self) -> bool:
         """Handle the next event; False when nothing is left to do."""
@@ -160,11 +151,11 @@ class Simulator:
             case "worked", _:
                 self._worked(event.client)
             case "arrive", Update() as update:
-                self._handle(Arrived(update, self.now))
+                self._handle(events.Arrived(update, self.now))
             case "tick", _:
-                self._handle(Ticked(self.now))
+                self._handle(events.Ticked(self.now))
             case "join", _:
-                self._handle(Joined(event.client))
+                self._handle(events.Joined(event.client))
             case "drop", _:
                 self._drop(event.client)
         return True
@@ -267,19 +258,19 @@ class Simulator:
             [self.seed, _FAULT_STREAM, self.numbers[name], self._attempts[name], 1]
         )
         self._push(self.now + rng.exponential(self.faults.offline_s), "join", name)
-        self._handle(Left(name))
+        self._handle(events.Left(name))
 
     # The cloud ------------------------------------------------------------------------------
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         """Let the coordinator handle an event, and carry out its effects."""
         for effect in self.coordinator.handle(event):
             match effect:
-                case Broadcast():
+                case events.Broadcast():
                     self._broadcast(effect.model)
-                case Send():
+                case events.Send():
                     self._send(effect.client, effect.model)
-                case WakeAt():
+                case events.WakeAt():
                     self._push(effect.at, "tick")
 
     def _broadcast(self, model: GlobalModel) -> None:

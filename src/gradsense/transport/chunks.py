@@ -29,31 +29,21 @@ _RESUME = struct.Struct("<16sI")
 class BadChunk(UpdateRefused):
     """A chunk has another length than its place in the message needs."""
 
-    reason = "bad-chunk"
-
 
 class ChunkMismatch(UpdateRefused):
     """A chunk contradicts an earlier one of its message."""
-
-    reason = "chunk-mismatch"
 
 
 class BadResume(UpdateRefused):
     """A resume request or its answer cannot be read."""
 
-    reason = "bad-resume"
-
 
 class DeviceQuota(UpdateRefused):
     """A single message would take more than one device may have waiting."""
 
-    reason = "device-quota"
-
 
 class AssemblerFull(UpdateRefused):
     """All devices together have too much waiting; the device tries again later."""
-
-    reason = "assembler-full"
 
 
 # Cutting ------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from typing import Literal, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,6 +28,7 @@ _PUBLIC_KEY = r"^[0-9a-f]{64}$"
 _NO_CHECK_TIME = 0x200000
 
 _File = TypeVar("_File", bound=BaseModel)
+_Key = TypeVar("_Key", Ed25519PrivateKey, X25519PrivateKey)
 
 
 class Address(BaseModel):
@@ -149,12 +149,8 @@ def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: s
     for file in ("ca.pem", "cert.pem"):
         _bytes(folder / file, _hint(name))
     _secret(folder / "key.pem", name)
-    signing = _private(folder / "signing-key.pem", name)
-    if not isinstance(signing, Ed25519PrivateKey):
-        raise _wrong_key(folder / "signing-key.pem", name)
-    own = _private(folder / "seal-key.pem", name)
-    if not isinstance(own, X25519PrivateKey):
-        raise _wrong_key(folder / "seal-key.pem", name)
+    signing = _private(folder / "signing-key.pem", name, Ed25519PrivateKey)  # type: ignore[type-abstract]
+    own = _private(folder / "seal-key.pem", name, X25519PrivateKey)  # type: ignore[type-abstract]
     _belongs(own, opens, folder / "seal-key.pem", name)
     return Identity(
         name=name,
@@ -214,15 +210,14 @@ def _secret(file: Path, name: str) -> bytes:
     return found
 
 
-def _private(file: Path, name: str) -> PrivateKeyTypes:
+def _private(file: Path, name: str, kind: type[_Key]) -> _Key:
     try:
-        return load_pem_private_key(_secret(file, name), password=None)
+        found = load_pem_private_key(_secret(file, name), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # their text may quote the file
-        raise _wrong_key(file, name) from None
-
-
-def _wrong_key(file: Path, name: str) -> InputError:
-    return InputError("is not the private key that it should be", hint=_hint(name), file=file)
+        found = None
+    if not isinstance(found, kind):
+        raise InputError("is not the private key that it should be", hint=_hint(name), file=file)
+    return found
 
 
 def _belongs(key: Ed25519PrivateKey | X25519PrivateKey, public: str, file: Path, name: str) -> None:

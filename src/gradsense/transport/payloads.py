@@ -39,8 +39,6 @@ _REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
 class BadBody(UpdateRefused):
     """The body is of the right hash, but cannot be read."""
 
-    reason = "bad-body"
-
 
 # Small ones ---------------------------------------------------------------------------------
 
