@@ -24,7 +24,7 @@ from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from gradsense.transport.messages import SignedMessage, sign_message
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import MessageHeader

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradsense.agent.store import NO_MODEL, AgentStore
 from gradsense.agent.uplink import Uplink
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from gradsense.transport.chunks import Rate, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, read, sign
 from gradsense.transport.payloads import Ack

@@ -21,7 +21,7 @@ from gradsense.coordinator.journal import (
     UpdateOutcome,
 )
 from gradsense.errors import InputError
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 
 FIRST = IssuedModel(0, "00", 0.0, 0, (), file="version-0.safetensors", file_sha256="aa", state="{}")
 

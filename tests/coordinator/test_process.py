@@ -18,7 +18,7 @@ from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.live_coordinator import Teller, eventually, new_run, working

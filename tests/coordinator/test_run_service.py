@@ -21,7 +21,7 @@ from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.events import Arrived, Joined, Ticked
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from gradsense.transport import payloads
 from gradsense.transport.chunks import Quota
 from gradsense.transport.messages import Message, messages, read, sign, unsealed

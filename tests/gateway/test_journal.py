@@ -11,7 +11,7 @@ import pytest
 from gradsense.errors import InputError
 from gradsense.gateway import store as module
 from gradsense.gateway.store import FILE, Feedback, GatewayStore, StoreBatch
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from tests.gateway.alerting.test_alerts import alarm, grouper
 from tests.support.sample_alerts import sample
 

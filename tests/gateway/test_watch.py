@@ -19,7 +19,7 @@ from gradsense.gateway.settings import Settings
 from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from tests.data.sources.test_fuzz_stream import HEADS, mutated, tsv_line
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradsense.errors import InputError
-from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
+from gradsense.storage.files import Database, Schema, StorageFull, read_only
 
 SCHEMA = Schema(
     what="list of things",

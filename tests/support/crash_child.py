@@ -22,7 +22,7 @@ import numpy as np
 
 from gradsense.coordinator.run import Run
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
-from gradsense.storage.sqlite import Database
+from gradsense.storage.files import Database
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.toy_fleet import acks, job, open_run, sent, status

@@ -24,7 +24,7 @@ from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
 from gradsense.storage import checkpoint, files
-from gradsense.storage.sqlite import Database, Schema
+from gradsense.storage.files import Database, Schema
 from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
 from gradsense.transport.protocol import NO_MODEL, Properties, parse_topic

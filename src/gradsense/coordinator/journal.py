@@ -29,7 +29,7 @@ from gradsense.errors import InputError
 from gradsense.learning.learner import Array
 from gradsense.storage import files
 from gradsense.storage.checkpoint import Groups
-from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
+from gradsense.storage.files import Database, Schema, StorageFull, read_only
 from gradsense.transport.chunks import Chunk
 
 FILE = "journal.sqlite3"

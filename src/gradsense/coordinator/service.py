@@ -25,7 +25,7 @@ from gradsense.coordinator.run import Run
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
 from gradsense.storage import files
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message

@@ -11,10 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
 from gradsense.coordinator.journal import (
@@ -35,6 +32,7 @@ from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
+from gradsense.storage import files
 from gradsense.storage.checkpoint import Groups
 from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
@@ -118,7 +116,7 @@ class RunState:
     def __init__(self, journal: RunJournal, setting: Setting) -> None:
         self._journal, self._setting = journal, setting
         text, self.now = journal.run()
-        self.job = _job(text, journal.file)
+        self.job = files.parsed(text, Job, journal.file)
         self.newest = newest = journal.newest()
         groups = journal.load(newest)
         self.hashes = journal.hashes()
@@ -374,14 +372,3 @@ def _elsewhere(row: JournalEvent, what: str) -> InputError:
         f"event {row.id} ({row.kind}), played again, {what}",
         hint="use the gradsense that wrote the journal, or restore the run from its backup",
     )
-
-
-def _job(text: str, file: Path) -> Job:
-    try:
-        return Job.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(
-            f"the job in the journal cannot be read ({error.errors()[0]['msg']})",
-            hint="use the gradsense that wrote it",
-            file=file,
-        ) from error

@@ -176,7 +176,20 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
     try:
         with files.replacing(folder) as fresh:
             fresh.chmod(0o700)
-            _fill(fresh, folder, about, secret, now)
+            authority = Authority.create(about.fleet, now)
+            ca = {"ca.pem": authority.certificate}
+            server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
+            client = authority.client(COORDINATOR, now, SERVICE_DAYS)
+            registry = Registry(fresh / "registry.sqlite3")
+            registry.add(_entry("broker", "broker", server, now))
+            registry.add(_entry(COORDINATOR, "coordinator", client, now, signing.public))
+            write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
+            write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
+            write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
+            write_files(fresh / "broker", _access(authority, registry, now))
+            (fresh / "broker" / "data").mkdir(mode=0o700)
+            files.write(fresh / "fleet.json", _json(about))
+            registry.close()
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror or error})",
@@ -184,30 +197,6 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             file=folder,
         ) from error
     return about
-
-
-def _fill(
-    fresh: Path, folder: Path, about: FleetFile, secret: dict[str, bytes], now: float
-) -> None:
-    """Everything of a new fleet into ``fresh``, which is to become ``folder``.
-
-    Args:
-        secret: the coordinator's private keys by file name.
-    """
-    authority = Authority.create(about.fleet, now)
-    server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
-    client = authority.client(COORDINATOR, now, SERVICE_DAYS)
-    registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
-    registry.add(_entry("broker", "broker", server, now))
-    registry.add(_entry(COORDINATOR, "coordinator", client, now, public))
-    ca = {"ca.pem": authority.certificate}
-    write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
-    write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
-    write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
-    write_files(fresh / "broker", _access(authority, registry, now))
-    (fresh / "broker" / "data").mkdir(mode=0o700)
-    files.write(fresh / "fleet.json", _json(about))
-    registry.close()
 
 
 @contextmanager

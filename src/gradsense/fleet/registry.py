@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradsense.errors import InputError
-from gradsense.storage.sqlite import Database, Schema
+from gradsense.storage.files import Database, Schema
 
 Role = Literal["device", "coordinator", "broker"]
 State = Literal["active", "revoked", "expired"]

@@ -10,7 +10,7 @@ from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.alert import SEVERITIES, Severity
 from gradsense.gateway.alerting.sink import Refused, Sink
 from gradsense.gateway.store import GatewayStore
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 
 #: Messages of one batch.
 BATCH = 100

@@ -22,7 +22,7 @@ from gradsense.errors import InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import GROUP, Group
 from gradsense.storage import files
-from gradsense.storage.sqlite import Database, Schema
+from gradsense.storage.files import Database, Schema
 from gradsense.tasks.task import get_task
 
 FILE = "watch.sqlite3"

@@ -20,7 +20,7 @@ from gradsense.gateway.judge import Judge
 from gradsense.gateway.reload import Successor
 from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.verdicts import VerdictLog
-from gradsense.storage.sqlite import StorageFull
+from gradsense.storage.files import StorageFull
 
 if TYPE_CHECKING:  # it needs a library that not every gateway has
     from gradsense.gateway.instruments import Observer

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from gradsense.exports import export
 
 if TYPE_CHECKING:
-    from gradsense.simulation.cost import Meter
-    from gradsense.simulation.devices import DeviceProfile, assign
+    from gradsense.simulation.devices import DeviceProfile, Meter, assign
     from gradsense.simulation.simulator import Faults, Simulator
 else:
     export(__name__)

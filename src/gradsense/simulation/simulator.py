@@ -24,8 +24,7 @@ from gradsense.federation.transforms import codecs
 from gradsense.federation.transforms.transform import Plain
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import FlowCost, Tensors
-from gradsense.simulation.cost import Meter, Upload
-from gradsense.simulation.devices import DeviceProfile
+from gradsense.simulation.devices import DeviceProfile, Meter, Upload
 
 _MAGIC = b"GSU1"
 

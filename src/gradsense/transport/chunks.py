@@ -14,6 +14,7 @@ import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 from gradsense.errors import UpdateRefused
 from gradsense.transport.protocol import MAX_CHUNKS, Properties, WrongHash
@@ -125,20 +126,26 @@ class ResumeRequest:
         return _RESUME.pack(self.message, self.count)
 
     @classmethod
-    def parse(cls, body: bytes) -> ResumeRequest:
+    def parse(cls, body: bytes) -> Self:
         """Raises: BadResume: of the wrong length, or its count is out of bounds."""
-        message, count, rest = _resume_header(body)
+        if len(body) < _RESUME.size:
+            raise BadResume(f"{len(body)} bytes")
+        message, count = _RESUME.unpack_from(body)
+        if not 1 <= count <= MAX_CHUNKS:
+            raise BadResume(f"{count} chunks")
+        return cls(message, count, *cls._rest(body[_RESUME.size :], count))
+
+    @staticmethod
+    def _rest(rest: bytes, count: int) -> tuple[Any, ...]:
         if rest:
             raise BadResume(f"{len(rest)} bytes too many")
-        return cls(message, count)
+        return ()
 
 
 @dataclass(frozen=True)
-class Resume:
+class Resume(ResumeRequest):
     """The answer: which chunks are missing. None missing is not yet an acknowledgement."""
 
-    message: bytes
-    count: int
     missing: tuple[int, ...]
 
     def pack(self) -> bytes:
@@ -149,27 +156,16 @@ class Resume:
         bits = bytearray(-(-self.count // 8))
         for index in self.missing:
             bits[index // 8] |= 1 << index % 8
-        return _RESUME.pack(self.message, self.count) + bytes(bits)
+        return super().pack() + bytes(bits)
 
-    @classmethod
-    def parse(cls, body: bytes) -> Resume:
-        """Raises: BadResume: of the wrong length, or bits beyond the last chunk."""
-        message, count, bits = _resume_header(body)
-        if len(bits) != -(-count // 8):
-            raise BadResume(f"a bitmap of {len(bits)} bytes for {count} chunks")
-        missing = tuple(i for i in range(8 * len(bits)) if bits[i // 8] >> i % 8 & 1)
+    @staticmethod
+    def _rest(rest: bytes, count: int) -> tuple[Any, ...]:
+        if len(rest) != -(-count // 8):
+            raise BadResume(f"a bitmap of {len(rest)} bytes for {count} chunks")
+        missing = tuple(i for i in range(8 * len(rest)) if rest[i // 8] >> i % 8 & 1)
         if missing and missing[-1] >= count:
             raise BadResume("bits beyond the last chunk")
-        return cls(message, count, missing)
-
-
-def _resume_header(body: bytes) -> tuple[bytes, int, bytes]:
-    if len(body) < _RESUME.size:
-        raise BadResume(f"{len(body)} bytes")
-    message, count = _RESUME.unpack_from(body)
-    if not 1 <= count <= MAX_CHUNKS:
-        raise BadResume(f"{count} chunks")
-    return message, count, body[_RESUME.size :]
+        return (missing,)
 
 
 class Rate:

@@ -344,16 +344,17 @@ class Link:
                 self._log.refused(of_reason("subscribe", str(reason)))
 
 
+@dataclass
 class _Connection:
     """One attempt to connect, and what came of it."""
 
-    def __init__(self, client: paho.Client) -> None:
-        self.client = client
-        self.unacked = 0
-        self.answered, self.session_present = False, False
-        self.complaint = ""
-        self.opened: float | None = None
-        self.held_s = 0.0
+    client: paho.Client
+    unacked: int = 0
+    answered: bool = False
+    session_present: bool = False
+    complaint: str = ""
+    opened: float | None = None
+    held_s: float = 0.0
 
 
 def _properties(packet: int, message: Message | None = None) -> Properties:
