@@ -20,7 +20,7 @@ from gradsense.federation.algorithm import algorithms, fields_of, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.parts import EveryRound, Pool, Pooled, PooledUpdate, Sensed, Trigger
-from gradsense.federation.rules import Rule
+from gradsense.federation.rules import Rule, rules
 from gradsense.federation.rules.rule import DeltaRule
 from gradsense.federation.transforms import codecs, transforms
 from gradsense.learning.learner import FlowCost
@@ -58,6 +58,7 @@ def names(values: list[Any]) -> list[str]:
     return [type(value).__name__ for value in values]
 
 
+rules()  # imports those that no algorithm does
 TRIGGERS, POOLS, RULES = everything(Trigger), everything(Pool), everything(Rule)
 
 
