@@ -107,7 +107,7 @@ class Inbox:
             if self._assembler.counts.total() != before:
                 self._drop_given_up()
         if progress.missing:
-            self._fresh.setdefault(upload, []).append(Piece.of(device, chunk, now))
+            self._fresh.setdefault(upload, []).append(Piece(device, chunk, now))
         else:
             self._drop(upload)
         return progress.body

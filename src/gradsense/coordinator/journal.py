@@ -140,28 +140,11 @@ class IssuedModel:
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk of an upload that is not whole yet; fields as in ``chunks.Chunk``."""
+    """A chunk of an upload that is not whole yet, and when it came, in the run's time."""
 
     device: str
-    message: bytes
-    place: int
-    count: int
-    total: int
-    digest: bytes
+    chunk: Chunk
     at: float
-    piece: bytes = field(repr=False)
-
-    @classmethod
-    def of(cls, device: str, chunk: Chunk, at: float) -> Piece:
-        """The row of a chunk that came at that time."""
-        place = device, chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest
-        return cls(*place, at, chunk.piece)
-
-    @property
-    def chunk(self) -> Chunk:
-        """The chunk again."""
-        place = self.message, self.place, self.count, self.total, self.digest
-        return Chunk(*place, self.piece)
 
 
 @dataclass
@@ -297,7 +280,11 @@ class RunJournal:
             db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
             _insert_models(db, batch.models)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
-            db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
+            db.executemany(
+                "INSERT OR IGNORE INTO pieces (device, at, message, place, count, total, digest, "
+                "piece) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(own.device, own.at, *vars(own.chunk).values()) for own in batch.pieces],
+            )
             db.executemany(
                 _insert("devices", DeviceRecord, "INSERT OR REPLACE"),
                 map(_values, batch.devices.values()),
@@ -320,11 +307,6 @@ class RunJournal:
         if not rows:
             raise _incomplete(self.file)
         return str(rows[0][0]), float(rows[0][1])
-
-    def last_event(self) -> int:
-        """Id of the newest event; 0 where there is none."""
-        ((newest,),) = self._db.all("SELECT coalesce(max(id), 0) FROM events")
-        return int(newest)
 
     def events(self, after: int) -> list[JournalEvent]:
         """The events behind that id, in order."""
@@ -359,8 +341,11 @@ class RunJournal:
 
     def pieces(self) -> list[Piece]:
         """Of every upload that is not whole, grouped by upload."""
-        query = f"SELECT {_columns(Piece)} FROM pieces ORDER BY device, message, place"
-        return [Piece(*row) for row in self._db.all(query)]
+        rows = self._db.all(
+            "SELECT device, at, message, place, count, total, digest, piece FROM pieces "
+            "ORDER BY device, message, place"
+        )
+        return [Piece(device, Chunk(*chunk), at) for device, at, *chunk in rows]
 
     def devices(self) -> dict[str, DeviceRecord]:
         """All that ever sent anything, by name."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gradsense.coordinator.inbox import KeyOf
 from gradsense.coordinator.journal import (
@@ -28,7 +27,6 @@ from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
 from gradsense.federation.parts import senders
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from gradsense.storage.checkpoint import Groups
 from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
@@ -244,27 +242,23 @@ class Run:
             self._signed = self._sign_model(memory)
             batch.widest = self._signed.properties.chunk_count
         if step.snapshot is not None:
-            self._save(batch, *step.snapshot, keep=memory.job.keep_updates)
+            values, groups = step.snapshot
+            newest = batch.models[-1]
+            name, sha256 = self._ledger.save(newest.version, groups)  # before the journal names it
+            state = json.dumps(values)
+            batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=state)
+            if not memory.job.keep_updates:
+                batch.forget = newest.event
+                batch.events = [
+                    replace(event, body=None) if event.id <= newest.event else event
+                    for event in batch.events
+                ]
         if not batch:
             return
         self._ledger.commit(batch)
         memory.written(batch)
         if batch.models:
             self._ledger.sweep()
-
-    def _save(
-        self, batch: JournalEntry, values: dict[str, Any], groups: Groups, *, keep: bool
-    ) -> None:
-        """Write the newest model's snapshot, before the journal names it."""
-        newest = batch.models[-1]
-        name, sha256 = self._ledger.save(newest.version, groups)
-        batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=json.dumps(values))
-        if not keep:
-            batch.forget = newest.event
-            batch.events = [
-                replace(event, body=None) if event.id <= newest.event else event
-                for event in batch.events
-            ]
 
     # Messages out ---------------------------------------------------------------------------
 

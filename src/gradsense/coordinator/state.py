@@ -122,9 +122,10 @@ class RunState:
         self.hashes = journal.hashes()
         self.coordinator = coordinator_of(self.job, self.job.rules.weights(groups["model"]))
         self.coordinator.restore(json.loads(newest.state or ""), groups)
+        self.last_event = newest.event
         for row in journal.events(newest.event):
             self._replay(row)
-        self.last_event = journal.last_event()
+            self.last_event = row.id
         self.devices, self.counts = journal.devices(), journal.counts()
         self.inbox = Inbox(
             self.job.run,

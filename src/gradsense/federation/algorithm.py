@@ -50,9 +50,8 @@ class LocalState:
 
     def split(self) -> tuple[dict[str, Any], dict[str, Tensors]]:
         """JSON-able values, and named groups of tensors."""
-        fields = {one.name: one for one in dataclasses.fields(self)}
-        groups = {name for name, one in fields.items() if one.type == "Tensors"}
-        values = {name: getattr(self, name) for name in fields if name not in groups}
+        groups = {one.name for one in dataclasses.fields(self) if one.type == "Tensors"}
+        values = {name: value for name, value in vars(self).items() if name not in groups}
         return values, {name: getattr(self, name) for name in groups if getattr(self, name)}
 
     @classmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from gradsense.learning.learner import Array, Tensors
 
 #: Who is refused so has not failed to answer the current model, and is still waited for.
 _STILL_AWAITED = {errors.Replay.reason, errors.RunFinished.reason}
+
+#: Attributes of a coordinator that rest as they are.
+_PLAIN = ("started", "last_sequence", "submissions", "refused")
 
 
 class Coordinator:
@@ -249,7 +253,6 @@ class Coordinator:
         """All that a resumed coordinator needs: JSON-able values, and named groups of tensors."""
         values = {
             **self.model.values(),
-            "started": self.started,
             "connected": list(self.connected),
             "enrolled": sorted(self.enrolled),
             "pooled": [
@@ -260,11 +263,9 @@ class Coordinator:
                 }
                 for entry in self.pooled
             ],
-            "last_sequence": dict(self.last_sequence),
-            "submissions": dict(self.submissions),
-            "refused": dict(self.refused),
             "excused": sorted(self.excused),
         }
+        values |= {name: copy(getattr(self, name)) for name in _PLAIN}
         groups = {"model": self.model.tensors, "server": self.server_state}
         groups |= {f"pooled{i}": entry.update.delta for i, entry in enumerate(self.pooled)}
         return values, groups
@@ -273,13 +274,10 @@ class Coordinator:
         """Continue exactly where ``snapshot`` was taken."""
         self.model = GlobalModel.restored(values, groups["model"])
         self.server_state = dict(groups["server"])
-        self.started = values["started"]
         self.connected = dict.fromkeys(values["connected"])
-        self.enrolled = set(values["enrolled"])
-        self.last_sequence = dict(values["last_sequence"])
-        self.submissions = Counter(values["submissions"])
-        self.refused = Counter(values["refused"])
-        self.excused = set(values["excused"])
+        self.enrolled, self.excused = set(values["enrolled"]), set(values["excused"])
+        for name in _PLAIN:
+            setattr(self, name, type(getattr(self, name))(values[name]))
         self.pooled = []
         for index, saved in enumerate(values["pooled"]):
             rest = dict(saved)

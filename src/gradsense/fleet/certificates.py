@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from gradsense.errors import InputError
 
 CA_DAYS = 3650
+_CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 #: A device whose clock is behind must still accept a certificate that was made just now.
 _BACKDATED = timedelta(days=1)
 
@@ -94,25 +95,17 @@ class Authority:
         )
         return cls(made.public_bytes(Encoding.PEM), _private_pem(key))
 
-    def client(self, name: str, now: float, days: int) -> IssuedCertificate:
+    def issue(
+        self, name: str, now: float, days: int, *, hosts: Sequence[str] = ()
+    ) -> IssuedCertificate:
         """A certificate to connect with; the broker knows its holder by ``name``.
 
-        Raises:
-            InputError: ``days`` reaches beyond this authority's own end.
-        """
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), now, days)
-
-    def server(self, hosts: Sequence[str], now: float, days: int) -> IssuedCertificate:
-        """The broker's certificate for these names and IP addresses, the first is its subject.
+        Args:
+            hosts: the broker's own names and IP addresses; none: it is a client's certificate.
 
         Raises:
             InputError: a host is no name, or ``days`` reaches beyond this authority's own end.
         """
-        return self._issue("broker", ExtendedKeyUsageOID.SERVER_AUTH, hosts, now, days)
-
-    def _issue(
-        self, name: str, usage: x509.ObjectIdentifier, hosts: Sequence[str], now: float, days: int
-    ) -> IssuedCertificate:
         key, start = ec.generate_private_key(ec.SECP256R1()), datetime.fromtimestamp(now, UTC)
         end = start + timedelta(days=days)
         if not 1 <= days <= CA_DAYS or end > self._own.not_valid_after_utc:
@@ -131,7 +124,7 @@ class Authority:
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([_SERVER if hosts else _CLIENT]), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
             )

@@ -87,7 +87,7 @@ class Fleet:
 
     def rotate_broker(self, *, now: float) -> Enrolment:
         """A new key and certificate for the broker, and its configuration afresh."""
-        issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
+        issued = _of_broker(self._authority, self.about, now)
         entry = _entry("broker", "broker", issued, now)
         self.registry.rotate(entry)
         write_files(self.folder / "broker", _broker_files(self.folder, self.about, issued))
@@ -99,7 +99,7 @@ class Fleet:
 
         Its signing and seal keys stay: every device holds the public parts and believes no other.
         """
-        issued = self._authority.client(COORDINATOR, now, SERVICE_DAYS)
+        issued = self._authority.issue(COORDINATOR, now, SERVICE_DAYS)
         public = bytes.fromhex(self.about.coordinator_key)
         entry = _entry(COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
@@ -119,7 +119,7 @@ class Fleet:
     ) -> Enrolment:
         if run is not None:
             jobs.read(run)
-        issued, signing = self._authority.client(device, now, days), signing_pair()
+        issued, signing = self._authority.issue(device, now, days), signing_pair()
         entry = _entry(device, "device", issued, now, signing.public)
         about = DeviceFile(device=device, **self.about.model_dump())
         try:
@@ -178,8 +178,8 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             fresh.chmod(0o700)
             authority = Authority.create(about.fleet, now)
             ca = {"ca.pem": authority.certificate}
-            server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
-            client = authority.client(COORDINATOR, now, SERVICE_DAYS)
+            server = _of_broker(authority, about, now)
+            client = authority.issue(COORDINATOR, now, SERVICE_DAYS)
             registry = Registry(fresh / "registry.sqlite3")
             registry.add(_entry("broker", "broker", server, now))
             registry.add(_entry(COORDINATOR, "coordinator", client, now, signing.public))
@@ -298,8 +298,10 @@ def _access(authority: Authority, registry: Registry, now: float) -> dict[str, b
     }
 
 
-def _names(host: str) -> tuple[str, ...]:
-    return ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+def _of_broker(authority: Authority, about: FleetFile, now: float) -> IssuedCertificate:
+    host = about.broker.host
+    hosts = ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+    return authority.issue("broker", now, SERVICE_DAYS, hosts=hosts)
 
 
 def _host(text: str) -> str:

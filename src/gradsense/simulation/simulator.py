@@ -12,6 +12,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ from gradsense.learning.learner import FlowCost, Tensors
 from gradsense.simulation.devices import DeviceProfile, Meter, Upload
 
 _MAGIC = b"GSU1"
+#: Attributes of a simulator that rest as they are; what is in them is replaced, never changed.
+_PLAIN = (
+    *("now", "finished", "triggers", "cycles"),
+    *("_order", "_started", "_attempts", "_uplink_free"),
+)
 
 Kind = Literal["deliver", "worked", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
@@ -287,19 +293,9 @@ class Simulator:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
         """Everything, for a checkpoint: JSON-able values and named groups of tensors."""
-        values: dict[str, Any] = {
-            "now": self.now,
-            "order": self._order,
-            "finished": self.finished,
-            "meter": asdict(self.meter),
-            "triggers": dict(self.triggers),
-            "uploads": [asdict(upload) for upload in self.uploads],
-            "cycles": {name: list(cycle) for name, cycle in self.cycles.items()},
-            "busy": sorted(self._busy),
-            "started": dict(self._started),
-            "attempts": dict(self._attempts),
-            "uplink_free": dict(self._uplink_free),
-        }
+        values: dict[str, Any] = {name: copy(getattr(self, name)) for name in _PLAIN}
+        values["meter"], values["busy"] = asdict(self.meter), sorted(self._busy)
+        values["uploads"] = [asdict(upload) for upload in self.uploads]
         groups: dict[str, Mapping[str, np.ndarray]] = {}
         values["coordinator"], own = self.coordinator.snapshot()
         groups |= {f"coordinator/{key}": group for key, group in own.items()}
@@ -330,16 +326,10 @@ class Simulator:
         def part(prefix: str) -> dict[str, Tensors]:
             return {k.removeprefix(prefix): g for k, g in groups.items() if k.startswith(prefix)}
 
-        self.now, self._order = values["now"], values["order"]
-        self.finished = values["finished"]
-        self.meter = Meter(**values["meter"])
-        self.triggers = Counter(values["triggers"])
+        for name in _PLAIN:
+            setattr(self, name, type(getattr(self, name))(values[name]))
+        self.meter, self._busy = Meter(**values["meter"]), set(values["busy"])
         self.uploads = [Upload(**upload) for upload in values["uploads"]]
-        self.cycles = {name: list(cycle) for name, cycle in values["cycles"].items()}
-        self._busy = set(values["busy"])
-        self._started = dict(values["started"])
-        self._attempts = Counter(values["attempts"])
-        self._uplink_free = dict(values["uplink_free"])
         self.coordinator.restore(values["coordinator"], part("coordinator/"))
         for name, client in self.clients.items():
             number = self.numbers[name]

@@ -12,7 +12,7 @@ import hashlib
 import math
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -247,10 +247,6 @@ class _Transfer:
     def claimed(self) -> int:
         return self.total + (self.count + 1) * CHUNK_OVERHEAD
 
-    @property
-    def missing(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.count) if i not in self.pieces)
-
 
 @dataclass(frozen=True)
 class UploadProgress:
@@ -258,13 +254,11 @@ class UploadProgress:
 
     Attributes:
         body: the whole body, with the chunk that completes it; else None.
-        missing: chunks still to come.
-        repeated: the message was whole before; acknowledge it again.
+        missing: chunks still to come; none without a body: the message was whole before.
     """
 
     body: bytes | None = field(default=None, repr=False)
     missing: int = 0
-    repeated: bool = False
 
 
 class Assembler:
@@ -298,7 +292,7 @@ class Assembler:
                 dropped, and the sender starts it anew.
         """
         if (device, chunk.message) in self._finished:
-            return UploadProgress(repeated=True)
+            return UploadProgress()
         transfer = self._transfer(device, chunk.message)
         if transfer is None:
             transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
@@ -377,12 +371,14 @@ class Assembler:
 
     def resume(self, device: str, request: ResumeRequest) -> Resume:
         """What is missing of a message; all of it, where nothing is known."""
-        if self._finished.get((device, request.message)) == request.count:
-            return Resume(request.message, request.count, ())
+        held: Collection[int] = ()
         transfer = self._transfer(device, request.message)
-        if transfer is None or transfer.count != request.count:
-            return Resume(request.message, request.count, tuple(range(request.count)))
-        return Resume(request.message, request.count, transfer.missing)
+        if self._finished.get((device, request.message)) == request.count:
+            held = range(request.count)
+        elif transfer is not None and transfer.count == request.count:
+            held = transfer.pieces
+        missing = tuple(index for index in range(request.count) if index not in held)
+        return Resume(request.message, request.count, missing)
 
     def uploads(self) -> set[tuple[str, bytes]]:
         """Device and message of all that waits for missing chunks."""

@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from gradsense.errors import UpdateRefused
 
@@ -30,7 +30,6 @@ MAX_PACKET_BYTES = 1 << 20
 MAX_CHUNKS = 1 << 16
 
 Kind = Literal["update", "resume-request", "presence", "model", "resume", "ack"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 #: What devices publish, what one device is sent, and what travels in chunks.
 UP: tuple[Kind, ...] = ("update", "resume-request", "presence")
 TO_ONE: tuple[Kind, ...] = ("resume", "ack")
