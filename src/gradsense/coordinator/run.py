@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gradsense.coordinator.inbox import KeyOf
+from gradsense.coordinator.inbox import KeyOf, Setting
 from gradsense.coordinator.journal import (
     DUPLICATES,
     GIVEN_UP,
@@ -23,7 +23,7 @@ from gradsense.coordinator.journal import (
     JournalEntry,
     RunJournal,
 )
-from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
+from gradsense.coordinator.state import RunState, Step, coordinator_of
 from gradsense.federation.parts import senders
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors

@@ -9,11 +9,10 @@ that fail, memory is thrown away and read again, so the two never differ for lon
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
+from gradsense.coordinator.inbox import FINAL, Inbox, Setting
 from gradsense.coordinator.journal import (
     DUPLICATES,
     GIVEN_UP,
@@ -34,18 +33,9 @@ from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
 from gradsense.storage import files
 from gradsense.storage.checkpoint import Groups
-from gradsense.transport.chunks import Quota
-from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, Read
 from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update
-from gradsense.transport.protocol import (
-    BadTopic,
-    MessageHeader,
-    Properties,
-    SizeLimits,
-    TooLarge,
-    parse_topic,
-)
+from gradsense.transport.protocol import BadTopic, MessageHeader, Properties, TooLarge, parse_topic
 
 #: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
@@ -72,17 +62,6 @@ class Step:
         """Answer an update once, however often it came in this batch."""
         body = Ack(header.sequence, refusal).pack()
         self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run is given from outside; see ``run.Run``."""
-
-    key_of: KeyOf
-    identity: Identity
-    quota: Quota
-    limits: SizeLimits
-    timer: Callable[[], float]
 
 
 def coordinator_of(job: Job, weights: Tensors) -> Coordinator:
@@ -127,14 +106,7 @@ class RunState:
             self._replay(row)
             self.last_event = row.id
         self.devices, self.counts = journal.devices(), journal.counts()
-        self.inbox = Inbox(
-            self.job.run,
-            key_of=setting.key_of,
-            seal_key=setting.identity.own_seal_key,
-            pieces=journal.pieces(),
-            quota=setting.quota,
-            limits=setting.limits,
-        )
+        self.inbox = Inbox(self.job.run, setting, journal.pieces())
 
     def _replay(self, row: JournalEvent) -> None:
         """Let happen again what came after the snapshot.

@@ -29,14 +29,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.transport.connection_log import (
-    Backoff,
-    Counts,
-    LinkLog,
-    no_answer,
-    of_error,
-    of_reason,
-)
+from gradsense.transport.connection_log import Backoff, Counts, LinkLog, of_error, of_reason, of_tls
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
 from gradsense.transport.protocol import MAX_PACKET_BYTES
@@ -256,7 +249,7 @@ class Link:
             if self._abandoned:
                 break
         if attempt.opened is None and not attempt.answered and not self._stopping.is_set():
-            self._log.refused(no_answer(attempt.complaint))
+            self._log.refused(of_tls(attempt.complaint))
 
     def _leave(self, attempt: _Connection) -> None:
         socket = attempt.client.socket()
