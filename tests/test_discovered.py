@@ -16,22 +16,20 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
-from gradsense.federation.algorithm import algorithms, get_algorithm
+from gradsense.federation.algorithm import algorithms, fields_of, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.parts import fields_of
 from gradsense.federation.pools import Pool, Pooled, PooledUpdate
-from gradsense.federation.rules import Rule
+from gradsense.federation.rules import Rule, rules
 from gradsense.federation.rules.rule import DeltaRule
 from gradsense.federation.transforms import codecs, transforms
 from gradsense.federation.triggers import EveryRound, Sensed, Trigger
-from gradsense.federation.update import decode, encode
 from gradsense.learning.learner import FlowCost
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
 from gradsense.prompts.templates import templates
 from gradsense.simulation.devices import MIXES, PROFILES, assign
-from gradsense.simulation.simulator import Faults, Simulator
-from tests.support.toys import ToyLearner, entry, tensor, update
+from gradsense.simulation.simulator import Faults, Simulator, encode
+from tests.support.toys import ToyLearner, decoded, entry, tensor, update
 
 T = TypeVar("T")
 ALGORITHMS = list(algorithms())
@@ -61,6 +59,7 @@ def names(values: list[Any]) -> list[str]:
     return [type(value).__name__ for value in values]
 
 
+rules()  # imports those that no algorithm does
 TRIGGERS, POOLS, RULES = everything(Trigger), everything(Pool), everything(Rule)
 
 
@@ -207,7 +206,7 @@ def test_codec_returns_what_it_was_given(name: str) -> None:
     }
     sent = update("site", delta=delta, codec=name)
     message = encode(sent)
-    got = decode(message)
+    got = decoded(message)
     assert encode(sent) == message
     assert (got.client, got.samples, got.reason) == ("site", 10, "round")
     for key, value in delta.items():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.coordinator.closing import write_newest
+from gradsense.coordinator.opening import write_newest
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.experiments.evaluate import evaluate
 from gradsense.fleet.jobs import RUNS, Job

@@ -22,8 +22,6 @@ PACKAGES = [path for path in FILES if path.name == "__init__.py"]
 TWICE = {
     "store.py": "a gateway's and an agent's SQLite, each the only store of its room",
     "run.py": "a coordinator's run over MQTT, and an experiment's in the simulator",
-    "registry.py": "gradsense.registry finds plug-ins; fleet/registry.py holds a fleet's devices",
-    "plain.py": "a template and a codec: a plug-in's file has its name",
 }
 MOST_LINES = 400
 #: Files that are longer, and why.

@@ -15,7 +15,7 @@ ROOT = Path(gradsense.__file__).parent
 FLOORS = (
     *("cli", "experiments", "localfleet", "agent", "gateway", "coordinator", "fleet", "serving"),
     *("simulation", "transport", "detection", "federation", "learning", "models", "prompts"),
-    *("tasks", "data", "config", "storage", "registry", "errors"),
+    *("tasks", "data", "config", "storage", "discovery", "exports", "errors"),
 )
 FILES = sorted(path for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 

@@ -21,11 +21,13 @@ class Certificates:
 
     def server(self, name: str) -> tuple[Path, Path]:
         """Certificate and key of who listens on this machine's loopback address."""
-        return self._write(name, self._authority.server(("localhost", HOST), time.time(), 1))
+        return self._write(
+            name, self._authority.issue(name, time.time(), 1, hosts=("localhost", HOST))
+        )
 
     def client(self, name: str) -> tuple[Path, Path]:
         """Certificate and key of who connects."""
-        return self._write(name, self._authority.client(name, time.time(), 1))
+        return self._write(name, self._authority.issue(name, time.time(), 1))
 
     def _write(self, name: str, issued: IssuedCertificate) -> tuple[Path, Path]:
         certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"

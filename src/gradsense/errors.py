@@ -21,6 +21,7 @@ derive their own from these three, such as the refusals of ``transport.protocol`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,63 +75,53 @@ def input_errors(what: str, *, hint: str, file: Path | str) -> Iterator[None]:
 
 
 class UpdateRefused(GradsenseError):
-    """The coordinator does not take an update. ``reason`` is the name that it is counted under."""
+    """The coordinator does not take an update.
+
+    Attributes:
+        reason: what it is counted and answered under; of ``WrongHash`` ``wrong-hash``.
+    """
 
     reason = "refused"
+
+    def __init_subclass__(cls) -> None:
+        if "reason" not in vars(cls):
+            cls.reason = re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
 
 
 class UnknownBase(UpdateRefused):
     """The update starts from a global model that was never published or is too old."""
 
-    reason = "unknown-base"
-
 
 class UnknownTensor(UpdateRefused):
     """The update names a tensor that the global model does not have, or is empty."""
-
-    reason = "unknown-tensor"
 
 
 class WrongShape(UpdateRefused):
     """A tensor's shape differs from the global model's."""
 
-    reason = "wrong-shape"
-
 
 class WrongDtype(UpdateRefused):
     """A tensor's dtype is not the global model's."""
-
-    reason = "wrong-dtype"
 
 
 class NotFinite(UpdateRefused):
     """A tensor holds NaN or infinity."""
 
-    reason = "not-finite"
-
 
 class NormTooLarge(UpdateRefused):
     """The update would move the model further, or weigh more, than one site may."""
-
-    reason = "norm-too-large"
 
 
 class RunFinished(UpdateRefused):
     """The run has made its last model."""
 
-    reason = "run-finished"
-
 
 class Replay(UpdateRefused):
     """The update's sequence number was seen before."""
 
-    reason = "replay"
-
 
 class NotInvited(UpdateRefused):
     """The client is not enrolled, or was not invited to this round."""
-
-    reason = "not-invited"
 
 
 class BadSampleCount(UpdateRefused):

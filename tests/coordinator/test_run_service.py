@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from gradsense.coordinator import journal as ledgers
 from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.run import Run
-from gradsense.coordinator.snapshots import load
 from gradsense.errors import InputError
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.coordinator import Coordinator
@@ -85,7 +84,7 @@ def test_fedavg_by_hand_through_signed_messages(tmp_path: Path) -> None:
     assert (told.updates, told.pooled, told.aggregations) == (2, 0, 1)
     assert told.last is not None
     assert (told.last.contributors, told.last.at) == (("a", "b"), 2.0)
-    json.dumps(told.to_json())
+    json.dumps(asdict(told))
 
 
 def test_a_restart_finds_everything_as_it_was(tmp_path: Path) -> None:
@@ -648,7 +647,7 @@ def test_a_snapshot_has_the_server_in_float64(tmp_path: Path) -> None:
     new_run(tmp_path, start, algorithm="gsfs").close()
     ledger = RunJournal(tmp_path)
     newest = ledger.newest()
-    groups = load(tmp_path / "models" / str(newest.file), str(newest.file_sha256))
+    groups = ledger.load(newest)
     assert groups["server"][STATISTICS].dtype == np.float64
     ledger.close()
 

@@ -16,10 +16,11 @@ from gradsense.federation.client import Client
 from gradsense.federation.pools import Quorum
 from gradsense.federation.transforms import codecs
 from gradsense.federation.triggers import EveryRound, Gradient, Silence
-from gradsense.federation.update import GlobalModel, decode, encode
+from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import STATISTICS
-from tests.support.toys import ToyLearner, tensor
+from gradsense.simulation.simulator import encode
+from tests.support.toys import ToyLearner, decoded, tensor
 
 FEDAVG = algorithms()["fedavg"]
 
@@ -147,7 +148,7 @@ def test_what_a_codec_rounds_away_travels_later() -> None:
     for visit in range(1, 9):
         update = client.work(100)
         assert update is not None
-        got = decode(encode(update)).delta["w"]
+        got = decoded(encode(update)).delta["w"]
         assert np.array_equal(got, update.delta["w"]), "both ends see the same rounding"
         arrived += got
         step = np.abs(got).max() / 7
@@ -232,7 +233,7 @@ def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) 
             update = client.work(100)
             assert update is not None
             messages.append(encode(update))
-            arrived += decode(messages[-1]).delta["w"]
+            arrived += decoded(messages[-1]).delta["w"]
         return client, messages, arrived
 
     whole, undisturbed, _ = run(dies=False)
@@ -256,7 +257,7 @@ def test_error_feedback_survives_a_broadcast_where_local_progress_is_kept(codec:
         client = reborn(client)
         update = client.work(100)
         assert update is not None
-        cloud = cloud + decode(encode(update)).delta["w"]
+        cloud = cloud + decoded(encode(update)).delta["w"]
         client = reborn(client)
     unsent = client.state.local["w"] - client.state.reference["w"]
     assert (cloud - start) + unsent == pytest.approx(5 * STEP, abs=1e-5)
@@ -301,7 +302,7 @@ def test_flows_are_read_once_and_told_once() -> None:
     assert (update.reason, update.samples, update.sequence) == ("gradient", 10, 1)
     assert (update.codec, update.score, list(update.delta)) == ("uniform", None, [STATISTICS])
     # What the coordinator reads is what it would make of the bytes.
-    assert np.array_equal(decode(encode(update)).delta[STATISTICS], update.delta[STATISTICS])
+    assert np.array_equal(decoded(encode(update)).delta[STATISTICS], update.delta[STATISTICS])
     moments = update.delta[STATISTICS].T @ update.delta[STATISTICS]
     truth = np.array([[0, 1, 1, 0], [1, 1, 0, 1]])
     assert moments == pytest.approx(truth.T @ truth, abs=0.25)  # the codec rounds

@@ -9,8 +9,7 @@ from gradsense.federation.algorithms.fedbuff import StalenessMean
 from gradsense.federation.algorithms.fedopt import ServerOptimizer
 from gradsense.federation.algorithms.gsfs_paper import FrequencyMean
 from gradsense.federation.pools import Pooled, PooledUpdate
-from gradsense.federation.rules.mean import WeightedMean
-from gradsense.federation.rules.rule import weighted_sum
+from gradsense.federation.rules.rule import WeightedMean, weighted_sum
 from tests.support.toys import entry, tensor, update
 
 

@@ -65,7 +65,8 @@ def recent() -> tuple[Authority, IssuedCertificate, IssuedCertificate]:
     """An authority of today's, with the broker's certificate and one device's."""
     now = time.time()
     made = Authority.create("test", now)
-    return made, made.server(("localhost", "127.0.0.1"), now, 1), made.client("a", now, 1)
+    broker = made.issue("broker", now, 1, hosts=("localhost", "127.0.0.1"))
+    return made, broker, made.issue("a", now, 1)
 
 
 def test_broker_and_device_accept_each_other(
@@ -85,7 +86,7 @@ def test_a_device_cannot_pass_for_the_broker_nor_the_broker_for_a_device(
 
 
 def test_what_a_device_certificate_says(authority: Authority) -> None:
-    issued = authority.client("porch-cam", NOW, 30)
+    issued = authority.issue("porch-cam", NOW, 30)
     read = x509.load_pem_x509_certificate(issued.certificate)
     assert [name.value for name in read.subject] == ["porch-cam"]
     assert read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -101,9 +102,9 @@ def test_what_a_device_certificate_says(authority: Authority) -> None:
 
 
 def test_names_and_addresses_of_the_broker(authority: Authority) -> None:
-    read = x509.load_pem_x509_certificate(
-        authority.server(("mqtt.example.org", "10.0.0.7", "fd00::1"), NOW, 1).certificate
-    )
+    hosts = "mqtt.example.org", "10.0.0.7", "fd00::1"
+    issued = authority.issue("broker", NOW, 1, hosts=hosts)
+    read = x509.load_pem_x509_certificate(issued.certificate)
     names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["mqtt.example.org"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7", "fd00::1"]
@@ -124,13 +125,13 @@ def test_the_list_of_revoked_certificates_outlives_every_certificate(authority: 
 @pytest.mark.parametrize("days", [0, -1, CA_DAYS + 1])
 def test_no_certificate_outlives_the_authority(authority: Authority, days: int) -> None:
     with pytest.raises(InputError, match="beyond the authority"):
-        authority.client("a", NOW, days)
+        authority.issue("a", NOW, days)
     with pytest.raises(InputError, match="beyond the authority"):
-        authority.client("a", NOW + DAY, CA_DAYS)
+        authority.issue("a", NOW + DAY, CA_DAYS)
 
 
 def test_secrets_are_not_shown(authority: Authority) -> None:
-    issued, signing = authority.client("a", NOW, 1), signing_pair()
+    issued, signing = authority.issue("a", NOW, 1), signing_pair()
     assert "PRIVATE" not in repr(issued) + repr(signing)
     private = load_pem_private_key(signing.private, None)
     assert isinstance(private, ed25519.Ed25519PrivateKey)

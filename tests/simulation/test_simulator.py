@@ -13,10 +13,10 @@ from gradsense.federation.algorithm import Plan, algorithms, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.transforms import codecs
-from gradsense.federation.update import GlobalModel, Update, encode
+from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import FlowCost, Observed, Tensors, Trained
 from gradsense.simulation.devices import DeviceProfile
-from gradsense.simulation.simulator import Faults, Simulator
+from gradsense.simulation.simulator import Faults, Simulator, encode
 from tests.support.toys import ToyLearner, tensor
 
 START = {"w": tensor(0.0)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.transforms import codecs
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
@@ -26,6 +29,14 @@ def update(client: str = "a", **fields: object) -> Update:
         "delta": {"w": tensor(1.0)},
     } | fields
     return Update(client=client, **values)
+
+
+def decoded(message: bytes) -> Update:
+    """The update that ``encode`` made a message of."""
+    (length,) = struct.unpack_from("<I", message, 4)
+    header = json.loads(message[8 : 8 + length])
+    delta = codecs()[header["codec"]].unpack(message[8 + length :])
+    return Update(**header, delta=delta)
 
 
 def entry(client: str, *delta: float, samples: int = 1, staleness: int = 0) -> PooledUpdate:

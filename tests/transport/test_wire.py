@@ -8,6 +8,7 @@ import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ from gradsense.transport.payloads import (
     pack_update,
 )
 from gradsense.transport.protocol import (
-    KINDS,
     BadProperties,
     BadTopic,
+    Kind,
     MessageHeader,
     Properties,
     TooLarge,
@@ -137,8 +138,8 @@ def test_each_kind_has_its_own_properties_and_nothing_twice() -> None:
         "resume": {"sequence"},
         "ack": {"sequence"},
     }
-    assert kinds.keys() == set(KINDS)
-    for kind in KINDS:
+    assert kinds.keys() == set(get_args(Kind))
+    for kind in get_args(Kind):
         sent = describe(replace(HEADER, kind=kind), b"body")
         names = {name.removeprefix("gs-") for name, _ in sent.pairs()}
         assert names == kinds[kind] | {"schema", "body-sha256", "body-size", "signature"}

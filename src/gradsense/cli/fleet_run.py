@@ -178,7 +178,7 @@ def model(
     fleet: FleetFolder = Path("fleet"),
 ) -> None:
     """Write the run's newest global model as a model folder, for evaluate and export."""
-    from gradsense.coordinator.closing import write_newest
+    from gradsense.coordinator.opening import write_newest
     from gradsense.fleet.enrolment import read
 
     read(fleet)

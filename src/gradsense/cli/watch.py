@@ -18,7 +18,7 @@ from rich.logging import RichHandler
 
 from gradsense.cli.console import show_lines
 from gradsense.cli.lazy import command
-from gradsense.registry import names
+from gradsense.discovery import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -47,16 +47,12 @@ class StatusCollector(Collector):
         stalls.add_metric([], status["counts"].get("stalls", 0))
         yield stalls
         runs = status["runs"]
-        for name, (field, text) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
-            for run, status_of in runs.items():
-                gauge.add_metric([run], status_of[field])
-            yield gauge
-        for name, (field, text) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"gradsense_coordinator_{name}", text, labels=["run"])
-            for run, status_of in runs.items():
-                counter.add_metric([run], status_of[field])
-            yield counter
+        for family, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, (field, text) in fields.items():
+                metric = family(f"gradsense_coordinator_{name}", text, labels=["run"])
+                for run, status_of in runs.items():
+                    metric.add_metric([run], status_of[field])
+                yield metric
         refused = CounterMetricFamily(
             "gradsense_coordinator_refused", "Messages refused, by name.", labels=["run", "reason"]
         )

@@ -7,23 +7,16 @@ size is checked before its first chunk is kept, and its hash by the assembler.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradsense.coordinator.journal import JournalEntry, Piece, Upload
+from gradsense.coordinator.records import JournalEntry, Piece, Upload
 from gradsense.federation.update import Update
 from gradsense.transport import messages
-from gradsense.transport.chunks import (
-    Assembler,
-    Chunk,
-    DeviceQuota,
-    Quota,
-    Resume,
-    ResumeRequest,
-)
+from gradsense.transport.chunks import Assembler, Chunk, DeviceQuota, Quota, Resume, ResumeRequest
+from gradsense.transport.identity import Identity
 from gradsense.transport.messages import CannotOpen, Message, Read
 from gradsense.transport.payloads import BadBody, open_update
 from gradsense.transport.protocol import (
@@ -45,31 +38,31 @@ KeyOf = Callable[[str, float], bytes | None]
 FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a run is given from outside; see ``run.Run``."""
+
+    key_of: KeyOf
+    identity: Identity
+    quota: Quota
+    limits: SizeLimits
+    timer: Callable[[], float]
+
+
 class Inbox:
     """Verifies, assembles and opens what devices send to one run.
 
     Args:
         run: whose topics these are.
-        key_of: the registry's answer.
-        seal_key: opens sealed updates.
         pieces: of uploads that were not whole when the journal was closed, grouped by upload.
-        quota: of uploads that wait for their missing chunks.
     """
 
-    def __init__(
-        self,
-        run: str,
-        *,
-        key_of: KeyOf,
-        seal_key: X25519PrivateKey | None,
-        pieces: Iterable[Piece],
-        quota: Quota,
-        limits: SizeLimits,
-    ) -> None:
-        self.run, self.limits = run, limits
-        self._key_of, self._seal_key = key_of, seal_key
-        self._assembler = _restored(pieces, quota)
-        self._kept: set[Upload] = self._waiting()  # uploads with pieces in the journal
+    def __init__(self, run: str, setting: Setting, pieces: Iterable[Piece]) -> None:
+        self.run, self._setting = run, setting
+        self._assembler = Assembler(setting.quota)
+        for piece in pieces:
+            self._assembler.restore(piece.device, piece.chunk, piece.at)
+        self._kept: set[Upload] = self._assembler.uploads()  # that have pieces in the journal
         # Since the last flush: what came, and what of the journal's is needed no longer.
         self._fresh: dict[Upload, list[Piece]] = {}
         self._gone: set[Upload] = set()
@@ -78,10 +71,6 @@ class Inbox:
     def held(self) -> int:
         """Bytes that wait for missing chunks, with their overhead."""
         return self._assembler.held
-
-    def _waiting(self) -> set[Upload]:
-        values, _ = self._assembler.state()
-        return {(own["device"], bytes.fromhex(own["message"])) for own in values["transfers"]}
 
     # Steps ----------------------------------------------------------------------------------
 
@@ -95,7 +84,7 @@ class Inbox:
         def key(topic: Topic) -> Ed25519PublicKey | None:
             if topic.run != self.run or topic.kind not in UP:
                 raise BadTopic(f"topic {topic} is not one that devices of '{self.run}' publish")
-            raw = self._key_of(topic.device, wall)
+            raw = self._setting.key_of(topic.device, wall)
             return None if raw is None else _public_key(raw)
 
         return messages.read(message, key)
@@ -117,11 +106,7 @@ class Inbox:
             if self._assembler.counts.total() != before:
                 self._drop_given_up()
         if progress.missing:
-            piece = Piece(
-                *(device, chunk.message, chunk.index, chunk.count, chunk.total, chunk.digest, now),
-                chunk.piece,
-            )
-            self._fresh.setdefault(upload, []).append(piece)
+            self._fresh.setdefault(upload, []).append(Piece(device, chunk, now))
         else:
             self._drop(upload)
         return progress.body
@@ -132,8 +117,8 @@ class Inbox:
         Raises:
             UpdateRefused: of ``FINAL``.
         """
-        clear = messages.unsealed(body, properties, self._seal_key)
-        return open_update(clear, properties.header, self.limits.raw), clear
+        clear = messages.unsealed(body, properties, self._setting.identity.own_seal_key)
+        return open_update(clear, properties.header, self._setting.limits.raw), clear
 
     def resume(self, device: str, body: bytes) -> Resume:
         """The answer to a resume request: which chunks are missing.
@@ -162,7 +147,7 @@ class Inbox:
             self._gone.add(upload)
 
     def _drop_given_up(self) -> None:
-        for upload in (self._kept | self._fresh.keys()) - self._waiting():
+        for upload in (self._kept | self._fresh.keys()) - self._assembler.uploads():
             self._drop(upload)
 
     def flush(self, batch: JournalEntry) -> dict[str, int]:
@@ -184,24 +169,3 @@ class Inbox:
 @lru_cache(maxsize=16_384)
 def _public_key(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _restored(pieces: Iterable[Piece], quota: Quota) -> Assembler:
-    transfers = []
-    data: list[bytes] = []
-    for (device, message), own in groupby(pieces, key=lambda piece: (piece.device, piece.message)):
-        group = list(own)
-        transfers.append(
-            {
-                "device": device,
-                "message": message.hex(),
-                "count": group[0].count,
-                "total": group[0].total,
-                "digest": group[0].digest.hex(),
-                "touched_s": max(piece.at for piece in group),
-                "indices": [piece.place for piece in group],
-            }
-        )
-        data += [piece.piece for piece in group]
-    values = {"transfers": transfers, "finished": [], "counts": {}}
-    return Assembler.restored(values, data, quota)

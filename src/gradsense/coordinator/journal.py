@@ -1,25 +1,49 @@
-"""A run's journal, one SQLite file: every event, every model issued, unfinished uploads.
+"""A run's journal: one SQLite file with every event, every model issued, unfinished uploads.
 
 The file is an event log. ``Coordinator`` is pure, so its state is the last snapshot, which every
 aggregation makes, and the events since, played again. One transaction takes in a whole batch of
 messages and all that follows from them; only after it may anything be acknowledged. What was
 committed survives a loss of power.
+
+A snapshot, which is a global model and the server's state, is a safetensors file beside it, whole
+and durable before the journal names it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from gradsense.coordinator.records import (
+    DeviceRecord,
+    IssuedModel,
+    JournalEntry,
+    JournalEvent,
+    Piece,
+    UpdateOutcome,
+)
 from gradsense.errors import InputError
+from gradsense.learning.learner import Array
 from gradsense.storage import files
+from gradsense.storage.checkpoint import Groups
 from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
+from gradsense.transport.chunks import Chunk
 
 FILE = "journal.sqlite3"
+#: Folder of the snapshots, and their names.
+SNAPSHOTS = "models"
+_SNAPSHOT = "version-{}.safetensors"
 #: Snapshots that keep their file, beside that of version 0.
 KEPT_MODELS = 5
 
@@ -63,130 +87,6 @@ _SCHEMA = Schema(
     keep_bytes=64 << 20,
 )
 
-#: Names of counts: of updates that came again, and the beginnings of those by reason.
-DUPLICATES = "duplicates"
-REFUSED, GIVEN_UP = "refused:", "given-up:"
-
-Kind = Literal["join", "leave", "update", "refused", "tick"]
-#: A device and the 16 bytes that name a message of it.
-Upload = tuple[str, bytes]
-
-
-@dataclass(frozen=True)
-class JournalEvent:
-    """An input of the coordinator.
-
-    Attributes:
-        id: 1, 2, 3, ... in order of arrival.
-        at: the run's own time, in seconds.
-        sequence, base_version, body_sha256, size: of an update and of a refusal, those of the
-            message as it travelled; the hash is hex, the size in bytes.
-        refusal: the name under which an update was refused.
-        body: of an update, in the clear, until it is aggregated.
-    """
-
-    id: int
-    at: float
-    kind: Kind
-    device: str = ""
-    sequence: int | None = None
-    body_sha256: str = ""
-    refusal: str = ""
-    size: int = 0
-    samples: int = 0
-    body: bytes | None = field(default=None, repr=False)
-    base_version: int = 0
-
-
-@dataclass(frozen=True)
-class IssuedModel:
-    """A global model, and where the state after its aggregation rests.
-
-    Attributes:
-        hash: ``payloads.model_hash`` of its tensors.
-        event: id of the last event that it includes.
-        contributors: devices whose updates went into it, in order of arrival.
-        took_s: seconds that the aggregation took.
-        file, file_sha256, state: the snapshot, with ``Coordinator.state()``'s values as JSON;
-            None where newer ones have replaced it.
-    """
-
-    version: int
-    hash: str
-    at: float
-    event: int
-    contributors: tuple[str, ...]
-    took_s: float = 0.0
-    file: str | None = None
-    file_sha256: str | None = None
-    state: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A chunk of an upload that is not whole yet; fields as in ``chunks.Chunk``."""
-
-    device: str
-    message: bytes
-    place: int
-    count: int
-    total: int
-    digest: bytes
-    at: float
-    piece: bytes = field(repr=False)
-
-
-@dataclass
-class DeviceRecord:
-    """What is known of a device that sent anything.
-
-    Attributes:
-        held: version of the model that it reported to hold; None: none of this run's.
-        seen: when it last sent anything, in the run's time.
-        bytes: payload of its messages.
-        sequence: the largest that was pooled or refused.
-    """
-
-    name: str
-    held: int | None = None
-    seen: float = 0.0
-    bytes: int = 0
-    sequence: int = 0
-
-
-@dataclass(frozen=True)
-class UpdateOutcome:
-    """What became of an update: pooled where ``refusal`` is empty."""
-
-    body_sha256: str
-    refusal: str
-
-
-@dataclass
-class JournalEntry:
-    """What one step changes, all of it or nothing.
-
-    Attributes:
-        now: the run's time.
-        gone: uploads whose pieces are needed no longer.
-        counts: (device or nothing, name) to what is added.
-        forget: bodies of events up to this id were aggregated and may go; None keeps all.
-        widest: messages that the newest model is published in.
-    """
-
-    now: float
-    events: list[JournalEvent] = field(default_factory=list)
-    models: list[IssuedModel] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
-    gone: set[Upload] = field(default_factory=set)
-    devices: dict[str, DeviceRecord] = field(default_factory=dict)
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    forget: int | None = None
-    widest: int = 0
-
-    def __bool__(self) -> bool:
-        return bool(self.events or self.pieces or self.gone or self.devices or self.counts)
-
 
 def _columns(row: type) -> str:
     return ", ".join(column.name for column in fields(row))
@@ -214,7 +114,7 @@ class RunJournal:
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
-        self.file = folder / FILE
+        self.file, self._snapshots = folder / FILE, folder / SNAPSHOTS
         if not (make or self.file.exists()):
             raise InputError("there is no run", hint="gradsense fleet run makes one", file=folder)
         try:
@@ -269,7 +169,11 @@ class RunJournal:
             db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
             _insert_models(db, batch.models)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
-            db.executemany(_insert("pieces", Piece, "INSERT OR IGNORE"), map(_values, batch.pieces))
+            db.executemany(
+                "INSERT OR IGNORE INTO pieces (device, at, message, place, count, total, digest, "
+                "piece) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [(own.device, own.at, *vars(own.chunk).values()) for own in batch.pieces],
+            )
             db.executemany(
                 _insert("devices", DeviceRecord, "INSERT OR REPLACE"),
                 map(_values, batch.devices.values()),
@@ -293,11 +197,6 @@ class RunJournal:
             raise _incomplete(self.file)
         return str(rows[0][0]), float(rows[0][1])
 
-    def last_event(self) -> int:
-        """Id of the newest event; 0 where there is none."""
-        ((newest,),) = self._db.all("SELECT coalesce(max(id), 0) FROM events")
-        return int(newest)
-
     def events(self, after: int) -> list[JournalEvent]:
         """The events behind that id, in order."""
         query = f"SELECT {_columns(JournalEvent)} FROM events WHERE id > ? ORDER BY id"
@@ -311,11 +210,10 @@ class RunJournal:
 
     def newest(self) -> IssuedModel:
         """The last model issued; its snapshot is there."""
-        (row,) = self._db.all(
-            f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
-        )
-        issued = dict(zip((column.name for column in fields(IssuedModel)), row, strict=True))
-        return IssuedModel(**issued | {"contributors": tuple(json.loads(issued["contributors"]))})
+        query = f"SELECT {_columns(IssuedModel)} FROM models ORDER BY version DESC LIMIT 1"
+        (row,) = self._db.all(query)
+        issued = IssuedModel(*row)
+        return replace(issued, contributors=tuple(json.loads(str(issued.contributors))))
 
     def hashes(self) -> dict[int, str]:
         """Version to hash, of every model ever issued."""
@@ -332,8 +230,11 @@ class RunJournal:
 
     def pieces(self) -> list[Piece]:
         """Of every upload that is not whole, grouped by upload."""
-        query = f"SELECT {_columns(Piece)} FROM pieces ORDER BY device, message, place"
-        return [Piece(*row) for row in self._db.all(query)]
+        rows = self._db.all(
+            "SELECT device, at, message, place, count, total, digest, piece FROM pieces "
+            "ORDER BY device, message, place"
+        )
+        return [Piece(device, Chunk(*chunk), at) for device, at, *chunk in rows]
 
     def devices(self) -> dict[str, DeviceRecord]:
         """All that ever sent anything, by name."""
@@ -349,6 +250,68 @@ class RunJournal:
         """Bytes on disk, with what SQLite keeps beside the file."""
         names = (self.file, self.file.with_name(f"{FILE}-wal"))
         return sum(file.stat().st_size for file in names if file.exists())
+
+    # Snapshots ------------------------------------------------------------------------------
+
+    def save(self, version: int, groups: Groups) -> tuple[str, str]:
+        """Write a snapshot; once this returns it is durable.
+
+        Args:
+            groups: group to name to array, as ``Coordinator.snapshot()`` has them.
+
+        Returns:
+            the file's name, and the SHA-256 of its bytes in hex.
+
+        Raises:
+            StorageFull: it cannot be written.
+        """
+        arrays = {f"{group}/{name}": t for group, own in groups.items() for name, t in own.items()}
+        data = save_tensors({name: np.asarray(t, order="C") for name, t in arrays.items()})
+        name = _SNAPSHOT.format(version)
+        try:
+            self._snapshots.mkdir(mode=0o700, exist_ok=True)
+            files.write(self._snapshots / name, data)
+        except OSError as error:
+            raise StorageFull(f"{self._snapshots}: no model can be written: {error}") from error
+        return name, hashlib.sha256(data).hexdigest()
+
+    def load(self, model: IssuedModel) -> dict[str, dict[str, Array]]:
+        """The groups of a model's snapshot, bit for bit.
+
+        Raises:
+            InputError: it is gone or altered.
+        """
+        return _load(self._snapshots / (model.file or ""), model.file_sha256 or "")
+
+    def sweep(self) -> None:
+        """Remove the snapshots that the journal does not name, and what a killed process left."""
+        keep, pattern = self.files(), Path(_SNAPSHOT.format("*"))
+        with suppress(OSError):  # superfluous files do no harm
+            for name in (pattern.name, files.temporary(pattern).name):
+                for file in self._snapshots.glob(name):
+                    if file.name not in keep:
+                        file.unlink(missing_ok=True)
+
+
+def _load(file: Path, sha256: str) -> dict[str, dict[str, Array]]:
+    hint = "put this file back from a backup; the journal beside it may stay as it is"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"the newest snapshot cannot be read ({error.strerror or error})", hint=hint, file=file
+        ) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError("the newest snapshot is damaged", hint=hint, file=file)
+    try:
+        named = load_tensors(data)
+    except SafetensorError as error:
+        raise InputError(f"is no snapshot ({error})", hint=hint, file=file) from error
+    groups: dict[str, dict[str, Array]] = {"model": {}, "server": {}}
+    for key, tensor in named.items():
+        group, _, name = key.partition("/")
+        groups[group][name] = tensor
+    return groups
 
 
 def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
@@ -366,11 +329,11 @@ def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
         )
 
 
-def newest_snapshot(folder: Path) -> tuple[int, str, str]:
-    """Version, file and SHA-256 of a run's newest snapshot, without the coordinator's lock.
+def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
+    """Version and groups of a run's newest snapshot, without the coordinator's lock.
 
     Raises:
-        InputError: the journal is damaged, or the run was not made completely.
+        InputError: the journal or the snapshot is damaged, or the run was not made completely.
         StorageFull: it cannot be read for now.
     """
     query = "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
@@ -378,7 +341,7 @@ def newest_snapshot(folder: Path) -> tuple[int, str, str]:
     if not rows:
         raise _incomplete(folder)
     version, file, sha256 = rows[0]
-    return version, file, sha256
+    return version, _load(folder / SNAPSHOTS / file, sha256)
 
 
 def _incomplete(file: Path) -> InputError:

@@ -1,4 +1,4 @@
-"""Opens a run: the model that everybody starts from, and what devices get of it.
+"""A run's models as folders: the one that everybody starts from, and the newest one.
 
     FLEET/runs/NAME/start/      what devices get: job.json, edge/, and model/ if they train weights
     FLEET/runs/NAME/model/      the model folder that the run began with
@@ -13,10 +13,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from gradsense.coordinator.journal import newest_snapshot
 from gradsense.coordinator.run import Run
 from gradsense.detection.export import export
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet.jobs import EDGE, JOB_FILE, MODEL, RUNS, START, Job
+from gradsense.fleet.jobs import read as read_job
+from gradsense.learning.answers import fleet_score
 from gradsense.models import folder
 from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
@@ -55,7 +58,7 @@ def open_run(
     if place.exists():
         raise InputError("is there already", hint="give the run another name", file=place)
     on_step("building the model")
-    classifier = _fresh(job, size, template) if model is None else _given(job, model)
+    classifier = _first(job, model, size, template)
     try:
         with replacing(place) as fresh:
             fresh.chmod(0o700)
@@ -101,7 +104,17 @@ def trainable(job: Job, model: Path) -> TextClassifier:
     )
 
 
-def _given(job: Job, model: Path) -> TextClassifier:
+def _first(job: Job, model: Path | None, size: str, template: str) -> TextClassifier:
+    algorithm = job.rules
+    if model is None:
+        return build(
+            size,
+            template=get_template(template),
+            labels=job.labels,
+            seed=job.seed,
+            readout=algorithm.readout,
+            frozen=algorithm.frozen,
+        )
     classifier = trainable(job, model)
     if classifier.labels != job.labels:
         raise InputError(
@@ -112,13 +125,33 @@ def _given(job: Job, model: Path) -> TextClassifier:
     return classifier
 
 
-def _fresh(job: Job, size: str, template: str) -> TextClassifier:
-    algorithm = job.rules
-    return build(
-        size,
-        template=get_template(template),
-        labels=job.labels,
-        seed=job.seed,
-        readout=algorithm.readout,
-        frozen=algorithm.frozen,
-    )
+def write_newest(fleet: Path, run: str, out: Path) -> int:
+    """Write the newest model of a run, also while a coordinator works on it.
+
+    It is not calibrated: the flows for that are at the sites. ``export --data`` does it.
+
+    Returns:
+        its version.
+
+    Raises:
+        InputError: no such run, a damaged one, or ``out`` holds something else.
+        GradsenseError: it cannot be written.
+    """
+    place = fleet / RUNS / run
+    if not place.is_dir():
+        runs = sorted(path.name for path in (fleet / RUNS).glob("[!.]*"))
+        raise InputError(
+            "there is no such run",
+            hint=f"give one of {', '.join(runs)}" if runs else "gradsense fleet run NAME opens one",
+            file=place,
+        )
+    about = read_job(place / START)
+    version, groups = newest_snapshot(place)
+    classifier = trainable(about, place / MODEL)
+    algorithm = about.rules
+    classifier.load(algorithm.weights(groups["model"]))
+    extra = {"algorithm": about.algorithm, "run": run, "version": version, "seed": about.seed}
+    statistics = algorithm.statistics(groups["server"])
+    score = fleet_score(statistics, len(about.labels), seed=about.seed)
+    folder.save(classifier, out, score=score, extra=extra)
+    return version

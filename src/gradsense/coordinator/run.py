@@ -8,24 +8,115 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from gradsense.coordinator import snapshots, status
-from gradsense.coordinator.inbox import KeyOf
-from gradsense.coordinator.journal import IssuedModel, JournalEntry, RunJournal
-from gradsense.coordinator.state import RunState, Setting, Step, coordinator_of
+from gradsense.coordinator.inbox import KeyOf, Setting
+from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, IssuedModel, JournalEntry
+from gradsense.coordinator.state import RunState, Step, coordinator_of
+from gradsense.federation.pools import senders
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
 from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """What waits to be aggregated.
+
+    Attributes:
+        updates: pooled.
+        speakers: distinct devices that sent them.
+        invited: connected devices that the pool may wait for.
+        needed: how many speakers it waits for; of FedBuff's pool, updates.
+        deadline: when it is closed as it is, in the run's time; None: not known yet, or never.
+    """
+
+    updates: int
+    speakers: int
+    invited: int
+    needed: int
+    deadline: float | None
+
+
+@dataclass(frozen=True)
+class DeviceStatus:
+    """One device; ``sequence``, ``seen``, ``bytes`` and ``held`` as in ``rows.Device``.
+
+    Attributes:
+        updates: pooled since the run began.
+        refused: by name, whatever was refused under this device's topics.
+    """
+
+    online: bool
+    held: int | None
+    sequence: int
+    updates: int
+    refused: Mapping[str, int]
+    bytes: int
+    seen: float
+
+
+@dataclass(frozen=True)
+class LastAggregation:
+    """The newest model's making; ``at`` in the run's time."""
+
+    version: int
+    at: float
+    contributors: tuple[str, ...]
+    took_s: float
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run at one moment.
+
+    Attributes:
+        now: the run's time, as last written down.
+        hash: of the newest model.
+        started: enough devices came, so version 0 was issued.
+        finished: all models that the job asked for are made.
+        pooled: updates that wait in the pool.
+        online, current: devices connected, and those of them that hold the newest model.
+        updates: pooled since the run began.
+        duplicates: updates that came again.
+        refused: messages by name, unknown senders' too.
+        strangers: of these, those whose topic names no device that ever sent anything.
+        bytes_in: payload of all verified messages.
+        waiting_bytes: chunks that wait for the rest of their message.
+        given_up: uploads that were given up unfinished.
+    """
+
+    run: str
+    algorithm: str
+    now: float
+    version: int
+    hash: str
+    started: bool
+    finished: bool
+    pooled: int
+    pool: PoolStatus
+    online: int
+    current: int
+    devices: Mapping[str, DeviceStatus]
+    updates: int
+    duplicates: int
+    refused: Mapping[str, int]
+    strangers: Mapping[str, int]
+    aggregations: int
+    bytes_in: int
+    waiting_bytes: int
+    journal_bytes: int
+    given_up: Mapping[str, int] = field(default_factory=dict)
+    last: LastAggregation | None = None
 
 
 class Run:
@@ -58,13 +149,12 @@ class Run:
         limits: SizeLimits | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._files = folder / snapshots.FOLDER
         self._setting = Setting(key_of, identity, quota or Quota(), limits or SizeLimits(), timer)
         self._memory: RunState | None = None
         self._signed: SignedMessage | None = None
         self._ledger = RunJournal(folder)
         try:
-            self._sweep()
+            self._ledger.sweep()
             self._remember()
         except BaseException:
             self._ledger.close()
@@ -86,13 +176,10 @@ class Run:
         coordinator = coordinator_of(job, tensors)
         values, groups = coordinator.snapshot()
         try:
-            (folder / snapshots.FOLDER).mkdir(mode=0o700, exist_ok=True)
-            name, sha256 = snapshots.save(folder / snapshots.FOLDER, 0, groups)
+            name, sha256 = ledger.save(0, groups)
             digest = model_hash(coordinator.model.tensors)
             first = IssuedModel(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
             ledger.begin(job.text(), replace(first, state=json.dumps(values)))
-        except OSError as error:
-            raise StorageFull(f"{folder}: the run cannot be written: {error}") from error
         finally:
             ledger.close()
 
@@ -129,7 +216,7 @@ class Run:
     def _remember(self) -> RunState:
         if self._memory is None:
             self._signed = None
-            self._memory = RunState(self._ledger, self._files, self._setting)
+            self._memory = RunState(self._ledger, self._setting)
         return self._memory
 
     @contextmanager
@@ -149,34 +236,23 @@ class Run:
             self._signed = self._sign_model(memory)
             batch.widest = self._signed.properties.chunk_count
         if step.snapshot is not None:
-            self._save(batch, *step.snapshot, keep=memory.job.keep_updates)
+            values, groups = step.snapshot
+            newest = batch.models[-1]
+            name, sha256 = self._ledger.save(newest.version, groups)  # before the journal names it
+            state = json.dumps(values)
+            batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=state)
+            if not memory.job.keep_updates:
+                batch.forget = newest.event
+                batch.events = [
+                    replace(event, body=None) if event.id <= newest.event else event
+                    for event in batch.events
+                ]
         if not batch:
             return
         self._ledger.commit(batch)
         memory.written(batch)
         if batch.models:
-            self._sweep()
-
-    def _save(
-        self, batch: JournalEntry, values: dict[str, Any], groups: snapshots.Groups, *, keep: bool
-    ) -> None:
-        """Write the newest model's snapshot, before the journal names it."""
-        newest = batch.models[-1]
-        try:
-            name, sha256 = snapshots.save(self._files, newest.version, groups)
-        except OSError as error:
-            raise StorageFull(f"{self._files}: no model can be written: {error}") from error
-        batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=json.dumps(values))
-        if not keep:
-            batch.forget = newest.event
-            batch.events = [
-                replace(event, body=None) if event.id <= newest.event else event
-                for event in batch.events
-            ]
-
-    def _sweep(self) -> None:
-        with suppress(OSError):  # superfluous files do no harm
-            snapshots.sweep(self._files, self._ledger.files())
+            self._ledger.sweep()
 
     # Messages out ---------------------------------------------------------------------------
 
@@ -235,7 +311,62 @@ class Run:
         """When ``tick`` has something to do, in the run's time; None: not known yet."""
         return self._remember().coordinator.deadline()
 
-    def status(self) -> status.RunStatus:
+    def status(self) -> RunStatus:
         """How the run stands."""
         memory = self._remember()
-        return status.of(memory, journal_bytes=self._ledger.size())
+        coordinator, newest = memory.coordinator, memory.newest
+        version, pooled = coordinator.model.version, coordinator.pooled
+        online = [memory.devices[name] for name in coordinator.connected]
+        refused: dict[str, dict[str, int]] = {}
+        given_up: dict[str, int] = {}
+        for (device, name), value in memory.counts.items():
+            if name.startswith(REFUSED):
+                refused.setdefault(device, {})[name.removeprefix(REFUSED)] = value
+            elif name.startswith(GIVEN_UP):
+                given_up[name.removeprefix(GIVEN_UP)] = value
+        invited = len(coordinator.awaited())
+        return RunStatus(
+            run=memory.job.run,
+            algorithm=memory.job.algorithm,
+            now=memory.now,
+            version=version,
+            hash=memory.hashes[version],
+            started=coordinator.started,
+            finished=coordinator.finished,
+            pooled=len(pooled),
+            pool=PoolStatus(
+                updates=len(pooled),
+                speakers=len(senders(pooled)),
+                invited=invited,
+                needed=coordinator.algorithm.pool.needed(invited),
+                deadline=coordinator.deadline(),
+            ),
+            online=len(online),
+            current=sum(device.held == version for device in online),
+            devices={
+                name: DeviceStatus(
+                    online=name in coordinator.connected,
+                    held=device.held,
+                    sequence=device.sequence,
+                    updates=coordinator.submissions.get(name, 0),
+                    refused=refused.get(name, {}),
+                    bytes=device.bytes,
+                    seen=device.seen,
+                )
+                for name, device in memory.devices.items()
+            },
+            updates=coordinator.submissions.total(),
+            duplicates=memory.counts["", DUPLICATES],
+            refused=dict(sum(map(Counter, refused.values()), Counter[str]())),
+            strangers=refused.get("", {}),
+            aggregations=version,
+            bytes_in=sum(device.bytes for device in memory.devices.values()),
+            waiting_bytes=memory.inbox.held,
+            journal_bytes=self._ledger.size(),
+            given_up=given_up,
+            last=(
+                LastAggregation(version, newest.at, newest.contributors, newest.took_s)
+                if version
+                else None
+            ),
+        )

@@ -227,7 +227,7 @@ class CoordinatorService:
             "up_s": round(self._timer() - self._began, 3),
             "counts": dict(self.counts),
             "link": asdict(self.link.counts),
-            "runs": {name: run.status().to_json() for name, run in self._runs.items()},
+            "runs": {name: asdict(run.status()) for name, run in self._runs.items()},
         }
 
     def _write_status(self) -> None:

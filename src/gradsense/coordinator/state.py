@@ -9,16 +9,12 @@ that fail, memory is thrown away and read again, so the two never differ for lon
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from gradsense.coordinator import snapshots
-from gradsense.coordinator.inbox import FINAL, Inbox, KeyOf
-from gradsense.coordinator.journal import (
+from gradsense.coordinator.inbox import FINAL, Inbox, Setting
+from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.records import (
     DUPLICATES,
     GIVEN_UP,
     REFUSED,
@@ -27,36 +23,19 @@ from gradsense.coordinator.journal import (
     JournalEntry,
     JournalEvent,
     Kind,
-    RunJournal,
     UpdateOutcome,
 )
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
+from gradsense.federation import events
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.events import (
-    Arrived,
-    Broadcast,
-    Event,
-    Joined,
-    Left,
-    Refuse,
-    Ticked,
-    TurnedAway,
-)
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.learning.learner import Tensors
-from gradsense.transport.chunks import Quota
-from gradsense.transport.identity import Identity
+from gradsense.storage import files
+from gradsense.storage.checkpoint import Groups
 from gradsense.transport.messages import Message, Read
 from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update
-from gradsense.transport.protocol import (
-    BadTopic,
-    MessageHeader,
-    Properties,
-    SizeLimits,
-    TooLarge,
-    parse_topic,
-)
+from gradsense.transport.protocol import BadTopic, MessageHeader, Properties, TooLarge, parse_topic
 
 #: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
@@ -76,24 +55,13 @@ class Step:
     batch: JournalEntry
     answers: dict[tuple[str, str, int], tuple[MessageHeader, bytes]] = field(default_factory=dict)
     verdicts: dict[tuple[str, int], UpdateOutcome] = field(default_factory=dict)
-    snapshot: tuple[dict[str, Any], snapshots.Groups] | None = None
+    snapshot: tuple[dict[str, Any], Groups] | None = None
     publish: bool = False
 
     def acknowledge(self, header: MessageHeader, refusal: str) -> None:
         """Answer an update once, however often it came in this batch."""
         body = Ack(header.sequence, refusal).pack()
         self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a run is given from outside; see ``run.Run``."""
-
-    key_of: KeyOf
-    identity: Identity
-    quota: Quota
-    limits: SizeLimits
-    timer: Callable[[], float]
 
 
 def coordinator_of(job: Job, weights: Tensors) -> Coordinator:
@@ -124,27 +92,21 @@ class RunState:
         StorageFull: they cannot be read for now.
     """
 
-    def __init__(self, journal: RunJournal, files: Path, setting: Setting) -> None:
+    def __init__(self, journal: RunJournal, setting: Setting) -> None:
         self._journal, self._setting = journal, setting
         text, self.now = journal.run()
-        self.job = _job(text, journal.file)
+        self.job = files.parsed(text, Job, journal.file)
         self.newest = newest = journal.newest()
-        groups = snapshots.load(files / (newest.file or ""), newest.file_sha256 or "")
+        groups = journal.load(newest)
         self.hashes = journal.hashes()
         self.coordinator = coordinator_of(self.job, self.job.rules.weights(groups["model"]))
         self.coordinator.restore(json.loads(newest.state or ""), groups)
+        self.last_event = newest.event
         for row in journal.events(newest.event):
             self._replay(row)
-        self.last_event = journal.last_event()
+            self.last_event = row.id
         self.devices, self.counts = journal.devices(), journal.counts()
-        self.inbox = Inbox(
-            self.job.run,
-            key_of=setting.key_of,
-            seal_key=setting.identity.own_seal_key,
-            pieces=journal.pieces(),
-            quota=setting.quota,
-            limits=setting.limits,
-        )
+        self.inbox = Inbox(self.job.run, setting, journal.pieces())
 
     def _replay(self, row: JournalEvent) -> None:
         """Let happen again what came after the snapshot.
@@ -159,9 +121,9 @@ class RunState:
             update = open_update(row.body or b"", header, self._setting.limits.raw)
         for effect in self.coordinator.handle(_event(row, update)):
             match effect:
-                case Refuse():
+                case events.Refuse():
                     raise _elsewhere(row, f"refused as {effect.refusal.reason}")
-                case Broadcast() if effect.model.version > 0:
+                case events.Broadcast() if effect.model.version > 0:
                     # Every aggregation makes a snapshot, so none can follow it.
                     raise _elsewhere(row, f"gave version {effect.model.version}")
 
@@ -336,16 +298,18 @@ class RunState:
         effects = self.coordinator.handle(_event(row, update))
         took_s = self._setting.timer() - began
         for effect in effects:
-            if isinstance(effect, Refuse):
+            if isinstance(effect, events.Refuse):
                 refusal = effect.refusal.reason
                 row = replace(row, kind="refused", refusal=refusal, samples=0, body=None)
         step.batch.events.append(row)
         for effect in effects:
-            if isinstance(effect, Broadcast):
+            if isinstance(effect, events.Broadcast):
                 self._publish(step, row, effect, took_s)
         return refusal
 
-    def _publish(self, step: Step, row: JournalEvent, effect: Broadcast, took_s: float) -> None:
+    def _publish(
+        self, step: Step, row: JournalEvent, effect: events.Broadcast, took_s: float
+    ) -> None:
         step.publish, version = True, effect.model.version
         if version == 0:  # is in the journal since the run was made
             return
@@ -360,20 +324,20 @@ class RunState:
         step.batch.counts[device, name] += number
 
 
-def _event(row: JournalEvent, update: Update | None) -> Event:
+def _event(row: JournalEvent, update: Update | None) -> events.Event:
     """What a journal's row means to the coordinator."""
     match row.kind:
         case "join":
-            return Joined(row.device)
+            return events.Joined(row.device)
         case "leave":
-            return Left(row.device)
+            return events.Left(row.device)
         case "refused":
-            return TurnedAway(row.device, row.refusal)
+            return events.TurnedAway(row.device, row.refusal)
         case "tick":
-            return Ticked(row.at)
+            return events.Ticked(row.at)
         case "update":
             assert update is not None
-            return Arrived(update, row.at)
+            return events.Arrived(update, row.at)
 
 
 def _elsewhere(row: JournalEvent, what: str) -> InputError:
@@ -381,14 +345,3 @@ def _elsewhere(row: JournalEvent, what: str) -> InputError:
         f"event {row.id} ({row.kind}), played again, {what}",
         hint="use the gradsense that wrote the journal, or restore the run from its backup",
     )
-
-
-def _job(text: str, file: Path) -> Job:
-    try:
-        return Job.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(
-            f"the job in the journal cannot be read ({error.errors()[0]['msg']})",
-            hint="use the gradsense that wrote it",
-            file=file,
-        ) from error

@@ -10,25 +10,24 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
+from gradsense.discovery import members
 from gradsense.errors import InputError, UnknownTensor
 from gradsense.federation import transforms
-from gradsense.federation.parts import NoSuchField, changed, fields_of, part
+from gradsense.federation.parts import part
 from gradsense.federation.pools import Pool
 from gradsense.federation.rules import Rule, rules
-from gradsense.federation.transforms.plain import Plain
-from gradsense.federation.transforms.transform import Codec, Transform
+from gradsense.federation.transforms.transform import Codec, Plain, Transform
 from gradsense.federation.triggers import State, Trigger
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of
 from gradsense.learning.statistics import FleetStatistics
-from gradsense.registry import members
 
 #: What the head reads of a prompt (``models.heads.readout``): the last token's state, as the paper
 #: has it, or more.
@@ -53,9 +52,8 @@ class LocalState:
 
     def split(self) -> tuple[dict[str, Any], dict[str, Tensors]]:
         """JSON-able values, and named groups of tensors."""
-        fields = {one.name: one for one in dataclasses.fields(self)}
-        groups = {name for name, one in fields.items() if one.type == "Tensors"}
-        values = {name: getattr(self, name) for name in fields if name not in groups}
+        groups = {one.name for one in dataclasses.fields(self) if one.type == "Tensors"}
+        values = {name: value for name, value in vars(self).items() if name not in groups}
         return values, {name: getattr(self, name) for name in groups if getattr(self, name)}
 
     @classmethod
@@ -253,6 +251,8 @@ def get_algorithm(spec: str) -> Algorithm[Any]:
             present = dict(fields_of(algorithm)).get(key)
             like = "" if present is None else f"give a value like the present {json.dumps(present)}"
             reason = str(error)
+            if isinstance(error, ValidationError):
+                reason = error.errors()[0]["msg"]
             raise InputError(
                 f"algorithm '{name}': '{text}' does not fit '{key}'",
                 hint=", ".join(filter(None, (like, reason[:1].lower() + reason[1:]))),
@@ -268,17 +268,57 @@ _NAMED: dict[str, Callable[[], Mapping[str, Any]]] = {
 }
 
 
+class NoSuchField(KeyError):
+    """No part has a field of this name."""
+
+
+def fields_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of every plain field inside a part, also inside the parts that it holds."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from fields_of(item)
+    elif dataclasses.is_dataclass(value):
+        for one in dataclasses.fields(value):
+            inner = getattr(value, one.name)
+            yield from fields_of(inner) if _nested(inner) else [(one.name, inner)]
+
+
+def _nested(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) or isinstance(value, tuple)
+
+
 def _changed(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
-    if key not in _NAMED:
-        return changed(algorithm, key, text)
-    found = _NAMED[key]()
-    names = text.split("+") if key == "transforms" else [text]
-    for name in names:
-        if name not in found:
+    """The algorithm with every field ``key`` inside it set to what ``text`` says: JSON, or a word.
+
+    Raises:
+        NoSuchField: no field has this name.
+        ValueError: the value does not fit; the message says what would.
+    """
+    if key in _NAMED:
+        found, names = _NAMED[key](), text.split("+") if key == "transforms" else [text]
+        if not found.keys() >= set(names):
             raise ValueError(f"one of {', '.join(sorted(found))}")
-    chosen = tuple(found[name] for name in names)
-    part_of: dict[str, Any] = {key: chosen if key == "transforms" else chosen[0]}
-    try:
+        chosen = tuple(found[name] for name in names)
+        part_of: dict[str, Any] = {key: chosen if key == "transforms" else chosen[0]}
         return dataclasses.replace(algorithm, **part_of)
-    except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"]) from None
+    if key not in dict(fields_of(algorithm)):
+        raise NoSuchField(key)
+    try:
+        new = json.loads(text)
+    except ValueError:
+        new = text
+    made: Algorithm[Any] = _replaced(algorithm, key, new)
+    return made
+
+
+def _replaced(value: Any, key: str, new: object) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_replaced(item, key, new) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    fresh: dict[str, Any] = {}
+    for one in dataclasses.fields(value):
+        inner = getattr(value, one.name)
+        chosen = one.name == key and not _nested(inner)
+        fresh[one.name] = new if chosen else _replaced(inner, key, new)
+    return type(value)(**fresh)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradsense.federation.algorithm import Algorithm, Plan
-from gradsense.federation.transforms.plain import Plain
+from gradsense.federation.transforms.transform import Plain
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Learner, Tensors
 

@@ -5,44 +5,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import fields
+from copy import copy
 from typing import Any
 
 import numpy as np
 
-from gradsense.errors import (
-    BadSampleCount,
-    NormTooLarge,
-    NotFinite,
-    NotInvited,
-    Replay,
-    RunFinished,
-    UnknownBase,
-    UnknownTensor,
-    UpdateRefused,
-    WrongDtype,
-    WrongShape,
-)
+from gradsense import errors
+from gradsense.federation import events
 from gradsense.federation.algorithm import Algorithm
-from gradsense.federation.events import (
-    Arrived,
-    Broadcast,
-    Effect,
-    Event,
-    Joined,
-    Left,
-    Refuse,
-    Send,
-    Ticked,
-    TurnedAway,
-    WakeAt,
-)
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
 
 #: Who is refused so has not failed to answer the current model, and is still waited for.
-_STILL_AWAITED = {Replay.reason, RunFinished.reason}
+_STILL_AWAITED = {errors.Replay.reason, errors.RunFinished.reason}
+
+#: Attributes of a coordinator that rest as they are.
+_PLAIN = ("started", "last_sequence", "submissions", "refused")
 
 
 class Coordinator:
@@ -75,11 +54,11 @@ class Coordinator:
     >>> from gradsense.federation import get_algorithm
     >>> weights = {"w": np.zeros(1, np.float32)}
     >>> coordinator = Coordinator(weights, get_algorithm("fedavg"), seed=0)
-    >>> [type(effect).__name__ for effect in coordinator.handle(Joined("site"))]
+    >>> [type(effect).__name__ for effect in coordinator.handle(events.Joined("site"))]
     ['Broadcast']
     >>> moved = {"w": np.ones(1, np.float32)}
     >>> update = Update("site", 0, sequence=1, samples=10, reason="round", delta=moved)
-    >>> [broadcast] = coordinator.handle(Arrived(update, at=3.5))
+    >>> [broadcast] = coordinator.handle(events.Arrived(update, at=3.5))
     >>> broadcast.model.version, broadcast.model.tensors["w"].tolist()
     (1, [1.0])
     """
@@ -113,33 +92,33 @@ class Coordinator:
 
     # Events ---------------------------------------------------------------------------------
 
-    def handle(self, event: Event) -> list[Effect]:
+    def handle(self, event: events.Event) -> list[events.Effect]:
         """Let an event happen; what is to be done about it, in order."""
         match event:
-            case Joined():
+            case events.Joined():
                 return self._join(event.client)
-            case Left():
+            case events.Left():
                 self.connected.pop(event.client, None)
                 return self._aggregate_if_ready()
-            case Arrived():
+            case events.Arrived():
                 return self._receive(event.update, event.at)
-            case TurnedAway():
+            case events.TurnedAway():
                 return self._turn_away(event.client, event.reason)
-            case Ticked():
+            case events.Ticked():
                 deadline = self.deadline()
                 due = deadline is not None and event.at >= deadline
                 return self._aggregate() if due else []
 
-    def _join(self, client: str) -> list[Effect]:
+    def _join(self, client: str) -> list[events.Effect]:
         self.connected[client] = None
         self.enrolled.add(client)
         if self.started:
-            return [Send(client, self.model)]
+            return [events.Send(client, self.model)]
         if len(self.enrolled) < self.min_clients:
             return []
         self.started = True
         self.model = GlobalModel(0, self.model.tensors, self._invite())
-        return [Broadcast(self.model)]
+        return [events.Broadcast(self.model)]
 
     def _invite(self) -> frozenset[str] | None:
         if self.participation >= 1 or not self.algorithm.pool.synchronous:
@@ -149,11 +128,11 @@ class Coordinator:
         rng = np.random.default_rng([self.seed, self.model.version + 1])
         return frozenset(names[i] for i in rng.choice(len(names), size=count, replace=False))
 
-    def _receive(self, update: Update, at: float) -> list[Effect]:
+    def _receive(self, update: Update, at: float) -> list[events.Effect]:
         try:
             self._check(update)
-        except UpdateRefused as refusal:
-            return [Refuse(update, refusal), *self._turn_away(update.client, refusal.reason)]
+        except errors.UpdateRefused as refusal:
+            return [events.Refuse(update, refusal), *self._turn_away(update.client, refusal.reason)]
         self.last_sequence[update.client] = update.sequence
         self.submissions[update.client] += 1
         staleness = self.model.version - update.base_version
@@ -161,10 +140,10 @@ class Coordinator:
         effects = self._aggregate_if_ready()
         deadline = self.deadline()
         if deadline is not None and len(self.pooled) == 1:
-            effects.append(WakeAt(deadline))
+            effects.append(events.WakeAt(deadline))
         return effects
 
-    def _turn_away(self, client: str, reason: str) -> list[Effect]:
+    def _turn_away(self, client: str, reason: str) -> list[events.Effect]:
         """Count a refusal, and wait no longer for this client's answer to the current model.
 
         A site whose update was refused may never send a better one, and one site's NaN must not
@@ -182,48 +161,52 @@ class Coordinator:
         """Whether an update may be pooled by its number alone, before it is read.
 
         Raises:
-            UpdateRefused: ``replay`` or ``run-finished``.
+            errors.UpdateRefused: ``replay`` or ``run-finished``.
         """
         who = f"update {sequence} of client '{client}'"
         if sequence <= self.last_sequence.get(client, 0):
-            raise Replay(f"{who}: that sequence number was seen before")
+            raise errors.Replay(f"{who}: that sequence number was seen before")
         if self.finished:
-            raise RunFinished(f"{who}: the run ended with version {self.model.version}")
+            raise errors.RunFinished(f"{who}: the run ended with version {self.model.version}")
 
     def _check(self, update: Update) -> None:
         """Whether this update may be pooled; the cheap questions first."""
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
-            raise NotInvited(f"{who}: not asked to take part in version {self.model.version}")
+            raise errors.NotInvited(
+                f"{who}: not asked to take part in version {self.model.version}"
+            )
         self.admit(update.client, update.sequence)
         if update.samples < 1:
-            raise BadSampleCount(f"{who}: {update.samples} samples")
+            raise errors.BadSampleCount(f"{who}: {update.samples} samples")
         version = self.model.version
         allowed = self.algorithm.versions_back(version, self.max_staleness)
         if not 0 <= version - update.base_version <= allowed:
-            raise UnknownBase(
+            raise errors.UnknownBase(
                 f"{who}: base version {update.base_version}, the current one is "
                 f"{version} and {allowed} versions back are accepted"
             )
         if not update.delta:
-            raise UnknownTensor(f"{who}: no tensors")
+            raise errors.UnknownTensor(f"{who}: no tensors")
         try:
             for name, delta in update.delta.items():
                 self._check_tensor(name, delta)
             norm = self.algorithm.norm(update, self.model.tensors)
-        except UpdateRefused as refusal:
+        except errors.UpdateRefused as refusal:
             raise type(refusal)(f"{who}: {refusal}") from None
         if norm > self.max_norm:
-            raise NormTooLarge(f"{who}: a norm of {norm:.4g}; {self.max_norm:.4g} is allowed")
+            raise errors.NormTooLarge(
+                f"{who}: a norm of {norm:.4g}; {self.max_norm:.4g} is allowed"
+            )
 
     def _check_tensor(self, name: str, delta: Array) -> None:
         expected = self.algorithm.expected_shape(name, delta, self.model.tensors, self.server_state)
         if delta.shape != expected:
-            raise WrongShape(f"'{name}' is {delta.shape}, not {expected}")
+            raise errors.WrongShape(f"'{name}' is {delta.shape}, not {expected}")
         if delta.dtype != np.float32:
-            raise WrongDtype(f"'{name}' is {delta.dtype}, not float32")
+            raise errors.WrongDtype(f"'{name}' is {delta.dtype}, not float32")
         if not np.isfinite(delta).all():
-            raise NotFinite(f"'{name}' holds NaN or infinity")
+            raise errors.NotFinite(f"'{name}' holds NaN or infinity")
 
     # Aggregation ----------------------------------------------------------------------------
 
@@ -249,64 +232,55 @@ class Coordinator:
             if self.model.invites(client) and client not in self.excused
         ]
 
-    def _aggregate_if_ready(self) -> list[Effect]:
+    def _aggregate_if_ready(self) -> list[events.Effect]:
         ready = self.algorithm.pool.ready(self.pooled, self.awaited())
         return self._aggregate() if ready else []
 
-    def _aggregate(self) -> list[Effect]:
+    def _aggregate(self) -> list[events.Effect]:
         pooled = Pooled(self.pooled, self.submissions)
         self.pooled, self.excused = [], set()
         tensors, self.server_state = self.algorithm.rule.apply(
             self.model.tensors, pooled, self.server_state
         )
         self.model = GlobalModel(self.model.version + 1, tensors, self._invite())
-        return [Broadcast(self.model, tuple(entry.update.client for entry in pooled.updates))]
+        return [
+            events.Broadcast(self.model, tuple(entry.update.client for entry in pooled.updates))
+        ]
 
     # Rest -----------------------------------------------------------------------------------
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, Array]]]:
         """All that a resumed coordinator needs: JSON-able values, and named groups of tensors."""
-        participants = self.model.participants
         values = {
-            "version": self.model.version,
-            "participants": None if participants is None else sorted(participants),
-            "started": self.started,
+            **self.model.values(),
             "connected": list(self.connected),
             "enrolled": sorted(self.enrolled),
             "pooled": [
-                {name: getattr(entry.update, name) for name in _RESTING}
-                | {"arrived_s": entry.arrived_s, "staleness": entry.staleness}
+                {
+                    **entry.update.values(),
+                    "arrived_s": entry.arrived_s,
+                    "staleness": entry.staleness,
+                }
                 for entry in self.pooled
             ],
-            "last_sequence": dict(self.last_sequence),
-            "submissions": dict(self.submissions),
-            "refused": dict(self.refused),
             "excused": sorted(self.excused),
         }
+        values |= {name: copy(getattr(self, name)) for name in _PLAIN}
         groups = {"model": self.model.tensors, "server": self.server_state}
         groups |= {f"pooled{i}": entry.update.delta for i, entry in enumerate(self.pooled)}
         return values, groups
 
     def restore(self, values: Mapping[str, Any], groups: Mapping[str, Tensors]) -> None:
         """Continue exactly where ``snapshot`` was taken."""
-        invited = values["participants"]
-        participants = None if invited is None else frozenset(invited)
-        self.model = GlobalModel(values["version"], groups["model"], participants)
+        self.model = GlobalModel.restored(values, groups["model"])
         self.server_state = dict(groups["server"])
-        self.started = values["started"]
         self.connected = dict.fromkeys(values["connected"])
-        self.enrolled = set(values["enrolled"])
-        self.last_sequence = dict(values["last_sequence"])
-        self.submissions = Counter(values["submissions"])
-        self.refused = Counter(values["refused"])
-        self.excused = set(values["excused"])
+        self.enrolled, self.excused = set(values["enrolled"]), set(values["excused"])
+        for name in _PLAIN:
+            setattr(self, name, type(getattr(self, name))(values[name]))
         self.pooled = []
         for index, saved in enumerate(values["pooled"]):
             rest = dict(saved)
             arrived_s, staleness = rest.pop("arrived_s"), rest.pop("staleness")
             update = Update(**rest, delta=groups[f"pooled{index}"])
             self.pooled.append(PooledUpdate(update, arrived_s, staleness))
-
-
-#: What of a pooled update rests as JSON; its tensors are a group, its bytes are needed no more.
-_RESTING = [one.name for one in fields(Update) if one.name not in ("delta", "codec", "packed")]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 from gradsense.federation.update import Update
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PooledUpdate:
     """One entry of the pool, (Δθ_k, time_k, k) of eq 12.
 
@@ -30,7 +30,7 @@ class PooledUpdate:
     staleness: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Pooled:
     """What is aggregated.
 

@@ -7,16 +7,17 @@ broadcast. The state is a flat JSON-able mapping, so it survives a kill with the
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 
+#: A trigger's.
 State = dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Sensed:
     """What a client measured in one local round (one uninterrupted piece of local training).
 
@@ -32,7 +33,7 @@ class Sensed:
     rounds: int
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Decision:
     """Upload or not.
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from gradsense.errors import InputError
-from gradsense.federation.transforms import codecs
-from gradsense.federation.transforms.transform import MAX_MESSAGE_BYTES
 from gradsense.learning.learner import Tensors, layers_of
 
-_MAX_HEADER_BYTES = 1 << 20
-_MAGIC = b"GSU1"
+_VALUES = ("client", "base_version", "sequence", "samples", "reason", "score")
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,10 @@ class Update:
     codec: str = "none"
     packed: bytes = field(default=b"", repr=False)
 
+    def values(self) -> dict[str, Any]:
+        """What rests of it as JSON: its tensors rest beside it, its bytes are needed no more."""
+        return {name: getattr(self, name) for name in _VALUES}
+
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that travel."""
@@ -66,54 +66,16 @@ class GlobalModel:
         """Whether this client is asked to train on this model."""
         return self.participants is None or client in self.participants
 
+    def values(self) -> dict[str, Any]:
+        """What rests of it as JSON, beside its tensors."""
+        invited = self.participants
+        return {
+            "version": self.version,
+            "participants": None if invited is None else sorted(invited),
+        }
 
-# Bytes --------------------------------------------------------------------------------------
-
-
-def encode(update: Update) -> bytes:
-    """One message: magic, header length (4 bytes, little endian), JSON header, packed tensors."""
-    header = {name: getattr(update, name) for name in _HEADER_TYPES}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    packed = update.packed or codecs()[update.codec].pack(update.delta)
-    return b"".join((_MAGIC, struct.pack("<I", len(text)), text, packed))
-
-
-_HEADER_TYPES: dict[str, tuple[type, ...]] = {
-    "client": (str,),
-    "base_version": (int,),
-    "sequence": (int,),
-    "samples": (int,),
-    "reason": (str,),
-    "score": (int, float, type(None)),
-    "codec": (str,),
-}
-
-
-def decode(message: bytes) -> Update:
-    """The update in a message; whether it may be used is the coordinator's to say.
-
-    Raises:
-        InputError: too large, not a gradsense update, or a header that lacks a field.
-    """
-    hint = "have the client send its update again"
-    if len(message) > MAX_MESSAGE_BYTES:
-        raise InputError(f"a message of {len(message)} bytes", hint="send fewer tensors")
-    if message[:4] != _MAGIC or len(message) < 8:
-        raise InputError("not a gradsense update", hint=hint)
-    (length,) = struct.unpack_from("<I", message, 4)
-    if length > _MAX_HEADER_BYTES or 8 + length > len(message):
-        raise InputError("the header's length is out of bounds", hint=hint)
-    try:
-        header = json.loads(message[8 : 8 + length])
-    except (ValueError, RecursionError):
-        raise InputError("the header is not JSON", hint=hint) from None
-    if not isinstance(header, dict):
-        raise InputError("the header is not a JSON object", hint=hint)
-    for name, types in _HEADER_TYPES.items():
-        value = header.get(name)
-        if not isinstance(value, types) or isinstance(value, bool):
-            raise InputError("missing or of the wrong type", field=name, hint=hint)
-    if header["codec"] not in codecs():
-        raise InputError(f"unknown codec '{header['codec']}'", field="codec", hint=hint)
-    delta = codecs()[header["codec"]].unpack(message[8 + length :])
-    return Update(**{name: header[name] for name in _HEADER_TYPES}, delta=delta)
+    @classmethod
+    def restored(cls, values: Mapping[str, Any], tensors: Tensors) -> GlobalModel:
+        """The model that gave these ``values``."""
+        invited = values["participants"]
+        return cls(values["version"], tensors, None if invited is None else frozenset(invited))

@@ -14,12 +14,11 @@ from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, x25519
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -27,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from gradsense.errors import InputError
 
 CA_DAYS = 3650
+_CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 #: A device whose clock is behind must still accept a certificate that was made just now.
 _BACKDATED = timedelta(days=1)
 
@@ -42,11 +42,16 @@ class IssuedCertificate:
 
 
 @dataclass(frozen=True)
-class SigningPair:
-    """An Ed25519 key: the private part as PKCS 8 PEM, the public part as its 32 bytes."""
+class KeyPair:
+    """The private part as PKCS 8 PEM, the public part as its 32 bytes."""
 
     private: bytes = field(repr=False)
     public: bytes
+
+    @classmethod
+    def of(cls, key: ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey) -> KeyPair:
+        """Both parts of a key, to be stored."""
+        return cls(_private_pem(key), key.public_key().public_bytes_raw())
 
 
 class Authority:
@@ -90,25 +95,17 @@ class Authority:
         )
         return cls(made.public_bytes(Encoding.PEM), _private_pem(key))
 
-    def client(self, name: str, now: float, days: int) -> IssuedCertificate:
+    def issue(
+        self, name: str, now: float, days: int, *, hosts: Sequence[str] = ()
+    ) -> IssuedCertificate:
         """A certificate to connect with; the broker knows its holder by ``name``.
 
-        Raises:
-            InputError: ``days`` reaches beyond this authority's own end.
-        """
-        return self._issue(name, ExtendedKeyUsageOID.CLIENT_AUTH, (), now, days)
-
-    def server(self, hosts: Sequence[str], now: float, days: int) -> IssuedCertificate:
-        """The broker's certificate for these names and IP addresses, the first is its subject.
+        Args:
+            hosts: the broker's own names and IP addresses; none: it is a client's certificate.
 
         Raises:
             InputError: a host is no name, or ``days`` reaches beyond this authority's own end.
         """
-        return self._issue("broker", ExtendedKeyUsageOID.SERVER_AUTH, hosts, now, days)
-
-    def _issue(
-        self, name: str, usage: x509.ObjectIdentifier, hosts: Sequence[str], now: float, days: int
-    ) -> IssuedCertificate:
         key, start = ec.generate_private_key(ec.SECP256R1()), datetime.fromtimestamp(now, UTC)
         end = start + timedelta(days=days)
         if not 1 <= days <= CA_DAYS or end > self._own.not_valid_after_utc:
@@ -127,7 +124,7 @@ class Authority:
             .not_valid_after(end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([_SERVER if hosts else _CLIENT]), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key), critical=False
             )
@@ -164,14 +161,19 @@ class Authority:
         return builder.sign(self._private, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def signing_pair() -> SigningPair:
-    """A new Ed25519 key."""
-    key = ed25519.Ed25519PrivateKey.generate()
-    public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-    return SigningPair(_private_pem(key), public)
+def signing_pair() -> KeyPair:
+    """A new Ed25519 key, which signs."""
+    return KeyPair.of(ed25519.Ed25519PrivateKey.generate())
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+def seal_pair() -> KeyPair:
+    """A new X25519 key, which opens what is sealed for it."""
+    return KeyPair.of(x25519.X25519PrivateKey.generate())
+
+
+def _private_pem(
+    key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | x25519.X25519PrivateKey,
+) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 

@@ -58,7 +58,7 @@ def prepare(out: Path) -> None:
         InputError: a bundle, or a part of one, is there.
         OSError: the folders cannot be made.
     """
-    packed = _is_packed(out)
+    packed = out.suffix == ".zip"
     for place in (out,) if packed else (out / "device", out / "run"):
         if place.exists():
             raise InputError("is there already", hint="give another --out", file=place)
@@ -76,7 +76,7 @@ def write(out: Path, device: Mapping[str, bytes], run: Path | None) -> None:
     Raises:
         OSError: it cannot be written, or ``run`` cannot be read.
     """
-    if _is_packed(out):
+    if out.suffix == ".zip":
         _pack(out, device, run)
         return
     if run is not None:
@@ -96,10 +96,6 @@ def write_files(folder: Path, bodies: Mapping[str, bytes]) -> None:
     folder.chmod(0o700)
     for name, body in bodies.items():
         files.write(folder / name, body)
-
-
-def _is_packed(out: Path) -> bool:
-    return out.suffix == ".zip"
 
 
 def _files(run: Path) -> list[tuple[str, Path]]:

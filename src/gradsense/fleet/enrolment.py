@@ -22,16 +22,13 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import BaseModel, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_files, device_bundle, jobs
-from gradsense.fleet.certificates import Authority, IssuedCertificate, signing_pair
+from gradsense.fleet.certificates import Authority, IssuedCertificate, seal_pair, signing_pair
 from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
 from gradsense.storage import files
@@ -41,14 +38,6 @@ from gradsense.transport.protocol import COORDINATOR
 #: The broker's and the coordinator's certificates, two years.
 SERVICE_DAYS = 730
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", re.ASCII)
-
-
-@dataclass(frozen=True)
-class _SealPair:
-    """An X25519 key: the private part as PKCS 8 PEM, the public part in hex."""
-
-    private: bytes = field(repr=False)
-    public: str
 
 
 class Fleet:
@@ -98,7 +87,7 @@ class Fleet:
 
     def rotate_broker(self, *, now: float) -> Enrolment:
         """A new key and certificate for the broker, and its configuration afresh."""
-        issued = self._authority.server(_names(self.about.broker.host), now, SERVICE_DAYS)
+        issued = _of_broker(self._authority, self.about, now)
         entry = _entry("broker", "broker", issued, now)
         self.registry.rotate(entry)
         write_files(self.folder / "broker", _broker_files(self.folder, self.about, issued))
@@ -110,7 +99,7 @@ class Fleet:
 
         Its signing and seal keys stay: every device holds the public parts and believes no other.
         """
-        issued = self._authority.client(COORDINATOR, now, SERVICE_DAYS)
+        issued = self._authority.issue(COORDINATOR, now, SERVICE_DAYS)
         public = bytes.fromhex(self.about.coordinator_key)
         entry = _entry(COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
@@ -130,7 +119,7 @@ class Fleet:
     ) -> Enrolment:
         if run is not None:
             jobs.read(run)
-        issued, signing = self._authority.client(device, now, days), signing_pair()
+        issued, signing = self._authority.issue(device, now, days), signing_pair()
         entry = _entry(device, "device", issued, now, signing.public)
         about = DeviceFile(device=device, **self.about.model_dump())
         try:
@@ -171,13 +160,13 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
         raise InputError("is there already, nothing was changed", hint="give another", file=folder)
     signing, identifier = signing_pair(), secrets.token_hex(8)
     address = Address(host=_host(host or "localhost"), port=port)
-    own, shared = _seal_pair(), _seal_pair()
+    own, shared = seal_pair(), seal_pair()
     about = FleetFile(
         fleet=identifier,
         broker=address,
         coordinator_key=signing.public.hex(),
-        coordinator_seal_key=own.public,
-        fleet_seal_key=shared.public,
+        coordinator_seal_key=own.public.hex(),
+        fleet_seal_key=shared.public.hex(),
     )
     secret = {
         "signing-key.pem": signing.private,
@@ -187,7 +176,20 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
     try:
         with files.replacing(folder) as fresh:
             fresh.chmod(0o700)
-            _fill(fresh, folder, about, secret, now)
+            authority = Authority.create(about.fleet, now)
+            ca = {"ca.pem": authority.certificate}
+            server = _of_broker(authority, about, now)
+            client = authority.issue(COORDINATOR, now, SERVICE_DAYS)
+            registry = Registry(fresh / "registry.sqlite3")
+            registry.add(_entry("broker", "broker", server, now))
+            registry.add(_entry(COORDINATOR, "coordinator", client, now, signing.public))
+            write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
+            write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
+            write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
+            write_files(fresh / "broker", _access(authority, registry, now))
+            (fresh / "broker" / "data").mkdir(mode=0o700)
+            files.write(fresh / "fleet.json", _json(about))
+            registry.close()
     except OSError as error:
         raise InputError(
             f"cannot be written ({error.strerror or error})",
@@ -195,30 +197,6 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             file=folder,
         ) from error
     return about
-
-
-def _fill(
-    fresh: Path, folder: Path, about: FleetFile, secret: dict[str, bytes], now: float
-) -> None:
-    """Everything of a new fleet into ``fresh``, which is to become ``folder``.
-
-    Args:
-        secret: the coordinator's private keys by file name.
-    """
-    authority = Authority.create(about.fleet, now)
-    server = authority.server(_names(about.broker.host), now, SERVICE_DAYS)
-    client = authority.client(COORDINATOR, now, SERVICE_DAYS)
-    registry, public = Registry(fresh / "registry.sqlite3"), bytes.fromhex(about.coordinator_key)
-    registry.add(_entry("broker", "broker", server, now))
-    registry.add(_entry(COORDINATOR, "coordinator", client, now, public))
-    ca = {"ca.pem": authority.certificate}
-    write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
-    write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
-    write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
-    write_files(fresh / "broker", _access(authority, registry, now))
-    (fresh / "broker" / "data").mkdir(mode=0o700)
-    files.write(fresh / "fleet.json", _json(about))
-    registry.close()
 
 
 @contextmanager
@@ -320,8 +298,10 @@ def _access(authority: Authority, registry: Registry, now: float) -> dict[str, b
     }
 
 
-def _names(host: str) -> tuple[str, ...]:
-    return ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+def _of_broker(authority: Authority, about: FleetFile, now: float) -> IssuedCertificate:
+    host = about.broker.host
+    hosts = ("localhost", "127.0.0.1") if host == "localhost" else (host,)
+    return authority.issue("broker", now, SERVICE_DAYS, hosts=hosts)
 
 
 def _host(text: str) -> str:
@@ -339,9 +319,3 @@ def _host(text: str) -> str:
 
 def _json(model: BaseModel) -> bytes:
     return (json.dumps(model.model_dump(), indent=2) + "\n").encode()
-
-
-def _seal_pair() -> _SealPair:
-    key = X25519PrivateKey.generate()
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return _SealPair(private, key.public_key().public_bytes_raw().hex())

@@ -13,10 +13,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gradsense.errors import InputError
 from gradsense.federation.algorithm import Algorithm, get_algorithm
+from gradsense.storage import files
 
 JOB_FILE = "job.json"
 #: Folders: of all runs in a fleet, of the start in a run, of the start in a device's bundle.
@@ -90,21 +91,5 @@ def read(folder: Path) -> Job:
         InputError: there is none, or it is damaged.
     """
     file = folder / JOB_FILE
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise InputError("is too large to be a job", hint="copy it again", file=file)
-        return Job.model_validate_json(file.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"no job can be read ({error.strerror or error})",
-            hint="gradsense fleet run NAME makes one; fleet enroll puts it into a device's bundle",
-            file=file,
-        ) from error
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise InputError(
-            fault["msg"],
-            hint="copy the job again, or use the gradsense that wrote it",
-            file=file,
-            field=".".join(str(part) for part in fault["loc"]) or None,
-        ) from error
+    hint = "gradsense fleet run NAME makes one; fleet enroll puts it into a device's bundle"
+    return files.parsed(files.read(file, limit=_MAX_BYTES, hint=hint), Job, file)

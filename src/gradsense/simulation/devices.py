@@ -1,4 +1,4 @@
-"""Device profiles: how fast a site computes and sends, and what that costs in energy.
+"""Device profiles: how fast a site computes and sends, and what that and a run cost.
 
 Compute is the rate a small model really trains at: a measured or computed peak times a
 utilisation. The peaks have sources; the utilisations are our assumption, and are stated so that
@@ -135,3 +135,30 @@ def assign(clients: list[str], mix: str, *, seed: int) -> dict[str, DeviceProfil
     order = np.random.default_rng([seed, 1]).permutation(len(clients))
     dealt = {clients[i]: PROFILES[kinds[turn % len(kinds)]] for turn, i in enumerate(order)}
     return {client: dealt[client] for client in clients}
+
+
+@dataclass
+class Meter:
+    """What a run has cost so far. Bytes, seconds of virtual time, joules, counts."""
+
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    uploads: int = 0
+    aggregations: int = 0
+    local_rounds: int = 0
+    samples_trained: int = 0
+    energy_j: float = 0.0
+    dropped_out: int = 0
+    left_pooled: int = 0  # updates still pooled when the run ended
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One mark on the time line."""
+
+    virtual_s: float
+    client: str
+    reason: str
+    bytes: int
+    aggregation: int
+    layers: int

@@ -8,33 +8,42 @@ is complete after every event, so a run can be stopped and continued anywhere.
 from __future__ import annotations
 
 import heapq
+import json
+import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from gradsense.federation import events
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
-from gradsense.federation.events import (
-    Arrived,
-    Broadcast,
-    Event,
-    Joined,
-    Left,
-    Send,
-    Ticked,
-    WakeAt,
-)
-from gradsense.federation.transforms.plain import Plain
-from gradsense.federation.update import GlobalModel, decode, encode
+from gradsense.federation.transforms import codecs
+from gradsense.federation.transforms.transform import Plain
+from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import FlowCost, Tensors
-from gradsense.simulation.cost import Meter, Upload
-from gradsense.simulation.devices import DeviceProfile
+from gradsense.simulation.devices import DeviceProfile, Meter, Upload
+
+_MAGIC = b"GSU1"
+#: Attributes of a simulator that rest as they are; what is in them is replaced, never changed.
+_PLAIN = (
+    *("now", "finished", "triggers", "cycles"),
+    *("_order", "_started", "_attempts", "_uplink_free"),
+)
 
 Kind = Literal["deliver", "worked", "arrive", "tick", "join", "drop"]
 _JOIN_STREAM, _FAULT_STREAM = 11, 12  # separate the two uses of randomness
+
+
+def encode(update: Update) -> bytes:
+    """A message: magic, header length (4 bytes, little endian), JSON header, packed tensors."""
+    header = {**update.values(), "codec": update.codec}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    packed = update.packed or codecs()[update.codec].pack(update.delta)
+    return b"".join((_MAGIC, struct.pack("<I", len(text)), text, packed))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class _Event:
     order: int
     kind: Kind
     client: str
-    payload: bytes | GlobalModel | None = None
+    payload: Update | GlobalModel | None = None
 
 
 class Simulator:
@@ -131,7 +140,7 @@ class Simulator:
         first = [name for number, name in enumerate(names) if number not in late]
         self.coordinator.min_clients = len(first)
         for name in first:
-            self._handle(Joined(name))
+            self._handle(events.Joined(name))
 
     def step(self) -> bool:
         """Handle the next event; False when nothing is left to do."""
@@ -146,18 +155,18 @@ class Simulator:
                 self._deliver(event.client, model)
             case "worked", _:
                 self._worked(event.client)
-            case "arrive", bytes() as message:
-                self._arrive(message)
+            case "arrive", Update() as update:
+                self._handle(events.Arrived(update, self.now))
             case "tick", _:
-                self._handle(Ticked(self.now))
+                self._handle(events.Ticked(self.now))
             case "join", _:
-                self._handle(Joined(event.client))
+                self._handle(events.Joined(event.client))
             case "drop", _:
                 self._drop(event.client)
         return True
 
     def _push(
-        self, time: float, kind: Kind, client: str = "", payload: bytes | GlobalModel | None = None
+        self, time: float, kind: Kind, client: str = "", payload: Update | GlobalModel | None = None
     ) -> None:
         self._order += 1  # ties in time keep the order in which they were made
         heapq.heappush(self._events, _Event(time, self._order, kind, client, payload))
@@ -223,26 +232,22 @@ class Simulator:
         if client.steps >= self.budgets[name]:
             self.on_last_work(client)
         if update is not None:
-            message = encode(update)
-            seconds = device.upload_s(len(message))
+            size = len(encode(update))
+            seconds = device.upload_s(size)
             # One uplink sends one message after another, so updates arrive in order.
             through = max(self.now, self._uplink_free.get(name, 0.0)) + seconds
             self._uplink_free[name] = through
-            self.meter.uplink_bytes += len(message)
+            self.meter.uplink_bytes += size
             self.meter.uploads += 1
             self.meter.energy_j += device.radio_w * seconds
             self.triggers[update.reason] += 1
             self.uploads.append(
                 Upload(
-                    self.now,
-                    name,
-                    update.reason,
-                    len(message),
-                    self.meter.aggregations,
-                    len(update.layers),
+                    *(self.now, name, update.reason, size),
+                    *(self.meter.aggregations, len(update.layers)),
                 )
             )
-            self._push(through, "arrive", name, message)
+            self._push(through, "arrive", name, update)
         model = self._pending.pop(name, None)
         if model is not None:
             self._deliver(name, model)
@@ -258,22 +263,19 @@ class Simulator:
             [self.seed, _FAULT_STREAM, self.numbers[name], self._attempts[name], 1]
         )
         self._push(self.now + rng.exponential(self.faults.offline_s), "join", name)
-        self._handle(Left(name))
+        self._handle(events.Left(name))
 
     # The cloud ------------------------------------------------------------------------------
 
-    def _arrive(self, message: bytes) -> None:
-        self._handle(Arrived(decode(message), self.now))
-
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: events.Event) -> None:
         """Let the coordinator handle an event, and carry out its effects."""
         for effect in self.coordinator.handle(event):
             match effect:
-                case Broadcast():
+                case events.Broadcast():
                     self._broadcast(effect.model)
-                case Send():
+                case events.Send():
                     self._send(effect.client, effect.model)
-                case WakeAt():
+                case events.WakeAt():
                     self._push(effect.at, "tick")
 
     def _broadcast(self, model: GlobalModel) -> None:
@@ -291,19 +293,9 @@ class Simulator:
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, np.ndarray]]]:
         """Everything, for a checkpoint: JSON-able values and named groups of tensors."""
-        values: dict[str, Any] = {
-            "now": self.now,
-            "order": self._order,
-            "finished": self.finished,
-            "meter": asdict(self.meter),
-            "triggers": dict(self.triggers),
-            "uploads": [asdict(upload) for upload in self.uploads],
-            "cycles": {name: list(cycle) for name, cycle in self.cycles.items()},
-            "busy": sorted(self._busy),
-            "started": dict(self._started),
-            "attempts": dict(self._attempts),
-            "uplink_free": dict(self._uplink_free),
-        }
+        values: dict[str, Any] = {name: copy(getattr(self, name)) for name in _PLAIN}
+        values["meter"], values["busy"] = asdict(self.meter), sorted(self._busy)
+        values["uploads"] = [asdict(upload) for upload in self.uploads]
         groups: dict[str, Mapping[str, np.ndarray]] = {}
         values["coordinator"], own = self.coordinator.snapshot()
         groups |= {f"coordinator/{key}": group for key, group in own.items()}
@@ -312,34 +304,18 @@ class Simulator:
             number = self.numbers[name]
             values["clients"][name], tensors = client.snapshot()
             groups |= {f"client{number}/{key}": group for key, group in tensors.items()}
-
-        def rest(model: GlobalModel, group: str) -> dict[str, Any]:
-            groups[group] = model.tensors
-            invited = model.participants
-            return {
-                "version": model.version,
-                "participants": None if invited is None else sorted(invited),
-            }
-
-        values["pending"] = {
-            name: rest(model, f"pending{self.numbers[name]}")
-            for name, model in self._pending.items()
-        }
+        values["pending"] = {name: model.values() for name, model in self._pending.items()}
+        for name, model in self._pending.items():
+            groups[f"pending{self.numbers[name]}"] = model.tensors
         values["events"] = []
         for event in sorted(self._events):
-            entry: dict[str, Any] = {
-                "time": event.time,
-                "order": event.order,
-                "kind": event.kind,
-                "client": event.client,
-            }
-            if isinstance(event.payload, GlobalModel):
-                entry["model"] = rest(event.payload, f"event{event.order}")
-            elif event.payload is not None:
-                data = np.frombuffer(event.payload, dtype=np.uint8)
-                groups[f"event{event.order}"] = {"message": data}
-                entry["message"] = True
-            values["events"].append(entry)
+            payload = event.payload
+            rest = None if payload is None else payload.values()
+            values["events"].append([event.time, event.order, event.kind, event.client, rest])
+            if payload is not None:
+                groups[f"event{event.order}"] = (
+                    payload.delta if isinstance(payload, Update) else payload.tensors
+                )
         return values, groups
 
     def restore(
@@ -350,41 +326,26 @@ class Simulator:
         def part(prefix: str) -> dict[str, Tensors]:
             return {k.removeprefix(prefix): g for k, g in groups.items() if k.startswith(prefix)}
 
-        def revive(saved: Mapping[str, Any], group: str) -> GlobalModel:
-            invited = saved["participants"]
-            return GlobalModel(
-                saved["version"], groups[group], None if invited is None else frozenset(invited)
-            )
-
-        self.now, self._order = values["now"], values["order"]
-        self.finished = values["finished"]
-        self.meter = Meter(**values["meter"])
-        self.triggers = Counter(values["triggers"])
+        for name in _PLAIN:
+            setattr(self, name, type(getattr(self, name))(values[name]))
+        self.meter, self._busy = Meter(**values["meter"]), set(values["busy"])
         self.uploads = [Upload(**upload) for upload in values["uploads"]]
-        self.cycles = {name: list(cycle) for name, cycle in values["cycles"].items()}
-        self._busy = set(values["busy"])
-        self._started = dict(values["started"])
-        self._attempts = Counter(values["attempts"])
-        self._uplink_free = dict(values["uplink_free"])
         self.coordinator.restore(values["coordinator"], part("coordinator/"))
         for name, client in self.clients.items():
             number = self.numbers[name]
             client.restore(values["clients"][name], part(f"client{number}/"))
         self._pending = {
-            name: revive(saved, f"pending{self.numbers[name]}")
+            name: GlobalModel.restored(saved, groups[f"pending{self.numbers[name]}"])
             for name, saved in values["pending"].items()
         }
         self._events = []
-        for saved in values["events"]:
-            group = f"event{saved['order']}"
-            payload: bytes | GlobalModel | None = None
-            if "model" in saved:
-                payload = revive(saved["model"], group)
-            elif "message" in saved:
-                payload = groups[group]["message"].tobytes()
-            self._events.append(
-                _Event(saved["time"], saved["order"], saved["kind"], saved["client"], payload)
-            )
+        for time, order, kind, client, rest in values["events"]:
+            payload: Update | GlobalModel | None = None
+            if kind == "deliver":
+                payload = GlobalModel.restored(rest, groups[f"event{order}"])
+            elif kind == "arrive":
+                payload = Update(**rest, delta=groups[f"event{order}"])
+            self._events.append(_Event(time, order, kind, client, payload))
         heapq.heapify(self._events)
 
     # What it took ---------------------------------------------------------------------------

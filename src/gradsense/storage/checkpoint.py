@@ -61,7 +61,9 @@ def dumps(values: dict[str, Any], groups: Groups) -> bytes:
             shared.append(layout)
         members[group] = layouts[id(arrays)]
     text = json.dumps({"values": values, "layouts": shared, "groups": members})
-    return _compressor().compress(save_tensors(tensors, {"gradsense": text}))
+    # The checksum finds flipped bits, which would otherwise be trained on.
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+    return compressor.compress(save_tensors(tensors, {"gradsense": text}))
 
 
 def loads(data: bytes) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
@@ -122,8 +124,3 @@ def damaged(path: Path, why: str) -> GradsenseError:
     return GradsenseError(
         f"{path}: the checkpoint is damaged ({why}); delete it to start the run again"
     )
-
-
-def _compressor() -> zstandard.ZstdCompressor:
-    # The checksum finds flipped bits, which would otherwise be trained on.
-    return zstandard.ZstdCompressor(level=1, write_checksum=True)

@@ -1,4 +1,8 @@
-"""Files and folders that are written whole or not at all, and locks between processes."""
+"""Files and folders that are written whole or not at all, locks between processes, SQLite files.
+
+A store over SQLite says what its file is (``Schema``) and keeps its own statements. Its file has
+mode 0600 and runs in WAL mode: a killed process loses nothing that was committed.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from gradsense.errors import InputError
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def temporary(file: Path) -> Path:
@@ -100,3 +108,39 @@ def lock(file: Path, busy: InputError) -> BinaryIO:
         guard.close()
         raise busy from None
     return guard
+
+
+def read(file: Path, *, limit: int, hint: str) -> bytes:
+    """A whole file of at most ``limit`` bytes.
+
+    Raises:
+        InputError: it cannot be read or is larger; ``hint`` says what to do about it.
+    """
+    try:
+        with file.open("rb") as stream:
+            found = stream.read(limit + 1)
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror or error})", hint=hint, file=file
+        ) from error
+    if len(found) > limit:
+        raise InputError("is too large for what it should be", hint=hint, file=file)
+    return found
+
+
+def parsed(text: bytes | str, kind: type[_Model], file: Path) -> _Model:
+    """What JSON from that file says.
+
+    Raises:
+        InputError: names the first field that does not fit.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise InputError(
+            fault["msg"],
+            hint="copy it again, or use the gradsense that wrote it",
+            file=file,
+            field=".".join(str(part) for part in fault["loc"]) or None,
+        ) from error

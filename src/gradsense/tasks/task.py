@@ -14,7 +14,7 @@ from typing import Literal
 
 import polars as pl
 
-from gradsense import registry
+from gradsense import discovery
 from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
 from gradsense.errors import InputError
@@ -102,7 +102,7 @@ class Task:
 @cache
 def tasks() -> dict[str, Task]:
     """All tasks by name."""
-    packages = (import_module(f"{__package__}.{name}") for name in registry.names(__package__))
+    packages = (import_module(f"{__package__}.{name}") for name in discovery.names(__package__))
     found = (package.TASK for package in packages if hasattr(package, "TASK"))
     return {task.name: task for task in found}
 
@@ -121,6 +121,6 @@ def get_task(name: str = DEFAULT) -> Task:
 
 def wordings(package: str) -> dict[str, Wording]:
     """The templates that the modules of a package define as ``WORDING``, by name."""
-    modules = (import_module(f"{package}.{name}") for name in registry.names(package))
+    modules = (import_module(f"{package}.{name}") for name in discovery.names(package))
     found = (module.WORDING for module in modules if hasattr(module, "WORDING"))
     return {wording.name: wording for wording in found}

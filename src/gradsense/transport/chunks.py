@@ -1,9 +1,9 @@
-"""Large bodies in pieces: cut, put together again in any order, and continued after a break.
+"""Large bodies in pieces: cut, paced, put together in any order, and continued after a break.
 
 A body of ``total`` bytes in ``count`` chunks is cut at ``i * total // count``: no chunk's size
 needs to be said, and none may differ. A message's id follows from its verified properties, so a
-restarted sender arrives at the same id and goes on where it was. ``Assembler`` holds no clock:
-time is passed in. Its state is plain JSON and bytes.
+restarted sender arrives at the same id and goes on where it was. ``Rate`` and ``Assembler``
+hold no clock: time is passed in.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import hashlib
 import math
 import struct
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from gradsense.errors import UpdateRefused
 from gradsense.transport.protocol import MAX_CHUNKS, Properties, WrongHash
@@ -30,31 +30,21 @@ _RESUME = struct.Struct("<16sI")
 class BadChunk(UpdateRefused):
     """A chunk has another length than its place in the message needs."""
 
-    reason = "bad-chunk"
-
 
 class ChunkMismatch(UpdateRefused):
     """A chunk contradicts an earlier one of its message."""
-
-    reason = "chunk-mismatch"
 
 
 class BadResume(UpdateRefused):
     """A resume request or its answer cannot be read."""
 
-    reason = "bad-resume"
-
 
 class DeviceQuota(UpdateRefused):
     """A single message would take more than one device may have waiting."""
 
-    reason = "device-quota"
-
 
 class AssemblerFull(UpdateRefused):
     """All devices together have too much waiting; the device tries again later."""
-
-    reason = "assembler-full"
 
 
 # Cutting ------------------------------------------------------------------------------------
@@ -86,11 +76,8 @@ class Chunk:
         Raises:
             BadChunk: the piece has another length than its place needs.
         """
-        index, count, total = (
-            properties.chunk_index,
-            properties.chunk_count,
-            properties.body_size,
-        )
+        index, count = properties.chunk_index, properties.chunk_count
+        total = properties.body_size
         start, end = _bounds(index, count, total)
         if len(piece) != end - start:
             raise BadChunk(f"chunk {index} has {len(piece)} bytes, not {end - start}")
@@ -139,20 +126,26 @@ class ResumeRequest:
         return _RESUME.pack(self.message, self.count)
 
     @classmethod
-    def parse(cls, body: bytes) -> ResumeRequest:
+    def parse(cls, body: bytes) -> Self:
         """Raises: BadResume: of the wrong length, or its count is out of bounds."""
-        message, count, rest = _resume_header(body)
+        if len(body) < _RESUME.size:
+            raise BadResume(f"{len(body)} bytes")
+        message, count = _RESUME.unpack_from(body)
+        if not 1 <= count <= MAX_CHUNKS:
+            raise BadResume(f"{count} chunks")
+        return cls(message, count, *cls._rest(body[_RESUME.size :], count))
+
+    @staticmethod
+    def _rest(rest: bytes, count: int) -> tuple[Any, ...]:
         if rest:
             raise BadResume(f"{len(rest)} bytes too many")
-        return cls(message, count)
+        return ()
 
 
 @dataclass(frozen=True)
-class Resume:
+class Resume(ResumeRequest):
     """The answer: which chunks are missing. None missing is not yet an acknowledgement."""
 
-    message: bytes
-    count: int
     missing: tuple[int, ...]
 
     def pack(self) -> bytes:
@@ -163,27 +156,16 @@ class Resume:
         bits = bytearray(-(-self.count // 8))
         for index in self.missing:
             bits[index // 8] |= 1 << index % 8
-        return _RESUME.pack(self.message, self.count) + bytes(bits)
+        return super().pack() + bytes(bits)
 
-    @classmethod
-    def parse(cls, body: bytes) -> Resume:
-        """Raises: BadResume: of the wrong length, or bits beyond the last chunk."""
-        message, count, bits = _resume_header(body)
-        if len(bits) != -(-count // 8):
-            raise BadResume(f"a bitmap of {len(bits)} bytes for {count} chunks")
-        missing = tuple(i for i in range(8 * len(bits)) if bits[i // 8] >> i % 8 & 1)
+    @staticmethod
+    def _rest(rest: bytes, count: int) -> tuple[Any, ...]:
+        if len(rest) != -(-count // 8):
+            raise BadResume(f"a bitmap of {len(rest)} bytes for {count} chunks")
+        missing = tuple(i for i in range(8 * len(rest)) if rest[i // 8] >> i % 8 & 1)
         if missing and missing[-1] >= count:
             raise BadResume("bits beyond the last chunk")
-        return cls(message, count, missing)
-
-
-def _resume_header(body: bytes) -> tuple[bytes, int, bytes]:
-    if len(body) < _RESUME.size:
-        raise BadResume(f"{len(body)} bytes")
-    message, count = _RESUME.unpack_from(body)
-    if not 1 <= count <= MAX_CHUNKS:
-        raise BadResume(f"{count} chunks")
-    return message, count, body[_RESUME.size :]
+        return (missing,)
 
 
 # Putting together ---------------------------------------------------------------------------
@@ -219,10 +201,6 @@ class _Transfer:
     def claimed(self) -> int:
         return self.total + (self.count + 1) * CHUNK_OVERHEAD
 
-    @property
-    def missing(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.count) if i not in self.pieces)
-
 
 @dataclass(frozen=True)
 class UploadProgress:
@@ -230,16 +208,11 @@ class UploadProgress:
 
     Attributes:
         body: the whole body, with the chunk that completes it; else None.
-        missing: chunks still to come.
-        repeated: the message was whole before; acknowledge it again.
+        missing: chunks still to come; none without a body: the message was whole before.
     """
 
     body: bytes | None = field(default=None, repr=False)
     missing: int = 0
-    repeated: bool = False
-
-
-Key = tuple[str, bytes]
 
 
 class Assembler:
@@ -257,7 +230,10 @@ class Assembler:
         self.counts: Counter[str] = Counter()
         self.held = 0  # bytes of all chunks, with their overhead; never above total_bytes
         self._transfers: dict[str, dict[bytes, _Transfer]] = {}
-        self._finished: OrderedDict[Key, int] = OrderedDict()  # to its count
+        self._finished: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # to its count
+
+    def _transfer(self, device: str, message: bytes) -> _Transfer | None:
+        return self._transfers.get(device, {}).get(message)
 
     def add(self, device: str, chunk: Chunk, now: float) -> UploadProgress:
         """Take a chunk.
@@ -270,8 +246,8 @@ class Assembler:
                 dropped, and the sender starts it anew.
         """
         if (device, chunk.message) in self._finished:
-            return UploadProgress(repeated=True)
-        transfer = self._transfers.get(device, {}).get(chunk.message)
+            return UploadProgress()
+        transfer = self._transfer(device, chunk.message)
         if transfer is None:
             transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
         if chunk.index in transfer.pieces:
@@ -303,7 +279,7 @@ class Assembler:
 
     def _keep(self, device: str, chunk: Chunk, transfer: _Transfer, now: float) -> None:
         # ``_make_room`` may have expired this very message; then it goes on with this chunk.
-        if self._transfers.get(device, {}).get(chunk.message) is not transfer:
+        if self._transfer(device, chunk.message) is not transfer:
             transfer.pieces, transfer.held = {}, CHUNK_OVERHEAD
             self.held += CHUNK_OVERHEAD
             self._transfers.setdefault(device, {})[chunk.message] = transfer
@@ -344,57 +320,27 @@ class Assembler:
     def forget(self, device: str, message: bytes) -> None:
         """Take a message's chunks anew, whole or not: for example, its body could not be stored."""
         self._finished.pop((device, message), None)
-        if message in self._transfers.get(device, {}):
+        if self._transfer(device, message) is not None:
             self._drop(device, message)
 
     def resume(self, device: str, request: ResumeRequest) -> Resume:
         """What is missing of a message; all of it, where nothing is known."""
+        held: Collection[int] = ()
+        transfer = self._transfer(device, request.message)
         if self._finished.get((device, request.message)) == request.count:
-            return Resume(request.message, request.count, ())
-        transfer = self._transfers.get(device, {}).get(request.message)
-        if transfer is None or transfer.count != request.count:
-            return Resume(request.message, request.count, tuple(range(request.count)))
-        return Resume(request.message, request.count, transfer.missing)
+            held = range(request.count)
+        elif transfer is not None and transfer.count == request.count:
+            held = transfer.pieces
+        missing = tuple(index for index in range(request.count) if index not in held)
+        return Resume(request.message, request.count, missing)
 
-    # State ----------------------------------------------------------------------------------
+    def uploads(self) -> set[tuple[str, bytes]]:
+        """Device and message of all that waits for missing chunks."""
+        return {(device, message) for device, own in self._transfers.items() for message in own}
 
-    def state(self) -> tuple[dict[str, Any], list[bytes]]:
-        """All that a resumed assembler needs: JSON-able values, and the pieces they count off."""
-        transfers: list[dict[str, Any]] = []
-        pieces: list[bytes] = []
-        for device, own in self._transfers.items():
-            for message, transfer in own.items():
-                transfers.append(
-                    {
-                        "device": device,
-                        "message": message.hex(),
-                        "count": transfer.count,
-                        "total": transfer.total,
-                        "digest": transfer.digest.hex(),
-                        "touched_s": transfer.touched_s,
-                        "indices": list(transfer.pieces),
-                    }
-                )
-                pieces += transfer.pieces.values()
-        finished = [[name, message.hex(), n] for (name, message), n in self._finished.items()]
-        values = {"transfers": transfers, "finished": finished, "counts": dict(self.counts)}
-        return values, pieces
-
-    @classmethod
-    def restored(
-        cls, values: Mapping[str, Any], pieces: Iterable[bytes], quota: Quota | None = None
-    ) -> Assembler:
-        """An assembler that goes on exactly where ``state`` was taken."""
-        assembler = cls(quota)
-        left = iter(pieces)
-        for saved in values["transfers"]:
-            device, message = saved["device"], bytes.fromhex(saved["message"])
-            digest, at = bytes.fromhex(saved["digest"]), saved["touched_s"]
-            transfer = _Transfer(saved["count"], saved["total"], digest, at)
-            for index in saved["indices"]:
-                chunk = Chunk(message, index, transfer.count, transfer.total, digest, next(left))
-                assembler._keep(device, chunk, transfer, at)
-        for device, message, count in values["finished"]:
-            assembler._finished[device, bytes.fromhex(message)] = count
-        assembler.counts = Counter(values["counts"])
-        return assembler
+    def restore(self, device: str, chunk: Chunk, at: float) -> None:
+        """Take again a chunk that an earlier assembler held, last touched at ``at``."""
+        transfer = self._transfer(device, chunk.message)
+        if transfer is None:
+            transfer = _Transfer(chunk.count, chunk.total, chunk.digest, at)
+        self._keep(device, chunk, transfer, max(at, transfer.touched_s))

@@ -29,7 +29,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.transport.connection_log import Counts, LinkLog, no_answer, of_error, of_reason
+from gradsense.transport.connection_log import Counts, LinkLog, of_error, of_reason, of_tls
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
 from gradsense.transport.pacing import Backoff
@@ -250,7 +250,7 @@ class Link:
             if self._abandoned:
                 break
         if attempt.opened is None and not attempt.answered and not self._stopping.is_set():
-            self._log.refused(no_answer(attempt.complaint))
+            self._log.refused(of_tls(attempt.complaint))
 
     def _leave(self, attempt: _Connection) -> None:
         socket = attempt.client.socket()
@@ -338,16 +338,17 @@ class Link:
                 self._log.refused(of_reason("subscribe", str(reason)))
 
 
+@dataclass
 class _Connection:
     """One attempt to connect, and what came of it."""
 
-    def __init__(self, client: paho.Client) -> None:
-        self.client = client
-        self.unacked = 0
-        self.answered, self.session_present = False, False
-        self.complaint = ""
-        self.opened: float | None = None
-        self.held_s = 0.0
+    client: paho.Client
+    unacked: int = 0
+    answered: bool = False
+    session_present: bool = False
+    complaint: str = ""
+    opened: float | None = None
+    held_s: float = 0.0
 
 
 def _properties(packet: int, message: Message | None = None) -> Properties:

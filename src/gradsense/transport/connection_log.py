@@ -43,22 +43,12 @@ def of_error(error: OSError | ValueError, identity: Identity) -> ConnectionFailu
     if isinstance(error, ssl.SSLCertVerificationError):
         return _of_certificate(error, identity)
     if isinstance(error, ssl.SSLError):
-        return _of_tls(str(error))
+        return of_tls(str(error))
     return ConnectionFailure(
         "unreachable",
         f"no broker answers there ({error})",
         "start it, or look at the network, the address and the firewall; it goes on trying",
     )
-
-
-def no_answer(complaint: str) -> ConnectionFailure:
-    """The broker closed the connection before it answered.
-
-    Args:
-        complaint: of the TLS library, if it had one. In TLS 1.3 a client learns only after its
-            handshake that the broker refused its certificate, and may not learn it at all.
-    """
-    return _of_tls(complaint or "closed without an answer")
 
 
 def of_reason(packet: str, reason: str) -> ConnectionFailure:
@@ -81,12 +71,19 @@ def _of_certificate(error: ssl.SSLCertVerificationError, identity: Identity) -> 
     return ConnectionFailure("broker-certificate", text, hint)
 
 
-def _of_tls(complaint: str) -> ConnectionFailure:
+def of_tls(complaint: str) -> ConnectionFailure:
+    """The broker closed the connection before it answered.
+
+    Args:
+        complaint: of the TLS library, if it had one. In TLS 1.3 a client learns only after its
+            handshake that the broker refused its certificate, and may not learn it at all.
+    """
     if "alert" in complaint.lower():  # TLS's word for the peer's refusal
         return ConnectionFailure(
             "own-certificate", f"the broker refuses the certificate ({complaint})", _OWN_CERTIFICATE
         )
-    return ConnectionFailure("no-answer", f"the broker hung up ({complaint})", _OWN_CERTIFICATE)
+    text = f"the broker hung up ({complaint or 'closed without an answer'})"
+    return ConnectionFailure("no-answer", text, _OWN_CERTIFICATE)
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Literal, TypeVar
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.errors import InputError
+from gradsense.storage import files
 from gradsense.transport.protocol import COORDINATOR
 
 #: Far above any certificate, key or JSON of these folders.
@@ -29,6 +29,7 @@ _PUBLIC_KEY = r"^[0-9a-f]{64}$"
 _NO_CHECK_TIME = 0x200000
 
 _File = TypeVar("_File", bound=BaseModel)
+_Key = TypeVar("_Key", Ed25519PrivateKey, X25519PrivateKey)
 
 
 class Address(BaseModel):
@@ -124,7 +125,7 @@ def of_device(bundle: Path) -> Identity:
             key that everybody may read.
     """
     folder = bundle / "device"
-    about = _read(folder / "device.json", DeviceFile, "give the folder that holds device/")
+    about = _file(folder / "device.json", DeviceFile, "give the folder that holds device/")
     return _identity(
         about, folder, about.device, opens=about.fleet_seal_key, seals=about.coordinator_seal_key
     )
@@ -136,7 +137,7 @@ def of_coordinator(fleet: Path) -> Identity:
     Raises:
         InputError: as ``of_device``, of ``fleet.json`` and ``coordinator/``.
     """
-    about = _read(fleet / "fleet.json", FleetFile, "gradsense fleet init --fleet DIR makes one")
+    about = _file(fleet / "fleet.json", FleetFile, "gradsense fleet init --fleet DIR makes one")
     folder = fleet / "coordinator"
     found = _identity(
         about, folder, COORDINATOR, opens=about.coordinator_seal_key, seals=about.fleet_seal_key
@@ -147,14 +148,10 @@ def of_coordinator(fleet: Path) -> Identity:
 
 def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: str) -> Identity:
     for file in ("ca.pem", "cert.pem"):
-        _bytes(folder / file, _hint(name))
+        files.read(folder / file, limit=_MAX_BYTES, hint=_hint(name))
     _secret(folder / "key.pem", name)
-    signing = _private(folder / "signing-key.pem", name)
-    if not isinstance(signing, Ed25519PrivateKey):
-        raise _wrong_key(folder / "signing-key.pem", name)
-    own = _private(folder / "seal-key.pem", name)
-    if not isinstance(own, X25519PrivateKey):
-        raise _wrong_key(folder / "seal-key.pem", name)
+    signing = _private(folder / "signing-key.pem", name, Ed25519PrivateKey)  # type: ignore[type-abstract]
+    own = _private(folder / "seal-key.pem", name, X25519PrivateKey)  # type: ignore[type-abstract]
     _belongs(own, opens, folder / "seal-key.pem", name)
     return Identity(
         name=name,
@@ -176,34 +173,12 @@ def _hint(name: str) -> str:
     return f"copy the bundle again, or make one with gradsense fleet rotate {name}"
 
 
-def _read(file: Path, kind: type[_File], hint: str) -> _File:
-    try:
-        return kind.model_validate_json(_bytes(file, hint))
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise InputError(
-            fault["msg"],
-            hint="copy it again, or use the gradsense that wrote it",
-            file=file,
-            field=".".join(str(part) for part in fault["loc"]) or None,
-        ) from error
-
-
-def _bytes(file: Path, hint: str) -> bytes:
-    try:
-        with file.open("rb") as stream:
-            found = stream.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})", hint=hint, file=file
-        ) from error
-    if len(found) > _MAX_BYTES:
-        raise InputError("is too large for what it should be", hint=hint, file=file)
-    return found
+def _file(file: Path, kind: type[_File], hint: str) -> _File:
+    return files.parsed(files.read(file, limit=_MAX_BYTES, hint=hint), kind, file)
 
 
 def _secret(file: Path, name: str) -> bytes:
-    found = _bytes(file, _hint(name))
+    found = files.read(file, limit=_MAX_BYTES, hint=_hint(name))
     # The owner's group may read it: Kubernetes gives a pod its secrets that way.
     if file.stat().st_mode & 0o007:
         raise InputError(
@@ -214,15 +189,14 @@ def _secret(file: Path, name: str) -> bytes:
     return found
 
 
-def _private(file: Path, name: str) -> PrivateKeyTypes:
+def _private(file: Path, name: str, kind: type[_Key]) -> _Key:
     try:
-        return load_pem_private_key(_secret(file, name), password=None)
+        found = load_pem_private_key(_secret(file, name), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):  # their text may quote the file
-        raise _wrong_key(file, name) from None
-
-
-def _wrong_key(file: Path, name: str) -> InputError:
-    return InputError("is not the private key that it should be", hint=_hint(name), file=file)
+        found = None
+    if not isinstance(found, kind):
+        raise InputError("is not the private key that it should be", hint=_hint(name), file=file)
+    return found
 
 
 def _belongs(key: Ed25519PrivateKey | X25519PrivateKey, public: str, file: Path, name: str) -> None:

@@ -46,13 +46,9 @@ _MAX_SMALL_BODY = 16 << 10
 class BadSignature(UpdateRefused):
     """The message is not signed, or not by the key that was expected."""
 
-    reason = "bad-signature"
-
 
 class CannotOpen(UpdateRefused):
     """A sealed body was altered, was sealed for somebody else, or belongs to another message."""
-
-    reason = "cannot-open"
 
 
 # Messages -----------------------------------------------------------------------------------

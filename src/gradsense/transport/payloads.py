@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zstandard
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.transforms import codecs
-from gradsense.federation.transforms.transform import OverLimit
+from gradsense.federation.transforms.transform import OverLimit, compress, decompress
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
@@ -32,15 +31,13 @@ ONLINE, OFFLINE = b"online", b"offline"
 
 _MAX_UPDATE_HEADER = 4096
 _MAX_MODEL_HEADER = 8 << 20
-_MAX_REASON = 64
+#: Whole numbers up to here are exact in float64, too.
+_EXACT = 1 << 53
 _REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
-_ZSTD_LEVEL = 3
 
 
 class BadBody(UpdateRefused):
     """The body is of the right hash, but cannot be read."""
-
-    reason = "bad-body"
 
 
 # Small ones ---------------------------------------------------------------------------------
@@ -87,12 +84,16 @@ def open_presence(body: bytes) -> bool:
 
 # Updates ------------------------------------------------------------------------------------
 
-_FIELDS: dict[str, tuple[type, ...]] = {
-    "samples": (int,),
-    "reason": (str,),
-    "score": (int, float, type(None)),
-    "codec": (str,),
-}
+
+class _Header(BaseModel):
+    """What an update's body says beside its tensors, within what any client sends."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    samples: int = Field(gt=-_EXACT, lt=_EXACT)
+    reason: str = Field(max_length=64)
+    score: float | None = Field(gt=-_EXACT, lt=_EXACT)
+    codec: str
 
 
 def pack_update(update: Update) -> bytes:
@@ -100,7 +101,7 @@ def pack_update(update: Update) -> bytes:
 
     The frame is what the codec gives. Only a codec that does not compress is compressed here.
     """
-    header = {name: getattr(update, name) for name in _FIELDS}
+    header = {name: getattr(update, name) for name in _Header.model_fields}
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = update.packed or codecs()[update.codec].pack(update.delta)
     frame = compress(packed) if update.codec == "none" else packed
@@ -135,21 +136,12 @@ def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
         (length,) = struct.unpack_from("<I", body)
         if length > _MAX_UPDATE_HEADER:
             raise BadBody(f"an update header of {length} bytes")
-        header = json.loads(body[4 : 4 + length])
-        fields = {name: header[name] for name in _FIELDS}
-    except (struct.error, ValueError, RecursionError, TypeError, LookupError):
-        raise BadBody("no update header") from None
-    for name, types in _FIELDS.items():
-        if not isinstance(fields[name], types) or isinstance(fields[name], bool):
-            raise BadBody(f"'{name}' is of the wrong type")
-    if fields["codec"] not in codecs():
+        header = _Header.model_validate_json(body[4 : 4 + length])
+    except (struct.error, ValidationError) as error:
+        raise BadBody(f"no update header: {error}") from None
+    if header.codec not in codecs():
         raise BadBody("unknown codec")
-    if abs(fields["samples"]) >= 1 << 53 or len(fields["reason"]) > _MAX_REASON:
-        raise BadBody("the sample count or the reason is out of bounds")
-    score = fields["score"]
-    if score is not None and not (abs(score) < 1 << 53 and math.isfinite(score)):
-        raise BadBody("the score is not finite")
-    return fields, body[4 + length :]
+    return header.model_dump(), body[4 + length :]
 
 
 # Models -------------------------------------------------------------------------------------
@@ -176,7 +168,11 @@ def open_model(body: bytes, header: MessageHeader, limit: int) -> GlobalModel:
         WrongHash: its tensors are not those that the properties name.
     """
     blob = expand(body, limit)
-    names, tensors = _participants(blob), _load(blob)
+    names = _participants(blob)
+    try:
+        tensors = load_tensors(blob)
+    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise BadBody(f"no safetensors: {error}") from None
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
         raise BadBody("a model's tensors are float32")
     if header.base_hash != model_hash(tensors):
@@ -198,44 +194,25 @@ def model_hash(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def compress(raw: bytes) -> bytes:
-    """One zstd frame (RFC 8878) that declares its content's size."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(raw)
-
-
 def expand(frame: bytes, limit: int) -> bytes:
-    """The content of one zstd frame, with no more than ``limit`` bytes ever allocated for it.
+    """The content of one zstd frame.
 
     Raises:
         TooLarge: it declares more than the limit.
         BadBody: no frame, no declared size, another size than declared, or bytes after it.
     """
-    _check_frame(frame, limit)
     try:
-        # The output is allocated at the declared size; a frame that holds more is an error.
-        return zstandard.ZstdDecompressor().decompress(
-            frame, max_output_size=limit, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
-        raise BadBody(f"no zstd frame: {error}") from None
+        return decompress(frame, limit)
+    except OverLimit as error:
+        raise TooLarge(str(error)) from None
+    except InputError as error:
+        raise BadBody(str(error)) from None
 
 
-def _check_frame(frame: bytes, limit: int) -> None:
-    try:
-        size = zstandard.frame_content_size(frame)
-    except zstandard.ZstdError as error:
-        raise BadBody(f"no zstd frame: {error}") from None
-    if size <= 0:
-        raise BadBody("a zstd frame that declares no content")
-    if size > limit:
-        raise TooLarge(f"it would unpack to {size} bytes; the limit is {limit}")
+class _Metadata(BaseModel):
+    """What a model's body says beside its tensors."""
 
-
-def _load(blob: bytes) -> dict[str, np.ndarray]:
-    try:
-        return load_tensors(blob)
-    except (SafetensorError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise BadBody(f"no safetensors: {error}") from None
+    participants: frozenset[str] | None
 
 
 def _participants(blob: bytes) -> frozenset[str] | None:
@@ -245,11 +222,6 @@ def _participants(blob: bytes) -> frozenset[str] | None:
         if length > min(_MAX_MODEL_HEADER, len(blob) - 8):
             raise refusal
         metadata = json.loads(blob[8 : 8 + length])["__metadata__"]["gradsense"]
-        names = json.loads(metadata)["participants"]
+        return _Metadata.model_validate_json(metadata, strict=True).participants
     except (struct.error, ValueError, RecursionError, TypeError, LookupError):
         raise refusal from None
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise refusal
-    return frozenset(names)

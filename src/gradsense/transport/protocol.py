@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 from gradsense.errors import UpdateRefused
 
@@ -30,7 +30,6 @@ MAX_PACKET_BYTES = 1 << 20
 MAX_CHUNKS = 1 << 16
 
 Kind = Literal["update", "resume-request", "presence", "model", "resume", "ack"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 #: What devices publish, what one device is sent, and what travels in chunks.
 UP: tuple[Kind, ...] = ("update", "resume-request", "presence")
 TO_ONE: tuple[Kind, ...] = ("resume", "ack")
@@ -47,31 +46,21 @@ _MAX_PAIR_CHARS = 512
 class BadTopic(UpdateRefused):
     """The topic is none of this protocol."""
 
-    reason = "bad-topic"
-
 
 class BadProperties(UpdateRefused):
     """A property is missing, twice there, unknown or out of bounds."""
-
-    reason = "bad-properties"
 
 
 class UnsupportedSchema(UpdateRefused):
     """The message follows another version of the protocol."""
 
-    reason = "unsupported-schema"
-
 
 class TooLarge(UpdateRefused):
     """A body, or what it holds, is or claims to be larger than the limit."""
 
-    reason = "too-large"
-
 
 class WrongHash(UpdateRefused):
     """A body or a model is not the one that its hash names."""
-
-    reason = "wrong-hash"
 
 
 @dataclass(frozen=True)
@@ -135,25 +124,19 @@ def parse_topic(text: str) -> Topic:
     if len(text) > _MAX_TOPIC:
         raise refusal
     match text.split("/"):
-        case ["gradsense", "v2", run, "up", device, kind] if kind in UP:
+        case [_, _, run, "up" | "device", device, kind] if kind in (*UP, *TO_ONE):
             topic = Topic(run, kind, device)
-        case ["gradsense", "v2", run, "device", device, kind] if kind in TO_ONE:
-            topic = Topic(run, kind, device)
-        case ["gradsense", "v2", run, "down", "model"]:
-            return _named(Topic(run, "model"), refusal)
-        case ["gradsense", "v2", run, "down", "model", index] if _NUMBER.fullmatch(index):
-            if not 1 <= int(index) < MAX_CHUNKS:
-                raise refusal
-            return _named(Topic(run, "model", index=int(index)), refusal)
+        case [_, _, run, "down", "model"]:
+            topic = Topic(run, "model")
+        case [_, _, run, "down", "model", index] if _NUMBER.fullmatch(index):
+            topic = Topic(run, "model", index=int(index))
         case _:
             raise refusal
-    if topic.device == COORDINATOR:
+    named = _NAME.fullmatch(topic.run) and _NAME.fullmatch(topic.device)
+    for_all = topic.device == COORDINATOR
+    if str(topic) != text or not named or for_all != (topic.kind == "model"):
         raise refusal
-    return _named(topic, refusal)
-
-
-def _named(topic: Topic, refusal: BadTopic) -> Topic:
-    if not (_NAME.fullmatch(topic.run) and _NAME.fullmatch(topic.device)):
+    if topic.index >= MAX_CHUNKS:
         raise refusal
     return topic
 

@@ -22,12 +22,12 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field
 
-from gradsense import registry
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources import lines as checks
 from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, undecodable
 from gradsense.data.sources.logfile import BOM, read_blocks, read_head
 from gradsense.data.tally import Tally
+from gradsense.discovery import members
 from gradsense.errors import InputError
 
 BLOCK_BYTES = 8 << 20
@@ -106,7 +106,7 @@ class RecordSource(ABC):
 @cache
 def sources() -> tuple[type[RecordSource], ...]:
     """All sources, the lowest rank first."""
-    found = registry.members(__package__, RecordSource)  # type: ignore[type-abstract]
+    found = members(__package__, RecordSource)  # type: ignore[type-abstract]
     return tuple(sorted(found.values(), key=lambda source: source.rank))
 
 

@@ -14,8 +14,7 @@ from typing import ClassVar
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan
 from gradsense.federation.parts import part
 from gradsense.federation.pools import AllInvited, Pool
-from gradsense.federation.rules.mean import WeightedMean
-from gradsense.federation.rules.rule import DeltaRule
+from gradsense.federation.rules.rule import DeltaRule, WeightedMean
 from gradsense.federation.triggers import EveryRound, Sensed, Trigger
 from gradsense.learning.learner import Learner, Tensors, Trained, layer_of
 

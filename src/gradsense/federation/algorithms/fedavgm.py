@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from gradsense.federation.algorithms.fedavg import FedAvg
 from gradsense.federation.parts import part
-from gradsense.federation.rules.mean import WeightedMean
-from gradsense.federation.rules.rule import DeltaRule
+from gradsense.federation.rules.rule import DeltaRule, WeightedMean
 
 
 @part

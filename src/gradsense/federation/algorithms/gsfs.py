@@ -23,13 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from gradsense.errors import NormTooLarge, UnknownTensor
-from gradsense.federation.algorithm import (
-    Algorithm,
-    LocalState,
-    Outgoing,
-    Plan,
-    Readout,
-)
+from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
 from gradsense.federation.parts import Positive, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import Aggregated, Rule

@@ -22,8 +22,7 @@ import numpy as np
 from gradsense.federation.algorithms.fedavg import FedAvg, TrainingState
 from gradsense.federation.parts import part
 from gradsense.federation.pools import Pooled, senders
-from gradsense.federation.rules.mean import WeightedMean
-from gradsense.federation.rules.rule import Aggregated, DeltaRule
+from gradsense.federation.rules.rule import Aggregated, DeltaRule, WeightedMean
 from gradsense.learning.learner import Array, Learner, ServerState, Tensors, Trained
 
 _PREFIX = "control/"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from gradsense.discovery import members
 from gradsense.federation.rules.rule import Rule
-from gradsense.registry import members
 
 __all__ = ["Rule", "rules"]
 

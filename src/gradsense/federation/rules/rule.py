@@ -95,3 +95,14 @@ class WeightedSum(DeltaRule):
             for name in tensors
         }
         return moved(tensors, velocity), {f"v:{name}": v for name, v in velocity.items()}
+
+
+@part
+class WeightedMean(WeightedSum):
+    """Rule ``mean``, FedAvg's, eq 2: θ ← θ + Σ |D_k| Δθ_k / Σ |D_k|."""
+
+    name: ClassVar[str] = "mean"
+
+    def weights(self, pooled: Pooled) -> list[float]:
+        total = sum(entry.update.samples for entry in pooled.updates)
+        return [entry.update.samples / total for entry in pooled.updates]

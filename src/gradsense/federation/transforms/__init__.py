@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from gradsense.discovery import members
 from gradsense.federation.transforms.transform import Codec, Transform
-from gradsense.registry import members
 
 
 @cache

@@ -7,18 +7,12 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import (
-    MAX_MESSAGE_BYTES,
-    Codec,
-    rebuild,
-    shape_entry,
-    squeeze,
-)
-from gradsense.learning.learner import Array, Tensors
+from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.learning.learner import Array
 
 
 @part
-class Quantized(Codec):
+class Quantized(TensorCodec):
     """Whole numbers of 8 bits with one scale a group of values.
 
     A value is off by at most half a step; the step is the group's largest magnitude divided by
@@ -33,29 +27,22 @@ class Quantized(Codec):
     def _top(self) -> int:
         return int(2 ** (self.bits - 1) - 1)
 
-    def pack(self, tensors: Tensors) -> bytes:
-        parts: dict[str, np.ndarray] = {}
-        for name, tensor in tensors.items():
-            flat = tensor.ravel()
-            padded = np.zeros(-(-flat.size // self.group) * self.group, dtype=np.float32)
-            padded[: flat.size] = flat
-            groups = padded.reshape(-1, self.group)
-            scales = np.abs(groups).max(axis=1, keepdims=True) / np.float32(self._top)
-            steps = np.divide(groups, scales, out=np.zeros_like(groups), where=scales > 0)
-            # Scales near the smallest float lose bits themselves; never leave the range.
-            whole = np.clip(np.rint(steps), -self._top, self._top).astype(np.int8).ravel()
-            if self.bits == 4:
-                low, high = whole[::2] & 15, whole[1::2] & 15
-                whole = (low | (high << 4)).astype(np.uint8)
-            parts |= {f"whole:{name}": whole, f"scale:{name}": scales.ravel()}
-            parts |= shape_entry(name, tensor)
-        return squeeze(parts)
+    def parts(self, tensor: Array) -> Parts:
+        flat = tensor.ravel()
+        padded = np.zeros(-(-flat.size // self.group) * self.group, dtype=np.float32)
+        padded[: flat.size] = flat
+        groups = padded.reshape(-1, self.group)
+        scales = np.abs(groups).max(axis=1, keepdims=True) / np.float32(self._top)
+        steps = np.divide(groups, scales, out=np.zeros_like(groups), where=scales > 0)
+        # Scales near the smallest float lose bits themselves; never leave the range.
+        whole = np.clip(np.rint(steps), -self._top, self._top).astype(np.int8).ravel()
+        if self.bits == 4:
+            low, high = whole[::2] & 15, whole[1::2] & 15
+            whole = (low | (high << 4)).astype(np.uint8)
+        return {"whole": whole, "scale": scales.ravel()}
 
-    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
-        return rebuild(data, limit, self._values)
-
-    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
-        whole, scales = parts[f"whole:{name}"], parts[f"scale:{name}"]
+    def values(self, parts: Parts, size: int) -> np.ndarray:
+        whole, scales = parts["whole"], parts["scale"]
         if self.bits == 4:
             pairs = np.stack((whole & 15, whole >> 4), axis=1).astype(np.int8).ravel()
             whole = np.where(pairs > self._top, pairs - 16, pairs)

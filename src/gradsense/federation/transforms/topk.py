@@ -9,19 +9,12 @@ import numpy as np
 
 from gradsense.federation.parts import Share, part
 from gradsense.federation.transforms.half import HALF_MAX
-from gradsense.federation.transforms.transform import (
-    MAX_MESSAGE_BYTES,
-    Codec,
-    rebuild,
-    shape_entry,
-    shape_of,
-    squeeze,
-)
-from gradsense.learning.learner import Array, Tensors
+from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.learning.learner import Array
 
 
 @part
-class TopK(Codec):
+class TopK(TensorCodec):
     """Only the largest values of each tensor, as float16; the others arrive as zero.
 
     A value is off by at most the smallest magnitude that was kept, or by float16's rounding.
@@ -33,25 +26,16 @@ class TopK(Codec):
     name: ClassVar[str] = "topk"
     kept: Share = 0.05
 
-    def pack(self, tensors: Tensors) -> bytes:
-        parts: dict[str, np.ndarray] = {}
-        for name, tensor in tensors.items():
-            flat = tensor.ravel()
-            count = min(flat.size, max(1, math.ceil(self.kept * flat.size)))
-            # A stable order decides ties, so that the same tensor gives the same bytes.
-            places = np.sort(np.argsort(-np.abs(flat), kind="stable")[:count])
-            values = np.clip(flat[places], -HALF_MAX, HALF_MAX).astype(np.float16)
-            # Gaps between places are small numbers, which zstd likes.
-            gaps = np.diff(places, prepend=0).astype(np.uint32)
-            parts |= {f"gaps:{name}": gaps, f"values:{name}": values}
-            parts |= shape_entry(name, tensor)
-        return squeeze(parts)
+    def parts(self, tensor: Array) -> Parts:
+        flat = tensor.ravel()
+        count = min(flat.size, max(1, math.ceil(self.kept * flat.size)))
+        # A stable order decides ties, so that the same tensor gives the same bytes.
+        places = np.sort(np.argsort(-np.abs(flat), kind="stable")[:count])
+        values = np.clip(flat[places], -HALF_MAX, HALF_MAX).astype(np.float16)
+        # Gaps between places are small numbers, which zstd likes.
+        return {"gaps": np.diff(places, prepend=0).astype(np.uint32), "values": values}
 
-    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
-        return rebuild(data, limit, self._values)
-
-    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
-        flat = np.zeros(math.prod(shape_of(parts, name)), dtype=np.float32)
-        places = np.cumsum(parts[f"gaps:{name}"].astype(np.int64))
-        flat[places] = parts[f"values:{name}"].astype(np.float32)
+    def values(self, parts: Parts, size: int) -> np.ndarray:
+        flat = np.zeros(size, dtype=np.float32)
+        flat[np.cumsum(parts["gaps"].astype(np.int64))] = parts["values"].astype(np.float32)
         return flat

@@ -6,15 +6,14 @@ will decode, so what a clip or a lossy codec takes away stays in the client's un
 travels later (error feedback; Karimireddy et al. 2019, arXiv 1901.09847). An algorithm without
 ``keep_local`` overwrites that remainder with the next broadcast.
 
-All codecs but ``none`` are wrapped in zstd. Whoever unpacks gives a limit, which is checked before
-anything is allocated.
+All codecs but ``none``, which stands here, are wrapped in zstd. Whoever unpacks gives a limit,
+which is checked before anything is allocated.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +30,8 @@ from gradsense.learning.learner import Array, Tensors
 #: gateway can train.
 MAX_MESSAGE_BYTES = 2 << 30
 _ZSTD_LEVEL = 3
+
+Parts = dict[str, np.ndarray]
 
 
 @part
@@ -91,7 +92,7 @@ def refuse(reason: object) -> InputError:
     )
 
 
-def load(data: bytes) -> dict[str, np.ndarray]:
+def _load(data: bytes) -> Parts:
     """The arrays in safetensors bytes."""
     try:
         return load_tensors(data)
@@ -99,58 +100,98 @@ def load(data: bytes) -> dict[str, np.ndarray]:
         raise refuse(error) from None
 
 
-def squeeze(parts: dict[str, np.ndarray]) -> bytes:
+def squeeze(parts: Parts) -> bytes:
     """Named arrays as safetensors in one zstd frame."""
-    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(save_tensors(parts))
+    return compress(save_tensors(parts))
 
 
-def expand(data: bytes, limit: int) -> dict[str, np.ndarray]:
+def expand(data: bytes, limit: int) -> Parts:
     """The arrays that ``squeeze`` was given."""
+    return _load(decompress(data, limit))
+
+
+def compress(raw: bytes) -> bytes:
+    """One zstd frame (RFC 8878) that declares its content's size."""
+    return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(raw)
+
+
+def decompress(frame: bytes, limit: int) -> bytes:
+    """The content of one zstd frame, with no more than ``limit`` bytes ever allocated for it.
+
+    Raises:
+        OverLimit: it declares more than the limit.
+        InputError: no frame, no declared size, another size than declared, or bytes after it.
+    """
     try:
-        size = zstandard.frame_content_size(data)
-        if size < 0:
+        size = zstandard.frame_content_size(frame)
+        if size <= 0:
             raise refuse("it does not declare the size that it would unpack to")
         if size > limit:
             raise OverLimit(size, limit)
-        raw = zstandard.ZstdDecompressor().decompress(
-            data, max_output_size=limit, allow_extra_data=False
+        # The output is allocated at the declared size; a frame that holds more is an error.
+        return zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=limit, allow_extra_data=False
         )
     except zstandard.ZstdError as error:
-        raise refuse(error) from None
-    return load(raw)
+        raise refuse(f"no zstd frame: {error}") from None
 
 
-def _names(parts: dict[str, np.ndarray], prefix: str) -> list[str]:
-    return [key.removeprefix(prefix) for key in parts if key.startswith(prefix)]
+@part
+class Plain(Codec):
+    """float32 as it is: exact."""
+
+    name: ClassVar[str] = "none"
+
+    def pack(self, tensors: Tensors) -> bytes:
+        return save_tensors({name: np.ascontiguousarray(t) for name, t in tensors.items()})
+
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        if len(data) > limit:
+            raise OverLimit(len(data), limit)
+        return _load(data)
 
 
-def shape_of(parts: dict[str, np.ndarray], name: str) -> tuple[int, ...]:
-    """The tensor's shape."""
-    shape = tuple(int(extent) for extent in parts[f"shape:{name}"].ravel())
+@part
+class TensorCodec(Codec):
+    """A codec that makes some arrays of each tensor, whose shape travels with them."""
+
+    @abstractmethod
+    def parts(self, tensor: Array) -> Parts:
+        """The arrays that travel instead of a tensor, by names of the codec's own."""
+
+    @abstractmethod
+    def values(self, parts: Parts, size: int) -> np.ndarray:
+        """The tensor's values, flat, from ``parts``; what is behind ``size`` of them is cut off."""
+
+    def pack(self, tensors: Tensors) -> bytes:
+        found: Parts = {}
+        for name, tensor in tensors.items():
+            own = self.parts(tensor) | {"shape": np.array(tensor.shape, dtype=np.int64)}
+            found |= {f"{kind}:{name}": array for kind, array in own.items()}
+        return squeeze(found)
+
+    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
+        own: dict[str, Parts] = {}
+        for key, array in expand(data, limit).items():
+            kind, _, name = key.partition(":")
+            own.setdefault(name, {})[kind] = array
+        try:
+            shapes = {name: _shape(name, parts["shape"]) for name, parts in own.items()}
+            asked = sum(4 * math.prod(shape) for shape in shapes.values())
+            if asked > limit:
+                raise OverLimit(asked, limit)
+            tensors = {}
+            for name, shape in shapes.items():
+                size = math.prod(shape)
+                flat = self.values(own[name], size)[:size]
+                tensors[name] = flat.reshape(shape).astype(np.float32)
+            return tensors
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            raise refuse(error) from None
+
+
+def _shape(name: str, extents: np.ndarray) -> tuple[int, ...]:
+    shape = tuple(int(extent) for extent in extents.ravel())
     if min(shape, default=1) < 0:
         raise refuse(f"'{name}' has shape {shape}")
     return shape
-
-
-def rebuild(
-    data: bytes, limit: int, read: Callable[[dict[str, np.ndarray], str], np.ndarray]
-) -> dict[str, Array]:
-    """Every tensor whose shape is listed, from the flat values that ``read`` finds for it."""
-    parts = expand(data, limit)
-    try:
-        shapes = {name: shape_of(parts, name) for name in _names(parts, "shape:")}
-        asked = sum(4 * math.prod(shape) for shape in shapes.values())
-        if asked > limit:
-            raise OverLimit(asked, limit)
-        tensors = {}
-        for name, shape in shapes.items():
-            flat = read(parts, name)[: math.prod(shape)]
-            tensors[name] = flat.reshape(shape).astype(np.float32)
-        return tensors
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise refuse(error) from None
-
-
-def shape_entry(name: str, tensor: Array) -> dict[str, np.ndarray]:
-    """A part that says the tensor's shape."""
-    return {f"shape:{name}": np.array(tensor.shape, dtype=np.int64)}

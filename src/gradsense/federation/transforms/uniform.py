@@ -7,20 +7,14 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import Positive, part
-from gradsense.federation.transforms.transform import (
-    MAX_MESSAGE_BYTES,
-    Codec,
-    rebuild,
-    shape_entry,
-    squeeze,
-)
-from gradsense.learning.learner import Array, Tensors
+from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.learning.learner import Array
 
 _TOP = 32_000  # folded, it fits two bytes
 
 
 @part
-class Uniform(Codec):
+class Uniform(TensorCodec):
     """Whole numbers of one step for the whole tensor, as few bits each as their spread needs.
 
     For a factor of statistics, whose rows run from loud to faint: every direction is off by the
@@ -48,26 +42,16 @@ class Uniform(Codec):
         least = float(np.abs(tensor).max()) / _TOP
         return float(np.float32(max(self.fineness * float(audible.min()), least)))
 
-    def pack(self, tensors: Tensors) -> bytes:
-        parts: dict[str, np.ndarray] = {}
-        for name, tensor in tensors.items():
-            step = self.step(tensor)
-            scaled = tensor.ravel().astype(np.float64) / step if step else np.zeros(tensor.size)
-            whole = np.clip(np.rint(scaled), -_TOP, _TOP).astype(np.int32)
-            # 0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4: then the high bytes are nearly all zero.
-            folded = ((whole << 1) ^ (whole >> 31)).astype(np.uint16)
-            parts |= {
-                f"low:{name}": (folded & 255).astype(np.uint8),
-                f"high:{name}": (folded >> 8).astype(np.uint8),
-                f"step:{name}": np.array([step], dtype=np.float32),
-            }
-            parts |= shape_entry(name, tensor)
-        return squeeze(parts)
+    def parts(self, tensor: Array) -> Parts:
+        step = self.step(tensor)
+        scaled = tensor.ravel().astype(np.float64) / step if step else np.zeros(tensor.size)
+        whole = np.clip(np.rint(scaled), -_TOP, _TOP).astype(np.int32)
+        # 0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4: then the high bytes are nearly all zero.
+        folded = ((whole << 1) ^ (whole >> 31)).astype(np.uint16)
+        low, high = (folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)
+        return {"low": low, "high": high, "step": np.array([step], dtype=np.float32)}
 
-    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
-        return rebuild(data, limit, self._values)
-
-    def _values(self, parts: dict[str, np.ndarray], name: str) -> np.ndarray:
-        folded = parts[f"low:{name}"].astype(np.int32) | parts[f"high:{name}"].astype(np.int32) << 8
+    def values(self, parts: Parts, size: int) -> np.ndarray:
+        folded = parts["low"].astype(np.int32) | parts["high"].astype(np.int32) << 8
         whole = (folded >> 1) ^ -(folded & 1)
-        return whole * np.float32(parts[f"step:{name}"][0])
+        return whole * np.float32(parts["step"][0])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from gradsense import registry
+from gradsense import discovery
 from gradsense.gateway.alerting.alert import Alert
 
 #: The format without a file of its own: the alert as it is.
@@ -21,7 +21,7 @@ _LAST_SECOND = 253_402_300_799.0
 
 def names() -> list[str]:
     """The formats that there are."""
-    return [PLAIN, *registry.names(__name__)]
+    return [PLAIN, *discovery.names(__name__)]
 
 
 def _known(name: str) -> str:

@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import ValidationInfo
 
-from gradsense import registry
+from gradsense import discovery
 from gradsense.errors import InputError
 from gradsense.gateway.alerting.sink import SinkSettings
 
 
 def types() -> list[str]:
     """The values that ``type`` of a ``[[sink]]`` may have."""
-    return registry.names(__name__)
+    return discovery.names(__name__)
 
 
 def parse(table: Any, info: ValidationInfo) -> SinkSettings:
@@ -30,7 +30,7 @@ def parse(table: Any, info: ValidationInfo) -> SinkSettings:
         raise ValueError(f"type {kind!r} is none of {', '.join(types())}")
     try:
         module = f"{__name__}.{kind}"
-        (settings,) = registry.defined(module, SinkSettings)  # type: ignore[type-abstract]
+        (settings,) = discovery.defined(module, SinkSettings)  # type: ignore[type-abstract]
     except ModuleNotFoundError as error:
         raise InputError(
             f"sink '{kind}' needs the library {(error.name or '').partition('.')[0]}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense import registry
+from gradsense import discovery
 
 PACKAGE = "registry_example"
 
@@ -40,30 +40,30 @@ def base() -> type:
 
 
 def test_every_public_subclass_is_found_once_by_its_name(package: Path) -> None:
-    found = registry.members(PACKAGE, base())
+    found = discovery.members(PACKAGE, base())
     assert {name: one.__name__ for name, one in found.items()} == {
         "last": "Last",
         "first": "First",
         "later": "Later",
     }
-    defined = registry.defined(f"{PACKAGE}.one", base())
+    defined = discovery.defined(f"{PACKAGE}.one", base())
     assert [one.__name__ for one in defined] == ["Last", "First"]
 
 
 def test_names_import_nothing(package: Path) -> None:
     (package / "broken.py").write_text("raise RuntimeError('not to be imported')\n")
-    assert registry.names(PACKAGE) == ["broken", "one", "two"]
+    assert discovery.names(PACKAGE) == ["broken", "one", "two"]
     assert f"{PACKAGE}.one" not in sys.modules
 
 
 def test_a_missing_library_leaves_out_its_module_only(package: Path) -> None:
     (package / "extra.py").write_text("import no_such_library.part\n")
-    assert set(registry.members(PACKAGE, base())) == {"first", "last", "later"}
+    assert set(discovery.members(PACKAGE, base())) == {"first", "last", "later"}
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
-        registry.defined(f"{PACKAGE}.extra", base())
+        discovery.defined(f"{PACKAGE}.extra", base())
 
 
 def test_a_missing_module_of_the_package_is_a_defect(package: Path) -> None:
     (package / "wrong.py").write_text(f"import {PACKAGE}.missing\n")
     with pytest.raises(ModuleNotFoundError, match="missing"):
-        registry.members(PACKAGE, base())
+        discovery.members(PACKAGE, base())
