@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradsense.transport.chunks import Chunk
+
 #: Names of counts: of updates that came again, and the beginnings of those by reason.
 DUPLICATES = "duplicates"
 REFUSED, GIVEN_UP = "refused:", "given-up:"
