@@ -36,13 +36,7 @@ class Tally:
         return sum(drop.count for drop in self.dropped.values())
 
     def add(  # noqa: PLR0917
-        self,
-        reason: str,
-        file: Path | str,
-        line: int,
-        field: str | None,
-        text: str,
-        count: int = 1,
+        self, reason: str, file: Path | str, line: int, field: str | None, text: str, count: int = 1
     ) -> None:
         """Count ``count`` lines as dropped for ``reason``; the example is a file's first line."""
         new = Drop(count, str(file), line, field, text[:EXAMPLE_CHARS])

@@ -307,11 +307,9 @@ def _is_folder(path: Path) -> bool:
 
 def _status(path: Path) -> Rotated | None:
     try:
-        status = path.stat()
+        return Rotated.at(path)
     except FileNotFoundError:
         return None
-    identity = (status.st_dev, status.st_ino)
-    return Rotated(path, identity, status.st_mtime_ns, status.st_size)
 
 
 class LiveLog:

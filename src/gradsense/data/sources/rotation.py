@@ -25,6 +25,12 @@ class Rotated:
     modified: int
     size: int
 
+    @classmethod
+    def at(cls, path: Path) -> Rotated:
+        """Raises OSError."""
+        status = path.stat()
+        return cls(path, (status.st_dev, status.st_ino), status.st_mtime_ns, status.st_size)
+
 
 def rotated(path: Path, archive: Path | None, since: int) -> list[Rotated]:
     """The rotated files of the log ``path`` that were last written at ``since`` or later.
@@ -54,9 +60,9 @@ def _folders(path: Path, archive: Path | None, since: int) -> Iterator[Path]:
     for entry in _entries(archive):
         # A folder's own time is that of the last file put into it.
         dated = _DATED_FOLDER.fullmatch(entry.name) and entry.is_dir()
-        status = _status(entry) if dated else None
-        if status is not None and status.st_mtime_ns >= since - _SLACK_NS:
-            yield Path(entry.path)
+        found = _still_there(entry) if dated else None
+        if found is not None and found.modified >= since - _SLACK_NS:
+            yield found.path
 
 
 def _of(folder: Path, log: str) -> Iterator[Rotated]:
@@ -66,10 +72,9 @@ def _of(folder: Path, log: str) -> Iterator[Rotated]:
         packing = entry.name.endswith(".gz") and entry.name.removesuffix(".gz") in names
         if entry.name == log or packing or not _belongs(entry.name, log):
             continue
-        status = _status(entry)
-        if status is not None and entry.is_file():
-            identity = (status.st_dev, status.st_ino)
-            yield Rotated(Path(entry.path), identity, status.st_mtime_ns, status.st_size)
+        found = _still_there(entry)
+        if found is not None and entry.is_file():
+            yield found
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -80,10 +85,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """None where the file went away after its folder was listed."""
+def _still_there(entry: os.DirEntry[str]) -> Rotated | None:
+    """None where it went away after its folder was listed."""
     try:
-        return entry.stat()
+        return Rotated.at(Path(entry.path))
     except OSError:
         return None
 

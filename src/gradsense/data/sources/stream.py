@@ -150,7 +150,7 @@ def read_log(
         pending: deque[Future[_Block]] = deque()
         first_line = 1
         for block in read_blocks(path, block_bytes):
-            lines = Lines(block, first_line, path)
+            lines = Lines(block.removeprefix(BOM) if first_line == 1 else block, first_line, path)
             pending.append(pool.submit(_run, source.plan(lines), lines.faults))
             first_line += len(lines)
             if len(pending) > WORKERS:
