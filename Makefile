@@ -1,65 +1,77 @@
-# Two commands: `make demo` shows the main job, `make test` runs the whole suite.
-# Nothing is needed before them but Python 3.11 or later, make and git.
+# Nothing is needed before these commands but Python 3.11 or later, make and git.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+# Where Debian has Mosquitto, which is not in everybody's PATH.
+BROKER := PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v mosquitto >/dev/null
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test lint bench clean
+.PHONY: help demo test test-fast lint bench broker clean
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*  ## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 $(BIN)/gradsense: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,edge,fleet]'
+	$(INSTALL) '.[train,edge,fleet]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml $(BIN)/gradsense
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	$(INSTALL) '.[test,lint]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml $(BIN)/gradsense
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	@touch $@
 
-demo: $(BIN)/gradsense  ## synthetic fleet, three strategies, table, report, a sample log read
+demo: $(BIN)/gradsense  ## the whole story on synthetic traffic: train, compare, report, detect
 	$(BIN)/gradsense demo --out demo
 
-test: $(VENV)/.test  ## the whole suite
-	$(BIN)/python -m pytest -n 2
+test: $(VENV)/.test broker  ## every test
+	$(PYTEST)
 
-lint: $(VENV)/.test
+test-fast: $(VENV)/.test  ## in a minute: without what is slow and what needs a broker
+	$(PYTEST) -m "not slow and not broker"
+
+lint: $(VENV)/.test  ## ruff over everything, mypy --strict over src and benchmarks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+broker:
+	@$(BROKER) || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends mosquitto; } || echo \
+		'Mosquitto is not installed: tests that need a broker will be skipped.' \
+		'Install it: sudo apt-get install mosquitto' >&2
+
 # With IOT23=folder and ZEEK=folder also those on real data; with FLOWER=python of an environment
 # that has flwr also Flower's.
-bench: $(VENV)/.bench  ## the figures of docs/benchmarks.md
+bench: $(VENV)/.bench broker  ## the figures of docs/benchmarks.md (hours)
 	@mkdir -p bench
-	$(BIN)/python benchmarks/cli/start_up.py
-	$(BIN)/python benchmarks/parser.py
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/simulator.py
-	$(BIN)/python benchmarks/thousand.py
-	$(BIN)/python benchmarks/network.py
+	$(BIN)/python -m benchmarks.cli.start_up
+	$(BIN)/python -m benchmarks.data.parser
+	$(BIN)/python -m benchmarks.federated.training
+	$(BIN)/python -m benchmarks.federated.simulator
+	$(BIN)/python -m benchmarks.fleet.thousand
+	$(BIN)/python -m benchmarks.fleet.network
 	$(BIN)/python -m pytest -s tests/test_fleet_kills.py --kills 200
-	$(BIN)/python benchmarks/transport/compare.py --output bench/transport.jsonl \
-		$(if $(FLOWER),--flower-python $(FLOWER))
-	$(BIN)/python benchmarks/transport/plot.py bench/transport.jsonl bench/transport.svg
+	$(BIN)/python -m benchmarks.transport.compare --output bench/transport.jsonl \
+		--plot bench/transport.svg $(if $(FLOWER),--flower-python $(FLOWER))
 ifdef IOT23
 	$(BIN)/gradsense compare --data $(IOT23) --rounds 10 --seeds 3 --out bench/table3 --resume \
 		--algorithms fedavg,fedprox,scaffold,fedavgm,fedadagrad,fedyogi,fedadam,fedbuff,gsfs-paper,gsfs-tune,gsfs
-	$(BIN)/python benchmarks/ablation.py --data $(IOT23) --out bench/ablation --resume \
+	$(BIN)/python -m benchmarks.federated.ablation --data $(IOT23) --out bench/ablation --resume \
 		--plot bench/ablation.png
-	$(BIN)/python benchmarks/sensing.py --data $(IOT23) --plot bench/sensing.png
-	$(BIN)/python benchmarks/novelty.py --data $(IOT23) --plot bench/novelty.png
-	$(BIN)/python benchmarks/leave_one_out.py --data $(IOT23)
-	$(BIN)/python benchmarks/joining.py --data $(IOT23)
-	$(BIN)/python benchmarks/fleet.py --data $(IOT23)
-	$(BIN)/python benchmarks/edge.py --data $(IOT23)
-	$(BIN)/python benchmarks/hybrid.py --data $(IOT23) --plot bench/hybrid.png
+	$(BIN)/python -m benchmarks.federated.leave_one_out --data $(IOT23)
+	$(BIN)/python -m benchmarks.federated.joining --data $(IOT23)
+	$(BIN)/python -m benchmarks.gateway.speed --data $(IOT23)
 endif
 ifdef ZEEK
-	$(BIN)/python benchmarks/heldout.py --data $(ZEEK) --iot23 $(IOT23) --plot bench/heldout.png
+	$(BIN)/python -m benchmarks.gateway.heldout --data $(ZEEK) --iot23 $(IOT23)
 endif
 
-clean:
+clean:  ## remove what was made here
 	rm -rf $(VENV) demo bench

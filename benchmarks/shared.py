@@ -19,7 +19,7 @@ from gradsense.experiments.bench import Bench, set_up
 from gradsense.experiments.corpus import by_client, load_corpus
 from gradsense.experiments.run import FederatedRun
 from gradsense.federation.algorithm import get_algorithm
-from gradsense.federation.transforms import codecs
+from gradsense.federation.algorithms.gsfs import Gsfs
 from gradsense.learning.statistics import STATISTICS
 from gradsense.learning.trainer import Examples
 
@@ -46,7 +46,8 @@ def train_sets(bench: Bench) -> dict[str, Examples]:
 def upload(bench: Bench, flows: Examples, rows: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
     """A site's factor of these rows as the cloud decodes it, in float64, and its bytes."""
     algorithm = get_algorithm(bench.settings.algorithm)
-    codec = codecs()[algorithm.codec]
+    assert isinstance(algorithm, Gsfs)
+    codec = algorithm.codec
     seen = bench.trainer.observe(
         flows, bench.initial, torch.from_numpy(rows), tolerance=algorithm.tolerance
     )

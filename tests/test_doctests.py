@@ -25,11 +25,19 @@ WITH_EXAMPLES = sorted(module_of(path) for path in ROOT.rglob("*.py") if ">>> " 
 MAIN = {
     "gradsense",
     "gradsense.config",
+    "gradsense.data.networks",
+    "gradsense.data.sources.stream",
     "gradsense.errors",
     "gradsense.federation.algorithm",
     "gradsense.federation.coordinator",
     "gradsense.federation.pools",
+    "gradsense.fleet.jobs",
+    "gradsense.gateway.settings",
+    "gradsense.prompts.templates",
     "gradsense.simulation.devices",
+    "gradsense.tasks.task",
+    "gradsense.transport.pacing",
+    "gradsense.transport.protocol",
 }
 
 

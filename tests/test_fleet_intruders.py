@@ -1,7 +1,7 @@
 """Intruders over a real broker: each is refused, named and counted, and the fleet goes on.
 
 Who cannot even connect (no certificate, wrong CA, expired, revoked, another's session) is tried in
-tests/cloud/test_broker.py, and what a device refuses in tests/edge/agent/test_downlink.py.
+tests/fleet/test_broker.py, and what a device refuses in tests/agent/test_downlink.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from gradsense.transport.protocol import MessageHeader
 from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
+
+pytestmark = pytest.mark.broker
 
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)

@@ -22,6 +22,8 @@ from gradsense.experiments.evaluate import evaluate
 from gradsense.fleet.jobs import RUNS, Job
 from gradsense.localfleet.local_fleet import LocalDevice, LocalFleet
 
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
 #: A run of up to so many kills is small and synthetic; a larger one reads real captures.
 FEW = 20
 #: Of those, five that see different things.

@@ -19,6 +19,8 @@ from gradsense.errors import InputError
 from tests.support.fleet_lines import Cables, Line, Proxy, why_no_cables
 from tests.support.fleet_rig import Rig
 
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
 #: Flows of a feed, and the longest that anything may take on a busy machine.
 FLOWS, WAIT_S = 40, 90.0
 

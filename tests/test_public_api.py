@@ -22,14 +22,15 @@ from gradsense import errors
 
 PUBLIC = {
     "gradsense": """
-        Algorithm Client Coordinator Detector GradsenseError InputError Learner Simulator Watch
-        __version__
+        Algorithm Client Coordinator Detector GradsenseError InputError Learner Simulator Task
+        Watch __version__
     """,
     "gradsense.agent": "Agent AgentPlan ResourceLimits",
     "gradsense.cli": "main",
     "gradsense.coordinator": "CoordinatorService Run open_run write_newest",
     "gradsense.data": """
-        Capture ContextWindow Dataset Networks Tally write_fleet write_sample
+        Capture ContextWindow Dataset LiveLog LogStream Networks RecordSource Tally read_log
+        write_fleet write_sample
     """,
     "gradsense.detection": "Detector Manifest Reason Verdict",
     "gradsense.experiments": "Row",
@@ -54,7 +55,7 @@ PUBLIC = {
     "gradsense.serving": "LargerModel create_app",
     "gradsense.simulation": "DeviceProfile Faults Meter Simulator assign",
     "gradsense.storage": "",
-    "gradsense.tasks": "Task Wording get_task",
+    "gradsense.tasks": "ClassAdvice Task Wording get_task",
     "gradsense.transport": "Arrival Identity Link Message MessageHeader Topic",
 }
 

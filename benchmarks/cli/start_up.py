@@ -1,6 +1,6 @@
 """CPU seconds until a command has answered: help, version, completion.
 
-Run: python benchmarks/cli/start_up.py [--repeats 5]
+python -m benchmarks.cli.start_up [--repeats 5]
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def cpu_seconds(line: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="the smallest of so many is shown")
     repeats = parser.parse_args().repeats
     for line in LINES:

@@ -1,7 +1,7 @@
 """Uploads with gradsense, with Flower and over plain TLS, side by side on this machine.
 
     python -m venv FLOWER && FLOWER/bin/pip install flwr
-    python benchmarks/transport/compare.py --flower-python FLOWER/bin/python --output FILE
+    python -m benchmarks.transport.compare --flower-python FLOWER/bin/python --output FILE
 
 ``ours.py``, ``flower_bench.py`` and ``floor.py`` say what each time begins and ends with.
 """
@@ -15,10 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import floor
-import flower_bench
-import ours
-from figures import SIZES, show
+from benchmarks.transport import floor, flower_bench, ours
+from benchmarks.transport.figures import SIZES, plot, show
 
 
 def _rows(given: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -46,6 +44,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--devices", type=int, nargs="*", default=[5], help="for the memory")
     parser.add_argument("--disk", action="store_true", help="SuperLink's state in a database file")
+    parser.add_argument("--plot", type=Path, help="picture of the uploads to write")
     given = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder, given.output.open("w") as out:
@@ -55,6 +54,8 @@ def main() -> None:
             out.write(f"{json.dumps(row)}\n")
             out.flush()
     show(rows)
+    if given.plot is not None:
+        plot(rows, given.plot)
 
 
 if __name__ == "__main__":

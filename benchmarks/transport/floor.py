@@ -18,8 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from certificates import Authority
-from processes import Watch, marked
+from benchmarks.processes import Watch, marked
+from benchmarks.transport.certificates import Certificates
 
 CENTRE = "centre"
 _ENDS = Path(__file__).parent / "floor_ends.py"
@@ -81,23 +81,22 @@ def memory(sizes: Sequence[int], devices: int, folder: Path) -> list[dict[str, A
 @contextlib.contextmanager
 def connected(folder: Path, devices: int) -> Iterator[Ends]:
     """The ends with certificates of an authority of their own; gone afterwards."""
-    authority = Authority(folder / "tls")
+    issued = Certificates(folder / "tls")
     with marked(secrets.token_hex(8)) as environment:
 
-        def end(role: str, where: str, name: str) -> subprocess.Popen[str]:
-            pair = authority.issue(name)
-            keys = (authority.certificate, pair.certificate, pair.key)
+        def end(role: str, where: str, own: tuple[Path, Path]) -> subprocess.Popen[str]:
             return subprocess.Popen(
-                [sys.executable, "-S", _ENDS, role, where, *keys],
+                [sys.executable, "-S", _ENDS, role, where, issued.authority, *own],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
 
-        centre = end("receive", str(folder), CENTRE)
+        centre = end("receive", str(folder), issued.server(CENTRE))
         port = _line(centre)
-        ends = Ends(centre, [end("send", port, f"device-{number}") for number in range(devices)])
+        names = [f"device-{number}" for number in range(devices)]
+        ends = Ends(centre, [end("send", port, issued.client(name)) for name in names])
         try:
             for device in ends.devices:
                 _line(device)
@@ -109,7 +108,7 @@ def connected(folder: Path, devices: int) -> Iterator[Ends]:
 
 
 def _row(size: int, messages: list[dict[str, int]]) -> dict[str, Any]:
-    """The first message only tells where the centre's CPU time stood."""
+    """The first message only shows where the centre's CPU time stood."""
     centre = [
         after["cpu_centre_so_far"] - before["cpu_centre_so_far"]
         for before, after in pairwise(messages)

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flower_fleet import CENTRE, Fleet, deployed
-from processes import Watch
+from benchmarks.processes import Watch
+from benchmarks.transport.flower_fleet import CENTRE, Fleet, deployed
 
 IDLE_S = 15.0
 _SYSTEMS = {False: "flower", True: "flower-eager"}

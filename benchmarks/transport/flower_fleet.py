@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from certificates import HOST, Authority
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from processes import marked
+
+from benchmarks.processes import marked
+from benchmarks.transport.certificates import HOST, Certificates
 
 APP = Path(__file__).parent / "flower_app"
 CENTRE = "centre"
@@ -159,8 +160,7 @@ def deployed(python: Path, folder: Path, devices: int, *, disk: bool = False) ->
     in memory, as by default, or with ``disk`` in a database in ``folder``.
     """
     folder = folder.resolve()
-    authority = Authority(folder / "tls")
-    authority.issue(CENTRE)
+    Certificates(folder / "tls").server(CENTRE)
     with marked(secrets.token_hex(8)) as environment:
         database = folder / "superlink.sqlite3" if disk else None
         # Not resolved: the interpreter of a virtual environment is a link out of it.

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from processes import Watch
 
+from benchmarks.processes import Watch
 from gradsense.coordinator.run import Run
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
@@ -37,7 +37,7 @@ from gradsense.transport.payloads import ONLINE
 from gradsense.transport.protocol import NO_MODEL
 
 CENTRE, BROKER = "centre", "broker"
-_DEVICE = Path(__file__).parent / "ours_device.py"
+_DEVICE = (sys.executable, "-m", "benchmarks.transport.ours_device")
 _LARGE = 20_000_000
 _IDLE_S, _SETTLE_S, _SAMPLE_S, _START_S = 5.0, 1.0, 0.05, 20.0
 _ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -158,9 +158,7 @@ def deployed(folder: Path, size: int, devices: int) -> Iterator[Fleet]:
         centre = stack.enter_context(_process(command, folder))
         stack.enter_context(_silent(bundles[-1]))
         ends = [
-            stack.enter_context(
-                _process([sys.executable, str(_DEVICE), str(bundle), str(bundle / "state")], folder)
-            )
+            stack.enter_context(_process([*_DEVICE, str(bundle), str(bundle / "state")], folder))
             for bundle in bundles[:-1]
         ]
         for end in ends:

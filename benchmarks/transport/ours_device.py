@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsense.agent.downlink import Downlink
+from gradsense.agent.exchange import Downlink, Uplink
 from gradsense.agent.store import AgentStore
-from gradsense.agent.uplink import Uplink
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet import jobs
-from gradsense.learning.learner import Tensors, Trained
+from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.transport import identity
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
@@ -50,6 +49,9 @@ class Noise:
         }
         self.done = time.time_ns()
         return Trained(moved, {}, 0.0)
+
+    def observe(self, tensors: Tensors, **_: object) -> Observed:
+        raise NotImplementedError("FedAvg's clients train")
 
     def score(self, tensors: Tensors) -> float:
         return 0.0

@@ -9,19 +9,22 @@ below it:
     simulation  transport                           who carries updates and models
     detection                                       a trained model that needs no torch
     federation  learning  models                    algorithms, local training, language models
-    prompts  data  storage                          records to text, logs, files
+    prompts  tasks  data  storage                   records and their words, logs, files
 
 >>> import gradsense
 >>> gradsense.Detector.__name__
 'Detector'
 """
 
-from typing import TYPE_CHECKING
-
-from gradsense.exports import export
+from gradsense.exports import TYPE_CHECKING, export
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Algorithm", "Client", "Coordinator", "Detector", "GradsenseError", "InputError", "Learner",
+    "Simulator", "Task", "Watch", "__version__",
+]  # fmt: skip
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.detection.detector import Detector
     from gradsense.errors import GradsenseError, InputError
@@ -31,18 +34,4 @@ if TYPE_CHECKING:
     from gradsense.gateway.watch import Watch
     from gradsense.learning.learner import Learner
     from gradsense.simulation.simulator import Simulator
-else:
-    export(__name__)
-
-__all__ = [
-    "Algorithm",
-    "Client",
-    "Coordinator",
-    "Detector",
-    "GradsenseError",
-    "InputError",
-    "Learner",
-    "Simulator",
-    "Watch",
-    "__version__",
-]
+    from gradsense.tasks.task import Task

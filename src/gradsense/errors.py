@@ -21,6 +21,8 @@ derive their own from these three, such as the refusals of ``transport.protocol`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -60,6 +62,15 @@ class InputError(GradsenseError):
         if field is not None:
             place = f"{place}: field '{field}'" if place else f"field '{field}'"
         super().__init__(f"{place}: {what}; {hint}" if place else f"{what}; {hint}")
+
+
+@contextmanager
+def input_errors(what: str, *, hint: str, file: Path | str) -> Iterator[None]:
+    """An ``OSError`` of the block as an ``InputError``: ``what``, and the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what} ({error.strerror or error})", hint=hint, file=file) from error
 
 
 class UpdateRefused(GradsenseError):

@@ -14,6 +14,9 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+#: Type checkers take a condition of this name for true, wherever it is defined.
+TYPE_CHECKING = False
+
 
 @cache
 def exported(package: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_batches_come_with_the_places_that_they_were_read_up_to(memory: AgentSto
 
 
 def outbox_count(memory: AgentStore) -> int:
-    return int(memory._all("SELECT count(*) FROM outbox")[0][0])
+    return int(memory._db.all("SELECT count(*) FROM outbox")[0][0])
 
 
 def limit(memory: AgentStore, pages: int) -> None:
@@ -234,6 +234,7 @@ def work_for_ever(folder: Path) -> None:
             memory.acknowledged(memory.head().properties.header.sequence)
 
 
+@pytest.mark.slow
 def test_state_and_outbox_agree_after_a_kill(tmp_path: Path, pytestconfig: pytest.Config) -> None:
     rng = random.Random(5)
     before = 0
@@ -251,7 +252,8 @@ def test_state_and_outbox_agree_after_a_kill(tmp_path: Path, pytestconfig: pytes
         assert told <= sequence <= told + 1, "what was told is durable"
         assert set(tensors["local"]["w"].tolist()) == {sequence}
         acknowledged = memory.counters().get("acknowledged", 0)
-        waiting = [row[0] for row in memory._all("SELECT sequence FROM outbox ORDER BY sequence")]
+        rows = memory._db.all("SELECT sequence FROM outbox ORDER BY sequence")
+        waiting = [row[0] for row in rows]
         assert waiting == list(range(acknowledged + 1, sequence + 1))
         head = memory.head()
         assert head is None or head.properties.body_size == len(head.body)

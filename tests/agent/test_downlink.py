@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.agent.downlink import Downlink, News, Repeated
+from gradsense.agent.exchange import Downlink, News, Repeated
 from gradsense.federation.update import GlobalModel
 from gradsense.transport.chunks import Resume
 from gradsense.transport.messages import Message, SignedMessage, messages, sign, sign_message

@@ -13,9 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gradsense.agent.downlink import Downlink
+from gradsense.agent.exchange import Downlink, Uplink
 from gradsense.agent.store import NO_MODEL, AgentStore
-from gradsense.agent.uplink import Uplink
 from gradsense.transport.chunks import Assembler, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, messages, read, sign, sign_message
 from gradsense.transport.pacing import Rate
@@ -207,7 +206,7 @@ class Exchange(RuleBasedStateMachine):
     def none_is_let_go_before_it_is_stored(self) -> None:
         acknowledged = self.device.memory.counters().get("acknowledged", 0)
         assert acknowledged <= len(self.cloud.stored)
-        waiting = len(self.device.memory._all("SELECT 1 FROM outbox"))
+        waiting = len(self.device.memory._db.all("SELECT 1 FROM outbox"))
         assert acknowledged + waiting == self.device.made
 
     def teardown(self) -> None:
@@ -234,7 +233,7 @@ class Exchange(RuleBasedStateMachine):
         self._folder.cleanup()
 
 
-TestExchange = Exchange.TestCase
+TestExchange = pytest.mark.slow(Exchange.TestCase)
 TestExchange.settings = settings(max_examples=60, stateful_step_count=100, deadline=None)
 
 

@@ -9,21 +9,22 @@ import pytest
 
 from gradsense.agent.handover import (
     ENOUGH,
-    exceeded_by,
     fitted_temperature,
     hand_over,
     hand_over_weights,
     handed_over,
 )
+from gradsense.agent.reader import Rows
 from gradsense.data.datasets.iot23 import BENIGN
 from gradsense.detection import bundle
+from gradsense.detection.calibrate import exceeded_by
 from gradsense.detection.detector import Detector
 from gradsense.errors import GradsenseError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.calibration import reference, temperature_for
 from gradsense.models import folder
 from gradsense.transport.payloads import model_hash
-from tests.agent.test_reader import Rows, some_head
+from tests.support.heads import some_head
 
 
 def site(bundle_path: Path, *, benign: int, others: int, seed: int = 0) -> list[Rows]:
@@ -150,6 +151,7 @@ def test_a_model_that_is_no_head_is_refused_and_nothing_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_trained_weights_become_a_graph(edge_bundle: Path, tmp_path: Path) -> None:
     model_dir = edge_bundle.parent / "run" / "model"
     tensors = folder.load(model_dir).tensors()

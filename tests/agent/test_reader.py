@@ -18,6 +18,7 @@ from gradsense.learning.learner import Learner, Tensors
 from gradsense.learning.statistics import STATISTICS
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models import folder
+from tests.support.heads import some_head
 
 SIZE = 25
 TOLERANCE = 1e-6
@@ -77,15 +78,6 @@ def by_torch(model_dir: Path, batches: list[Rows]) -> LocalLearner:
         torch.from_numpy(labels[flows]),
     )
     return ByTorch(trainer, examples, examples, 0)
-
-
-def some_head(bundle_path: Path, *, scale: float = 0.02) -> Tensors:
-    classes = len(bundle.read(bundle_path)[0].labels)
-    rng = np.random.default_rng(5)
-    return {
-        "score.weight": (scale * rng.normal(size=(classes, 1520))).astype(np.float32),
-        "score.bias": (scale * rng.normal(size=classes)).astype(np.float32),
-    }
 
 
 def test_it_observes_what_torch_observes(edge_bundle: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from gradsense.cli import main
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
 from gradsense.models.embedded import build_tokenizer
 from gradsense.prompts.templates import get_template
+from tests.support.once import once
 
 #: One short run of the smallest model: three sites, four rounds.
 RUN = ("--algorithm", "gsfs", "--cap", "60", "--rounds", "4", "--batch-size", "16", "--seed", "3")
@@ -85,9 +88,8 @@ def start() -> Callable[..., subprocess.Popen[str]]:
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small synthetic sites with labels."""
-    root = tmp_path_factory.mktemp("captures")
-    write_fleet(root, sites=3, flows=120, seed=0)
-    return root
+    make = partial(write_fleet, sites=3, flows=120, seed=0)
+    return once(tmp_path_factory, "captures", make)
 
 
 @pytest.fixture(scope="session")
@@ -114,12 +116,17 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(fleet: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """``gradsense train --json`` in a process of its own."""
-    out = tmp_path_factory.mktemp("trained") / "deep" / "run"
     args = ("train", "--data", fleet, *RUN)
-    process = spawn(*args, "--out", out, "--json")
-    said, complained = process.communicate(timeout=300)
-    assert process.returncode == 0, complained
-    return Trained(out, args, Outcome(process.returncode, said, complained))
+
+    def make(folder: Path) -> None:
+        process = spawn(*args, "--out", folder / "deep" / "run", "--json")
+        said, complained = process.communicate(timeout=300)
+        assert process.returncode == 0, complained
+        (folder / "said.json").write_text(json.dumps([said, complained]))
+
+    folder = once(tmp_path_factory, "trained", make)
+    said, complained = json.loads((folder / "said.json").read_text())
+    return Trained(folder / "deep" / "run", args, Outcome(0, said, complained))
 
 
 @pytest.fixture(scope="session")

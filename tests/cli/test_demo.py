@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 def test_the_whole_story(gradsense: Callable[..., Any], tmp_path: Path) -> None:
     out = tmp_path / "demo"
     told = gradsense("demo", "--out", out, "--rounds", 1, "--json")

@@ -60,7 +60,8 @@ def test_inspect_counts_what_synth_wrote(gradsense: Callable[..., Any], tmp_path
 def test_synth_repeats_itself_byte_by_byte(gradsense: Callable[..., Any], tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder, seed in zip(folders, (1, 1, 2), strict=True):
-        assert gradsense("data", "synth", folder, "--sites", 1, "--flows", 60, "--seed", seed)
+        done = gradsense("data", "synth", folder, "--sites", 1, "--flows", 60, "--seed", seed)
+        assert done.code == 0, done.err
     logs = [next(folder.rglob("conn.log*")).read_bytes() for folder in folders]
     assert logs[0] == logs[1] != logs[2]
 
@@ -79,13 +80,15 @@ def test_inspect_reads_other_networks_logs(zeek_logs: Path, gradsense: Callable[
         (path for path in zeek_logs.rglob("*conn*.log*") if path.is_file()),
         key=lambda path: path.stat().st_size,
     )
-    assert logs
+    read = 0
     for log in logs[:4]:
         done = gradsense("data", "inspect", log, "--json")
         if done.code == 0:
             assert json.loads(done.out)["rows"] > 0, log
+            read += 1
         else:
             done.complaint(str(log))
+    assert read > 0
 
 
 def test_suricata_with_classes_of_ones_own_from_inspect_to_evaluate(

@@ -12,6 +12,7 @@ import pytest
 from gradsense.detection import bundle
 
 
+@pytest.mark.slow
 def test_export_writes_a_bundle_and_says_what_it_is(
     gradsense: Callable[..., Any], trained: Any, fleet: Path, tmp_path: Path
 ) -> None:
@@ -24,6 +25,7 @@ def test_export_writes_a_bundle_and_says_what_it_is(
     assert bundle.read(out)[0].verified is not None
 
 
+@pytest.mark.slow
 def test_json_is_the_manifest(gradsense: Callable[..., Any], trained: Any, tmp_path: Path) -> None:
     said = gradsense("export", "--model", trained.model, "--out", tmp_path / "edge", "--json")
     assert said.code == 0, said.err

@@ -19,6 +19,8 @@ from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.fleet.jobs import Job
 from gradsense.localfleet.local_fleet import LocalFleet
 
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
 Command = Callable[..., Any]
 RUN = [sys.executable, "-m", "gradsense"]
 WAIT_S = 60.0

@@ -101,6 +101,7 @@ def test_run_killed_while_it_writes_resumes(
     assert_same_run(out, trained.out)
 
 
+@pytest.mark.slow
 def test_run_killed_before_its_first_checkpoint_starts_again(
     trained: Any, gradsense: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from gradsense.cli.lazy import LazyGroup
 from gradsense.cli.options import declared
 from gradsense.config import RunSettings
 
+pytestmark = pytest.mark.slow
+
 #: What a command may import when it runs, and not before. Typer itself needs rich for help.
 HEAVY = (
     *("numpy", "polars", "torch", "transformers", "tokenizers", "safetensors", "zstandard"),

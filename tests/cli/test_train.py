@@ -88,6 +88,7 @@ def test_transformers_opens_the_model_folder(trained: Any) -> None:
     assert card["template"]["name"] == RunSettings().template
 
 
+@pytest.mark.slow
 def test_strategy_that_tunes_leaves_a_classifier_that_transformers_opens(
     fleet: Path, gradsense: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_strategy_that_tunes_leaves_a_classifier_that_transformers_opens(
     assert any(name.startswith("score") for name in trained)
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result_and_another_seed_another(
     trained: Any, gradsense: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(
     assert row_of(trained.out) == row_of(again) != row_of(other)
 
 
+@pytest.mark.slow
 def test_table_is_legible_in_a_file(trained: Any, gradsense: Callable[..., Any]) -> None:
     shown = gradsense(*trained.args, "--out", trained.out, "--resume")
     assert shown.code == 0
@@ -130,6 +133,7 @@ def test_table_is_legible_in_a_file(trained: Any, gradsense: Callable[..., Any])
     assert shown.err == ""
 
 
+@pytest.mark.slow
 def test_adapters_and_head_of_a_hugging_face_folder_train_and_travel(
     fleet: Path,
     pretrained: Path,

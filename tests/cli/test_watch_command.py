@@ -54,6 +54,7 @@ def test_once_with_json_is_a_summary(gradsense: Command, edge_bundle: Path, edge
     assert json.loads(again.out) == summary, "one log, one result"
 
 
+@pytest.mark.slow
 def test_a_log_may_come_through_a_pipe(edge_bundle: Path, edge_log: Path) -> None:
     command = [*RUN, "watch", "-", "--model", str(edge_bundle), "--once", "--json"]
     with edge_log.open("rb") as log:
@@ -111,6 +112,7 @@ def test_feedback_from_alert_to_silence(
     gradsense("feedback", "x", "--benign", "--state", tmp_path).complaint("--state")
 
 
+@pytest.mark.broker
 def test_live_over_mqtt_to_home_assistant_and_prometheus(
     edge_bundle: Path, edge_log: Path, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_is_waited_out(edge_bundle: Path, edge_log: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

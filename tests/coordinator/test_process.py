@@ -25,6 +25,8 @@ from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
 
+pytestmark = pytest.mark.broker
+
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)
 
@@ -124,7 +126,7 @@ def test_status_and_metrics_say_the_same(broker: TlsBroker) -> None:
     assert status is not None
     assert status["stopped"]
     assert status["runs"]["porch"]["version"] == 1
-    assert json.dumps(status)
+    assert json.loads(json.dumps(status)) == status
 
 
 def test_prometheus_can_read_it(broker: TlsBroker) -> None:

@@ -100,6 +100,7 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     return child
 
 
+@pytest.mark.slow
 def test_killed_at_the_worst_moments(undisturbed: Child, tmp_path: Path) -> None:
     child = Child(undisturbed.algorithm, tmp_path)
     for kill in WORST:
@@ -111,6 +112,7 @@ def test_killed_at_the_worst_moments(undisturbed: Child, tmp_path: Path) -> None
     check(child, undisturbed)
 
 
+@pytest.mark.slow
 def test_killed_at_random(undisturbed: Child, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     rng, kills, working, runs = random.Random(3), 0, 0, 0
     wanted = -(-int(pytestconfig.getoption("--kills")) // len(ALGORITHMS))

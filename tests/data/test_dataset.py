@@ -14,7 +14,7 @@ from gradsense.data.datasets.inspect import inspect
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.data.sources.stream import read_log
 from gradsense.errors import InputError
-from tests.data.test_suricata import EVENT
+from tests.support.flow_rows import EVENT
 
 FIELDS = "#fields\tts\tid.orig_h\tid.resp_h\tid.resp_p\tproto\tconn_state\tlabel\tdetailedlabel\n"
 

@@ -14,32 +14,7 @@ from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources.lines import Lines
 from gradsense.data.sources.suricata import OTHER_EVENT, SuricataEve, eve_row
 from gradsense.data.tally import Tally
-
-# In the form of the example in Suricata's user guide, "Eve JSON Format", event type flow.
-EVENT: dict[str, Any] = {
-    "timestamp": "2018-12-21T15:51:30.000000+0100",
-    "flow_id": 586497171462735,
-    "event_type": "flow",
-    "src_ip": "192.168.1.195",
-    "src_port": 41040,
-    "dest_ip": "185.244.25.235",
-    "dest_port": 443,
-    "proto": "TCP",
-    "app_proto": "tls",
-    "flow": {
-        "pkts_toserver": 4,
-        "pkts_toclient": 3,
-        "bytes_toserver": 464,
-        "bytes_toclient": 1222,
-        "start": "2018-12-21T15:50:16.962094+0100",
-        "end": "2018-12-21T15:50:20.101305+0100",
-        "age": 4,
-        "state": "closed",
-        "reason": "timeout",
-        "alerted": False,
-    },
-    "tcp": {"tcp_flags": "1b", "tcp_flags_ts": "1b", "tcp_flags_tc": "1b", "state": "closed"},
-}
+from tests.support.flow_rows import EVENT
 
 
 def event(flow: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:

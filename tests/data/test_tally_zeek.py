@@ -19,6 +19,7 @@ from gradsense.data.sources.lines import MAX_LINE_BYTES
 from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.tally import EXAMPLE_CHARS, Tally
 from gradsense.errors import InputError
+from tests.support.flow_rows import ROW
 
 NAMES = {
     **{name: name for name in FLOW_SCHEMA if name not in {"line", "label", "detail"}},
@@ -28,28 +29,6 @@ NAMES = {
     "resp_p": "id.resp_p",
     "label": "label",
     "detail": "detailedlabel",
-}
-ROW: dict[str, Any] = {
-    "ts": 1545403816.962094,
-    "uid": "CrDn63WjJEmrWGjqf",
-    "orig_h": "192.168.1.195",
-    "orig_p": 41040,
-    "resp_h": "185.244.25.235",
-    "resp_p": 80,
-    "proto": "tcp",
-    "service": None,
-    "duration": 3.139211,
-    "orig_bytes": 0,
-    "resp_bytes": 0,
-    "conn_state": "S0",
-    "missed_bytes": 0,
-    "history": "S",
-    "orig_pkts": 3,
-    "orig_ip_bytes": 180,
-    "resp_pkts": 0,
-    "resp_ip_bytes": 0,
-    "label": "Malicious",
-    "detail": "C&C",
 }
 PLAIN = [name for name in ROW if name not in {"label", "detail"}]
 
@@ -366,6 +345,7 @@ cell = st.sampled_from(
 ) | st.sampled_from(["70000", "99999999999999999999", r"\x2d", "é", "1\r", "0x1", "1_0", "٣"])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     lines=st.lists(
@@ -434,6 +414,7 @@ json_value = st.sampled_from(
 ) | st.sampled_from(['"\\u00e9"', '"x"', '{"a": 1}', "0.1", "1.5", "NaN", '"a\\nb"', "-3"])
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     lines=st.lists(

@@ -159,6 +159,12 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def test_the_pages_have_links_and_commands() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    assert sum(len(re.findall(r"\]\([^)]+#[^)]+\)", text)) for text in texts) > 5
+    assert sum(len(commands(page)) for page in PAGES) > 20
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_the_text_have_options_that_exist(page: Path) -> None:
     for name, given in commands(page):

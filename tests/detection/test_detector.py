@@ -45,9 +45,7 @@ def test_flows_may_come_in_a_frame_or_one_by_one(detector: Detector, flows: pl.D
     together = detector.predict(flows)
     assert len(together) == flows.height
     assert same(together, detector.predict(flows.to_dicts()))
-    single = Detector(
-        detector.manifest, detector.template, detector._session, detector._encoder, cache=0
-    )
+    single = Detector(detector._opened, cache=0)
     few = flows[:20]
     assert same(together[:20], [single.predict([row])[0] for row in few.to_dicts()])
     assert same(together[:20], single.predict(few))
@@ -106,14 +104,14 @@ def test_texts_are_judged_as_their_flows_are(detector: Detector, flows: pl.DataF
 def test_temperature_spreads_and_thresholds_decide(detector: Detector, flows: pl.DataFrame) -> None:
     logits, _ = detector.answers(detector.phrase_ids(flows))
     hot = detector.manifest.model_copy(update={"temperature": 4.0})
-    verdicts = Detector(hot, detector.template, detector._session, detector._encoder).predict(flows)
+    verdicts = Detector(dataclasses.replace(detector._opened, manifest=hot)).predict(flows)
     scaled = np.exp(logits / 4 - (logits / 4).max(axis=1, keepdims=True))
     expected = (scaled / scaled.sum(axis=1, keepdims=True)).max(axis=1)
     quiet = [row for row, verdict in enumerate(verdicts) if not verdict.alarm]
     assert [verdicts[row].probability for row in quiet] == pytest.approx(expected[quiet], abs=1e-5)
     threshold = detector.manifest.alarm.model_copy(update={"value": 1.0})
     deaf = detector.manifest.model_copy(update={"alarm": threshold})
-    silent = Detector(deaf, detector.template, detector._session, detector._encoder)
+    silent = Detector(dataclasses.replace(detector._opened, manifest=deaf))
     assert not any(verdict.alarm for verdict in silent.predict(flows))
 
 

@@ -18,8 +18,7 @@ from gradsense.detection import bundle
 from gradsense.detection import verify as verifying
 from gradsense.detection.detector import Detector
 from gradsense.detection.export import export
-from gradsense.detection.sample import draw, synthetic_sample
-from gradsense.detection.verify import graph_answers, require
+from gradsense.detection.verify import draw, graph_answers, require, synthetic_sample
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results
 from gradsense.learning.answers import answers
@@ -132,6 +131,7 @@ def test_provenance_names_the_run_and_no_place(model_dir: Path, edge_bundle: Pat
             assert text.encode() not in file.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_model_gives_the_same_bundle(
     model_dir: Path, edge_bundle: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +153,7 @@ def test_float32_answers_as_torch_does(model_dir: Path, edge_bundle: Path, captu
     assert found["truth"] == "labels"
 
 
+@pytest.mark.slow
 def test_data_with_labels_calibrates_afresh(
     model_dir: Path, captures: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_data_with_labels_calibrates_afresh(
     assert bundle.read(tmp_path / "edge")[0] == manifest
 
 
+@pytest.mark.slow
 def test_an_old_folder_is_exported_with_defaults_and_a_note(
     model_dir: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_an_old_folder_is_exported_with_defaults_and_a_note(
     assert novelty is None
 
 
+@pytest.mark.slow
 def test_unlabelled_logs_verify_but_do_not_calibrate(model_dir: Path, tmp_path: Path) -> None:
     log = tmp_path / "conn.log"
     write_sample(log, flows=80, seed=0)
@@ -193,6 +196,7 @@ def test_unlabelled_logs_verify_but_do_not_calibrate(model_dir: Path, tmp_path: 
     assert verified["f1_macro_torch"] == 1
 
 
+@pytest.mark.slow
 def test_a_subword_model_brings_its_tokenizer(tmp_path: Path) -> None:
     classifier = build("nano", template=get_template("plain"), labels=LABELS, seed=0)
     for parameter in classifier.trainable().values():
@@ -223,6 +227,7 @@ def test_something_else_at_out_is_left_alone(model_dir: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "letter.txt"]
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_always_verified(
     model_dir: Path, edge_bundle: Path, captures: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +242,7 @@ def test_int8_is_smaller_and_always_verified(
     assert sizes[0] < 0.6 * sizes[1]
 
 
+@pytest.mark.slow
 def test_int8_that_loses_too_much_leaves_nothing(
     model_dir: Path, captures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +292,7 @@ def test_verifying_notices_another_models_graph(
         require(found, "float32")
 
 
+@pytest.mark.slow
 def test_only_a_model_of_such_traffic_is_held_against_built_in_labels(
     model_dir: Path, tmp_path: Path
 ) -> None:

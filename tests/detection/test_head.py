@@ -55,7 +55,7 @@ def test_the_detector_answers_by_the_new_head(
     written = with_head(source, tmp_path / "edge", head, {"provenance": fleet})
     detector = Detector.load(tmp_path / "edge", threads=1)
     phrase_ids = some_picks(detector)
-    (features,) = opened.session.run(["features"], opened.encoder.phrase_ids(phrase_ids))
+    (features,) = opened.graph.run(["features"], opened.encoder.phrase_ids(phrase_ids))
     assert features.dtype == np.float32
     logits, novelty = detector.answers(phrase_ids)
     assert novelty is not None

@@ -11,8 +11,8 @@ from gradsense.data.flows import class_numbers
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments.bench import set_up
+from gradsense.experiments.compare import check
 from gradsense.experiments.corpus import Corpus, by_client, examples, load_corpus
-from gradsense.experiments.preflight import check
 
 
 @pytest.fixture(scope="module")

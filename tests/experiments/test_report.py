@@ -97,6 +97,7 @@ def test_both_themes_are_there(page: str) -> None:
     assert not re.search(r"#[0-9a-f]{6}", figures)  # no colour that a theme cannot change
 
 
+@pytest.mark.slow
 def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
     row = federated(NASTY, sites=(NASTY, "$x$", '" id="y'))
     row = row.model_copy(update={"per_class": {NASTY: row.per_class["Benign"]}})
@@ -151,6 +152,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path, rows: list[Row]) -> None:
     parsed(written(tmp_path, rows))
 
 
+@pytest.mark.slow
 def test_a_large_comparison_stays_small(tmp_path: Path) -> None:
     sites = tuple(f"CTU-IoT-Malware-Capture-{i}-1" for i in range(100))
     rows = [federated(f"algorithm-{i}", seed, sites=sites) for i in range(10) for seed in range(3)]

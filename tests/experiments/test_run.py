@@ -55,6 +55,7 @@ def test_row_adds_up(bench: Bench) -> None:
     assert row.clients is not None
 
 
+@pytest.mark.slow
 def test_run_can_stop_and_go_on_after_any_event(bench: Bench, tmp_path: Path) -> None:
     whole = FederatedRun(bench)
     whole.start()

@@ -147,6 +147,7 @@ def coordinated(broker: TlsBroker, algorithm: str, arrived: list[tuple[Update, s
     return folder
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize(
     "algorithm",
     ["fedavg", "fedadam", "fedbuff:updates=3", "gsfs-paper", "gsfs:deadline_s=3600.0"],

@@ -14,8 +14,8 @@ from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.errors import InputError
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, set_up
+from gradsense.experiments.compare import check
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.preflight import check
 from gradsense.experiments.run import FederatedRun, flow_cost
 from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import solve
@@ -67,6 +67,7 @@ def skewed(captures: Path) -> Bench:
     return bench_of(captures, EXACT, "dirichlet")
 
 
+@pytest.mark.slow
 def test_skewed_sites_end_with_the_head_of_even_ones_and_of_pooled_training(
     captures: Path, skewed: Bench
 ) -> None:
@@ -97,17 +98,18 @@ def pooled_rows(bench: Bench) -> np.ndarray:
     return np.hstack([x, np.ones((len(flows), 1)), labels])
 
 
+@pytest.mark.slow
 def test_as_shipped_skewed_sites_give_the_verdicts_of_even_ones(captures: Path) -> None:
     """Rounding and silence move single weights; what the model says they hardly move."""
     said, accuracies = [], []
     even = bench_of(captures, "gsfs", "iid")
     for bench in (even, bench_of(captures, "gsfs", "dirichlet")):
         run, row = finished(bench)
-        said.append(even.evaluate(head_of(run))[2])
+        said.append(even.trainer.evaluate(even.test, head_of(run))[1])
         assert row.central is not None
         accuracies.append(row.central.accuracy)
     exact, _ = finished(bench_of(captures, EXACT, "iid"))
-    reference = even.evaluate(head_of(exact))[2]
+    reference = even.trainer.evaluate(even.test, head_of(exact))[1]
     for verdicts in said:
         assert (verdicts == reference).mean() > 0.95
     assert (said[0] == said[1]).mean() > 0.95
@@ -115,6 +117,7 @@ def test_as_shipped_skewed_sites_give_the_verdicts_of_even_ones(captures: Path) 
     assert abs(accuracies[0] - accuracies[1]) < 0.03
 
 
+@pytest.mark.slow
 def test_run_can_stop_and_go_on_after_any_event(captures: Path, tmp_path: Path) -> None:
     # Of the last token's state only: small moments, so that many stops cost little.
     algorithm = "gsfs:floor=0:readout=last"

@@ -16,7 +16,6 @@ from gradsense.experiments.table import (
     human_bytes,
     human_seconds,
     lines,
-    markdown,
     stat,
     table,
     title,
@@ -112,7 +111,6 @@ def test_synthetic_traffic_is_said_loudly() -> None:
     rows = [federated(synthetic=True)]
     assert title(rows).startswith("SYNTHETIC TRAFFIC")
     assert "SYNTHETIC TRAFFIC" in printed(rows, 100)
-    assert "SYNTHETIC TRAFFIC" in markdown(rows)
     assert "SYNTHETIC" not in title([federated()])
 
 
@@ -134,18 +132,7 @@ def test_alarms_are_in_percent_and_the_footnotes_say_of_what() -> None:
     titles = [(column.group, column.title) for column in COLUMNS]
     assert line.stats[titles.index(("alarms, %", "false"))] == Stat(pytest.approx(0.25), None)
     assert line.stats[titles.index(("alarms, %", "found"))] == Stat(pytest.approx(87.5), None)
-    assert "0.25" in markdown([federated()])
+    assert "0.25" in printed([federated()], 120)
     assert "share of benign and of attack test flows" in footnotes()
     (without,) = lines([reference("forest")])
     assert without.stats[titles.index(("alarms, %", "found"))] is None
-
-
-def test_markdown_has_both_parts_and_escapes_bars() -> None:
-    text = markdown([federated("a|b"), reference("forest")])
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 * (2 + 2)
-    assert sum("a\\|b" in line for line in rows) == 2
-    quality, cost = rows[:4], rows[4:]
-    assert {line.replace("\\|", "").count("|") for line in quality} == {10}
-    assert {line.replace("\\|", "").count("|") for line in cost} == {11}
-    assert "forest (reference)" in text

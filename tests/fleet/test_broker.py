@@ -185,6 +185,7 @@ def eventually(found: Callable[[], bool]) -> bool:
     return True
 
 
+@pytest.mark.broker
 def test_a_device_is_heard_and_the_coordinator_answers(site: Site) -> None:
     coordinator = site.join("coordinator", f"{RUN}/up/#")
     device = site.join("a", f"{RUN}/down/#", f"{RUN}/device/a/#")
@@ -196,6 +197,7 @@ def test_a_device_is_heard_and_the_coordinator_answers(site: Site) -> None:
     assert device.hears(f"{RUN}/device/a/ack", "3")
 
 
+@pytest.mark.broker
 def test_strangers_do_not_get_in(site: Site, tmp_path: Path) -> None:
     enrolment.create(tmp_path / "other", None, 8883, now=time.time() - 10)
     with enrolment.opened(tmp_path / "other") as other:
@@ -207,6 +209,7 @@ def test_strangers_do_not_get_in(site: Site, tmp_path: Path) -> None:
     assert not site.is_refused("a")
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize(
     "topic",
     [
@@ -230,6 +233,7 @@ def test_a_device_speaks_only_for_itself(site: Site, topic: str) -> None:
     assert "forged" not in [payload for _, payload in coordinator.got + other.got]
 
 
+@pytest.mark.broker
 @pytest.mark.parametrize("topic", ["#", "gradsense/v2/#", "+/+/+/+/+/+"])
 def test_a_device_reads_only_its_own(site: Site, topic: str) -> None:
     coordinator = site.join("coordinator", f"{RUN}/up/#")
@@ -242,6 +246,7 @@ def test_a_device_reads_only_its_own(site: Site, topic: str) -> None:
     assert {payload for _, payload in curious.got} == {"open"}
 
 
+@pytest.mark.broker
 def test_a_device_cannot_take_over_the_session_of_another(site: Site) -> None:
     device = site.join("a", f"{RUN}/device/a/#", name="a")
     site.join("b", name="a")
@@ -251,6 +256,7 @@ def test_a_device_cannot_take_over_the_session_of_another(site: Site) -> None:
     assert device.interruptions == 0
 
 
+@pytest.mark.broker
 def test_a_revoked_device_is_shut_out_at_once_and_others_stay(own: Site) -> None:
     coordinator = own.join("coordinator", f"{RUN}/up/#")
     lost, kept = own.join("a"), own.join("b")
@@ -272,6 +278,7 @@ def test_a_revoked_device_is_shut_out_at_once_and_others_stay(own: Site) -> None
     assert own.is_refused("a")
 
 
+@pytest.mark.broker
 def test_rotated_keys_take_the_place_of_the_old(own: Site) -> None:
     with own.change() as fleet:
         fleet.rotate("a", own.folder / "new", now=time.time(), days=30)
@@ -284,6 +291,7 @@ def test_rotated_keys_take_the_place_of_the_old(own: Site) -> None:
     assert coordinator.hears(f"{RUN}/up/a/update", "new keys")
 
 
+@pytest.mark.broker
 def test_a_revoked_device_may_be_enrolled_again(own: Site) -> None:
     with own.change() as fleet:
         fleet.revoke("a", now=time.time())
@@ -293,6 +301,7 @@ def test_a_revoked_device_may_be_enrolled_again(own: Site) -> None:
     assert not own.is_refused("again")
 
 
+@pytest.mark.broker
 def test_a_restart_of_the_broker_keeps_the_model_and_the_access(own: Site) -> None:
     own.join("coordinator").say(f"{RUN}/down/model", "retained", retain=True)
     own.leave()

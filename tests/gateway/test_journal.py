@@ -12,7 +12,7 @@ from gradsense.errors import InputError
 from gradsense.gateway import store as module
 from gradsense.gateway.store import FILE, Feedback, GatewayStore, StoreBatch
 from gradsense.storage.sqlite import StorageFull
-from tests.gateway.alerting.test_alerts import alarm, grouper
+from tests.support.sample_alarms import alarm, grouper
 from tests.support.sample_alerts import sample
 
 

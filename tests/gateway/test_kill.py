@@ -1,6 +1,6 @@
 """SIGKILL at random moments while the log grows and rotates: every flow is judged once.
 
-The suite kills a few times; ``pytest tests/edge/test_kill.py --kills 100`` kills a hundred.
+The suite kills a few times; ``pytest tests/gateway/test_kill.py --kills 100`` kills a hundred.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def size_of(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
+@pytest.mark.slow
 def test_every_flow_is_judged_once(
     edge_bundle: Path, edge_log: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:

@@ -20,22 +20,8 @@ from gradsense.gateway.store import GatewayStore, StoreBatch
 from gradsense.gateway.watch import Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.storage.sqlite import StorageFull
-from tests.data.sources.test_fuzz_stream import HEADS, mutated, tsv_line
-
-
-class Ear:
-    """A sink that remembers."""
-
-    name = "ear"
-
-    def __init__(self) -> None:
-        self.heard: list[Alert] = []
-
-    def send(self, alerts: Sequence[Alert]) -> None:
-        self.heard += alerts
-
-    def close(self) -> None:
-        pass
+from tests.support.fuzz_lines import HEADS, mutated, tsv_line
+from tests.support.sample_alerts import Ear
 
 
 @pytest.fixture
@@ -176,7 +162,7 @@ def test_a_full_disk_stops_reading_and_loses_nothing(
         commit(batch)
 
     monkeypatch.setattr(watch.journal, "commit", flaky)
-    watch._wait = lambda event, seconds: False
+    watch.stop.wait = lambda seconds: False  # type: ignore[method-assign]
     watch.run(once=True)
     verdicts = lines_of(plan)
     assert len({one["line"] for one in verdicts}) == len(verdicts) == watch.counts["flows"] > 500
@@ -200,6 +186,7 @@ def test_stopping_on_a_full_disk_says_so_and_goes_on_later(
     assert len(lines_of(plan)) == again.counts["flows"] > 500
 
 
+@pytest.mark.slow
 def test_alerts_outlive_the_process_and_close_in_silence(plan: WatchPlan) -> None:
     ear = Ear()
     watch = open_watch(plan, extra={"ear": ear}, clock=lambda: 0.0)

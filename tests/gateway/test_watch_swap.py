@@ -21,12 +21,11 @@ from gradsense.detection.detector import Detector
 from gradsense.detection.head import Head, with_head
 from gradsense.errors import GradsenseError
 from gradsense.gateway.instruments import Metrics, Observer
-from gradsense.gateway.reload import Successor
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.watch import Watch
+from gradsense.gateway.watch import Successor, Watch
 from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.storage.files import replacing
-from tests.gateway.test_watch import Ear
+from tests.support.sample_alerts import Ear
 
 
 def head_for(bundle_path: Path, label: str) -> Head:
@@ -76,6 +75,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
+@pytest.mark.slow
 def test_twenty_bundles_under_a_log_that_grows(
     plan: WatchPlan, edge_bundle: Path, edge_log: Path
 ) -> None:

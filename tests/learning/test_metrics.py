@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_only_benign_flows_have_no_detection_rate() -> None:
 
 
 def test_json_has_the_names_of_the_contract() -> None:
-    text = json.dumps(score(TRUTH, PREDICTED, CLASSES).to_json(), allow_nan=False)
+    text = json.dumps(asdict(score(TRUTH, PREDICTED, CLASSES)), allow_nan=False)
     keys = {"accuracy", "precision", "recall", "f1_weighted", "f1_macro"}
     assert keys <= json.loads(text).keys()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from gradsense.learning.novelty import influence, leverage, perplexity, sketch, token_surprise
-from gradsense.learning.statistics import solve
-from gradsense.models.build import build
-from gradsense.models.card import Kind
-from gradsense.models.classifier import Encoded, TextClassifier
+from gradsense.learning.answers import fleet_score
+from gradsense.learning.statistics import FleetStatistics, solve
 from gradsense.models.heads.influence import SketchedInfluence
-from gradsense.prompts.templates import get_template
+from tests.support.exact_novelty import influence, leverage
 
 #: So small that only exact collinearity would notice it.
 TINY = 1e-9
@@ -27,18 +22,6 @@ TINY = 1e-9
 def moments(features: np.ndarray, labels: list[int], classes: int) -> np.ndarray:
     rows = np.hstack([features, np.ones((len(features), 1)), np.eye(classes)[labels]])
     return rows.T @ rows
-
-
-def nano(readout: Kind = "tokens") -> TextClassifier:
-    return build(
-        "nano", template=get_template("context"), labels=("a", "b"), seed=0, readout=readout
-    )
-
-
-def prompts(classifier: TextClassifier, number: int = 5) -> Encoded:
-    size: Any = classifier.model.config
-    generator = torch.Generator().manual_seed(0)
-    return Encoded(torch.randint(4, size.vocab_size, (number, 19), generator=generator), None)
 
 
 def test_leverage_of_one_feature_by_hand() -> None:
@@ -126,50 +109,12 @@ def test_statistics_of_other_features_are_refused() -> None:
         leverage(np.zeros((1, 5)), np.eye(3))
 
 
-@pytest.mark.parametrize("readout", ["last", "tokens"])
-def test_a_base_that_knows_nothing_is_surprised_by_the_whole_vocabulary(readout: Kind) -> None:
-    classifier = nano(readout)
-    model: Any = classifier.model
-    decoder = (model.base if readout == "tokens" else model.model).decoder
-    nn.init.zeros_(decoder.embed_tokens.weight)
-    scores = perplexity(classifier, prompts(classifier))
-    assert scores == pytest.approx([math.log(model.config.vocab_size)] * 5, rel=1e-6)
-
-
-def test_perplexity_is_the_loss_of_pretraining_token_by_token() -> None:
-    classifier = nano()
-    model: Any = classifier.model
-    encoded = prompts(classifier)
-    surprise = token_surprise(classifier, encoded)
-    assert surprise.shape == (5, 18)
-    row = encoded.input_ids[3:4]
-    with torch.inference_mode():
-        states = model.base.decoder(input_ids=row[:, :7]).last_hidden_state[0, -1]
-        chances = torch.log_softmax(model.base.decoder.embed_tokens.weight @ states, dim=0)
-    assert surprise[3, 6] == pytest.approx(-chances[row[0, 7]].item(), rel=1e-4)
-    assert perplexity(classifier, encoded) == pytest.approx(surprise.mean(axis=1))
-
-
-def test_the_head_does_not_matter_and_rows_do_not_affect_each_other() -> None:
-    classifier = nano()
-    encoded = prompts(classifier)
-    alone = perplexity(classifier, encoded.take(torch.tensor([2])))
-    model: Any = classifier.model
-    nn.init.ones_(model.score.weight)
-    assert perplexity(classifier, encoded)[2] == pytest.approx(alone[0], rel=1e-5)
-
-
-def test_padded_prompts_and_other_models_are_refused() -> None:
-    classifier = nano()
-    ids = prompts(classifier).input_ids
-    with pytest.raises(ValueError, match="of one length"):
-        perplexity(classifier, Encoded(ids, torch.ones_like(ids)))
-    with pytest.raises(ValueError, match="of one length"):
-        perplexity(classifier, Encoded(ids[:, :1], None))
-    other: Any = nn.Linear(2, 2)
-    classifier.model = other
-    with pytest.raises(ValueError, match="an OPT base"):
-        perplexity(classifier, Encoded(ids, None))
+def sketch(
+    known: np.ndarray, classes: int, *, seed: int, regularisation: float = 1e-4, rows: int = 128
+) -> SketchedInfluence:
+    score = fleet_score(FleetStatistics(known, regularisation, 10.0), classes, seed=seed, rows=rows)
+    assert score is not None
+    return score
 
 
 def features_of(
@@ -187,7 +132,7 @@ def features_of(
 def sketched(new: np.ndarray, known: np.ndarray, classes: int, **options: Any) -> np.ndarray:
     """The sketch's scores as a gateway has them, from float32 features and a sharpened head."""
     weight, bias = solve(known, classes, 1e-4)
-    score = sketch(known, classes, sharpness=10.0, seed=0, **options)
+    score = sketch(known, classes, seed=0, **options)
     logits = 10 * (new @ weight.T + bias)
     return score(torch.tensor(new).float(), torch.tensor(logits).float()).numpy()
 
@@ -196,7 +141,7 @@ def test_a_sketch_of_one_feature_by_hand() -> None:
     # As in test_influence_by_hand; G + Λ is diagonal, so each row of P is ±1/√r of (x, 1) / √2,
     # and with one row, h is (x ± 1)²/2.
     known = moments(np.array([[-1.0], [1.0]]), [0, 1], 2)
-    score = sketch(known, 2, sharpness=10.0, regularisation=TINY, rows=1, seed=0)
+    score = sketch(known, 2, regularisation=TINY, rows=1, seed=0)
     signs = torch.sign(torch.cat([score.projection.weight[0], score.projection.bias]))
     x = np.array([[1.0], [0.5], [3.0]])
     outputs = np.hstack([(1 - x) / 2, (1 + x) / 2])
@@ -227,7 +172,7 @@ def test_a_sketch_tells_what_lies_outside_the_span() -> None:
 def test_a_sketch_depends_on_its_seed_alone() -> None:
     flows, labels = features_of()
     known = moments(flows, labels, 3)
-    one, same, other = (sketch(known, 3, sharpness=10.0, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (sketch(known, 3, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.projection.weight, same.projection.weight)
     assert not torch.equal(one.projection.weight, other.projection.weight)
     assert one.projection.weight.shape == (128, 30)

@@ -67,6 +67,7 @@ def test_families_train_adapters_and_head_only(
         for name, parameter in classifier.model.named_parameters()
         if not parameter.requires_grad
     }
+    assert frozen
     before, started = classifier.probabilities(TEXTS), classifier.tensors()
     _step(classifier)
     after = classifier.probabilities(TEXTS)

@@ -63,6 +63,7 @@ def agrees(classifier: TextClassifier, path: Path, texts: list[str]) -> None:
     assert found == pytest.approx(expected, abs=1e-5 * max(1.0, float(np.abs(expected).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_exports(
     family: str, hf_folder: Callable[[str], Path], template: Any, tmp_path: Path
@@ -78,6 +79,7 @@ def test_every_family_exports(
         agrees(classifier, tmp_path / "model.onnx", texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "readout"), [("opt", "pooled"), ("bert", "last")])
 def test_a_head_of_our_own_exports(
     family: str, readout: Kind, hf_folder: Callable[[str], Path], template: Any, tmp_path: Path
@@ -109,6 +111,7 @@ def test_a_head_of_our_own_exports(
     assert features == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_head_may_take_the_place_of_the_graphs_own(tmp_path: Path) -> None:
     classifier = build(
         "nano", template=get_template("context"), labels=LABELS, seed=0, readout="tokens"
@@ -129,6 +132,7 @@ def test_another_head_may_take_the_place_of_the_graphs_own(tmp_path: Path) -> No
     assert logits == pytest.approx(features @ weight.T + 1, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readout", ["last", "pooled"])
 def test_an_embedded_model_takes_ids_alone(readout: Kind, tmp_path: Path) -> None:
     classifier = build(
@@ -155,6 +159,7 @@ def test_prompts_of_several_words_a_field_are_not_looked_up() -> None:
     assert not reads_words(classifier)
 
 
+@pytest.mark.slow
 def test_the_novelty_score_is_a_second_output(tmp_path: Path) -> None:
     classifier = with_a_head(
         build("nano", template=get_template("context"), labels=LABELS, seed=0, readout="tokens")
@@ -178,6 +183,7 @@ def test_the_novelty_score_is_a_second_output(tmp_path: Path) -> None:
     assert np.ptp(novelty) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_graph_is_the_same_each_time_and_names_no_file(tmp_path: Path) -> None:
     classifier = build("nano", template=get_template("compact"), labels=LABELS, seed=0)
     for name in ("one", "two"):
@@ -190,6 +196,7 @@ def test_a_graph_is_the_same_each_time_and_names_no_file(tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_what_torch_cannot_export_is_said_in_one_line(tmp_path: Path) -> None:
     classifier = build("nano", template=get_template("compact"), labels=LABELS, seed=0)
 

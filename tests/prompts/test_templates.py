@@ -65,6 +65,7 @@ TOKENIZERS = {
 }
 
 
+@pytest.mark.slow
 @every_template
 @settings(max_examples=100, deadline=None)
 @given(frame=frames)
@@ -82,6 +83,7 @@ def test_any_frame_reads_in_the_vocabulary_and_the_budget(
         assert text == " ".join(text.split())
 
 
+@pytest.mark.slow
 @every_template
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(flow_rows, min_size=1, max_size=5))
@@ -135,6 +137,7 @@ def test_one_word_a_field(name: str, words: int, frame: pl.DataFrame) -> None:
     assert (lengths == words).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("compact", 14), ("context", 19)])
 @settings(max_examples=50, deadline=None)
 @given(frame=frames)

@@ -15,8 +15,7 @@ from fastapi.testclient import TestClient
 
 from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.detector import Verdict
-from gradsense.serving.batching import Full, RequestBatcher
-from gradsense.serving.server import create_app
+from gradsense.serving.server import Full, RequestBatcher, create_app
 
 TOKEN = "0123456789abcdef"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}

@@ -114,13 +114,15 @@ def test_damage_is_found(data: st.DataObject, whole: bytes, tmp_path_factory: An
     hurt = bytearray(whole)
     hurt[place] ^= bit
     path = tmp_path_factory.getbasetemp() / "hurt"
-    for broken in (bytes(hurt), whole[:place]):
-        path.write_bytes(broken)
-        with contextlib.suppress(GradsenseError):
-            values, loaded = checkpoint.load(path)
-            # Only bits of the frame's header that mean nothing come through.
-            assert values == VALUES
-            assert loaded["model"]["w"].tobytes() == groups()["model"]["w"].tobytes()
+    path.write_bytes(bytes(hurt))
+    with contextlib.suppress(GradsenseError):
+        values, loaded = checkpoint.load(path)
+        # Only bits of the frame's header that mean nothing come through.
+        assert values == VALUES
+        assert loaded["model"]["w"].tobytes() == groups()["model"]["w"].tobytes()
+    path.write_bytes(whole[:place])
+    with pytest.raises(GradsenseError):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize(

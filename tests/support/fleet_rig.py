@@ -63,16 +63,16 @@ class Rig(LocalFleet):
     def prepare(self, on_step: Callable[[str], None] = lambda step: None) -> None:
         """Make captures, fleet, run and bundles."""
         captures = self.out / "captures"
-        sites = max(self._devices, 3)  # fewer may hold benign traffic alone
-        write_fleet(captures, sites=sites, flows=self._flows, seed=self._seed)
-        job = self._job(load(captures, cap=50, seed=self._seed).classes)
+        sites = max(self.devices, 3)  # fewer may hold benign traffic alone
+        write_fleet(captures, sites=sites, flows=self.flows, seed=self.seed)
+        job = self.job(load(captures, cap=50, seed=self.seed).classes)
         self.run = job.run
         with socket.socket() as probe:
             probe.bind(("", 0))
             self.port: int = probe.getsockname()[1]
         create(self.fleet, self.host, self.port, now=time.time())
         open_run(self.fleet, job, size=self._size, on_step=on_step)
-        for number, capture in enumerate(discover(captures)[: self._devices], 1):
+        for number, capture in enumerate(discover(captures)[: self.devices], 1):
             name = f"site-{number:02d}"
             site = LocalDevice(name, capture.path, self.out / "devices" / name)
             self._enrol(site)

@@ -18,10 +18,13 @@ from gradsense.errors import InputError
 from gradsense.localfleet import local_broker
 
 WAIT_S = 15.0
+#: Whether the running test has the marker ``broker``; set by conftest.
+permitted = False
 
 
 def program() -> str:
     """Mosquitto's; the test skips where there is none."""
+    assert permitted, "a test that needs Mosquitto has @pytest.mark.broker"
     try:
         return local_broker.program()
     except InputError as error:

@@ -1,7 +1,8 @@
-"""One alert, as tests of the edge want it."""
+"""One alert, as tests of the gateway want it, and a sink that keeps what it is sent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gradsense.gateway.alerting.alert import Alert, Example
@@ -44,3 +45,18 @@ def sample(**changes: Any) -> Alert:
         ),
     }
     return Alert(**{**fields, **changes})
+
+
+class Ear:
+    """A sink that remembers."""
+
+    name = "ear"
+
+    def __init__(self) -> None:
+        self.heard: list[Alert] = []
+
+    def send(self, alerts: Sequence[Alert]) -> None:
+        self.heard += alerts
+
+    def close(self) -> None:
+        pass

@@ -22,6 +22,8 @@ from gradsense.transport.messages import Message
 from tests.support.mosquitto import WAIT_S
 from tests.support.tls_broker import TlsBroker
 
+pytestmark = pytest.mark.broker
+
 RUN = "gradsense/v2/run1"
 UP, DOWN, ACK = f"{RUN}/up/a/update", f"{RUN}/down/model", f"{RUN}/device/a/ack"
 STATUS = f"{RUN}/up/a/status"

@@ -1,13 +1,9 @@
 """A device's learning half: labels flows, trains, uploads updates, adopts global models."""
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = ["Agent", "AgentPlan", "ResourceLimits"]
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.agent.agent import Agent, AgentPlan
     from gradsense.agent.limits import ResourceLimits
-else:
-    export(__name__)
-
-__all__ = ["Agent", "AgentPlan", "ResourceLimits"]

@@ -22,14 +22,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsense.agent.downlink import Downlink, Repeated
+from gradsense.agent.exchange import Downlink, Repeated, Uplink
 from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
 from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
 from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
 from gradsense.agent.reader import Reader
 from gradsense.agent.store import AgentStore
-from gradsense.agent.uplink import Uplink
 from gradsense.data.networks import Networks
 from gradsense.detection import bundle as bundles
 from gradsense.errors import Replay
@@ -94,7 +93,6 @@ class Agent:
     """One device's part in one run.
 
     Args:
-        plan: see there.
         rng: spreads reconnections.
         timer: monotonic seconds; wall clocks are never looked at.
 
@@ -130,9 +128,7 @@ class Agent:
         saved, kept = self.memory.client(), self.memory.model()
         if saved is not None:
             self.client.restore(*saved)
-        self._invited = True
-        if kept is not None:
-            self._invited = kept.invites(name)
+        self._invited = kept is None or kept.invites(name)
         self._harvest = Harvest(
             template,
             manifest.labels,
@@ -164,17 +160,14 @@ class Agent:
         )
         self._down_rate = Rate(plan.downlink, _BURST)
         self._connected = threading.Event()
-        self.link = self._new_link(rng)
         self._next_look = self._next_resubscribe = 0.0
-
-    def _new_link(self, rng: random.Random) -> Link:
-        return Link(
+        self.link = Link(
             self._identity,
-            subscriptions=device_filters(self._job.run, self._identity.name),
+            subscriptions=device_filters(self._job.run, name),
             on_message=self._inbox.put,
             on_connect=lambda resumed: self._connected.set(),
             will=self._status(OFFLINE),
-            keepalive_s=self.plan.keepalive_s,
+            keepalive_s=plan.keepalive_s,
             check_dates=False,
             rng=rng,
         )
@@ -325,9 +318,7 @@ class Agent:
 
     def _may_work(self) -> bool:
         client = self.client
-        if client.version < 0 or not self._invited or self.memory.full:
-            return False
-        if len(self.memory) == 0:
+        if client.version < 0 or not self._invited or self.memory.full or not len(self.memory):
             return False
         return not client.rests and client.plan(self._budget()).steps > 0
 
@@ -337,12 +328,10 @@ class Agent:
 
     def _sign(self, update: Update) -> SignedMessage:
         _, digest = self.memory.held()
-        header = MessageHeader(
-            "update", self._job.run, update.client, update.sequence, update.base_version, digest
-        )
-        seal_for = self._identity.peer_seal_key if self._job.sealed else None
-        body = pack_update(update)
-        return sign_message(header, body, self._identity.signing_key, seal_for=seal_for)
+        run, base, me = self._job.run, update.base_version, self._identity
+        header = MessageHeader("update", run, update.client, update.sequence, base, digest)
+        seal_for = me.peer_seal_key if self._job.sealed else None
+        return sign_message(header, pack_update(update), me.signing_key, seal_for=seal_for)
 
     def _adopt(self, model: GlobalModel) -> None:
         """Take a new global model, publish that, and hand it to the detector."""
@@ -369,8 +358,6 @@ class Agent:
 
     def _repair_detector(self) -> None:
         """Where the process was killed between adopting a model and handing it over."""
-        held = self.memory.model()
-        if held is not None and not handed_over(
-            self.plan.state / DETECTOR, held, run=self._job.run
-        ):
+        held, out = self.memory.model(), self.plan.state / DETECTOR
+        if held is not None and not handed_over(out, held, run=self._job.run):
             self._hand_over(held)

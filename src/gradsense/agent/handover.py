@@ -18,24 +18,15 @@ from numpy.typing import NDArray
 
 from gradsense.agent.reader import Batches, Rows
 from gradsense.detection import bundle
-from gradsense.detection.bundle import (
-    GRAPH_FILE,
-    MANIFEST_FILE,
-    TOKENIZER_FILE,
-    BundleThreshold,
-    Manifest,
-)
-from gradsense.detection.calibrate import MARGIN, log_odds
-from gradsense.detection.detector import BATCH
+from gradsense.detection.bundle import GRAPH_FILE, MANIFEST_FILE, TOKENIZER_FILE, Manifest
+from gradsense.detection.calibrate import alarm_threshold, log_odds
 from gradsense.detection.head import Head, with_head
 from gradsense.detection.session import Opened, open_bundle
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet import jobs
 from gradsense.learning.alarms import FALSE_ALARM_SHARE
-from gradsense.learning.calibration import COLDEST, HOTTEST, softmax
-from gradsense.models.card import Reference
-from gradsense.prompts.templates import Template
+from gradsense.learning.calibration import COLDEST, HOTTEST, reference, softmax
 from gradsense.storage.files import replacing
 from gradsense.transport.payloads import model_hash
 
@@ -92,9 +83,7 @@ def hand_over_weights(
         out, batches, run: as for ``hand_over``.
         model: every tensor that is trained.
 
-    Raises:
-        InputError: ``start`` is damaged, or ``out`` holds something that is no bundle.
-        GradsenseError: the model does not fit, cannot be exported, or the disk is full.
+    Raises: as ``hand_over``; ``GradsenseError`` also if the model cannot be exported.
     """
     from gradsense.detection.export import export  # noqa: PLC0415
     from gradsense.models import folder  # noqa: PLC0415
@@ -120,8 +109,7 @@ def hand_over_weights(
 def first_detector(bundle_folder: Path, state: Path) -> Path | None:
     """The folder that detection begins with: the last model handed over, or the run's start.
 
-    Returns:
-        None for a run that starts from nothing: no model detects before its first aggregation.
+    None for a run that starts from nothing: no model detects before its first aggregation.
 
     Raises:
         InputError: the run's start is damaged.
@@ -163,10 +151,7 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
 
     Args:
         opened: the bundle with the head in question.
-        batches: the newest are looked at.
-
-    Returns:
-        nothing where there are fewer than ``ENOUGH`` benign flows.
+        batches: the newest are looked at. With fewer than ``ENOUGH`` benign flows, no field.
     """
     labels, normal = opened.manifest.labels, opened.template.task.normal
     rows = _newest(batches)
@@ -175,35 +160,17 @@ def calibrated(opened: Opened, batches: Batches) -> dict[str, Any]:
     phrase_ids, truth, weights = rows
     benign = labels.index(normal)
     quiet = truth == benign
-    flows = int(weights[quiet].sum())
-    if flows < ENOUGH:
+    if weights[quiet].sum() < ENOUGH:
         return {}
     logits = _logits(opened, phrase_ids)
     temperature = opened.manifest.temperature
     if weights[~quiet].sum() >= ENOUGH:
         temperature = fitted_temperature(logits, truth, weights)
     odds = log_odds(logits / temperature, benign)[quiet]
-    at = max(0.0, exceeded_by(odds, weights[quiet], FALSE_ALARM_SHARE) + MARGIN)
-    alarm = BundleThreshold(
-        value=float(1 / (1 + np.exp(-at))),
-        share=float(weights[quiet][odds > at].sum() / flows),
-        flows=flows,
-        source=_HERE,
-    )
+    alarm, _ = alarm_threshold(odds, weights[quiet], FALSE_ALARM_SHARE, _HERE)
     sure = softmax(logits, temperature).max(axis=1)
-    reference = _reference(phrase_ids, weights, sure, opened.template)
-    return {"alarm": alarm, "temperature": temperature, "reference": reference}
-
-
-def exceeded_by(scores: Floats, weights: NDArray[np.int64], share: float) -> float:
-    """The lowest of the scores [n ≥ 1] that at most ``share`` of the flows exceed.
-
-    Args:
-        weights: flows that have each score, [n].
-    """
-    order = np.argsort(-scores, kind="stable")
-    upto = np.cumsum(weights[order])
-    return float(scores[order][np.searchsorted(upto, int(share * upto[-1]), side="right")])
+    found = reference(phrase_ids, opened.template, sure, weights)
+    return {"alarm": alarm, "temperature": temperature, "reference": found}
 
 
 def fitted_temperature(
@@ -230,42 +197,24 @@ def fitted_temperature(
 
 def _newest(batches: Batches) -> Rows | None:
     """Rows of the last batches, in no order that matters; None where there are none."""
-    found: list[Rows] = []
-    rows = 0
+    found, rows = list[Rows](), 0
     for number in reversed(range(len(batches))):
-        if found and rows + len(batches[number][1]) > _MOST_ROWS:
+        batch = batches[number]
+        if found and rows + len(batch[1]) > _MOST_ROWS:
             break
-        found.append(batches[number])
-        rows += len(found[-1][1])
+        found.append(batch)
+        rows += len(batch[1])
     if not rows:
         return None
-    phrase_ids, truth, weights = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return phrase_ids[:_MOST_ROWS], truth[:_MOST_ROWS], weights[:_MOST_ROWS]
+    ids, truth, weights = (np.concatenate(parts)[:_MOST_ROWS] for parts in zip(*found, strict=True))
+    return ids, truth, weights
 
 
 def _logits(opened: Opened, phrase_ids: NDArray[np.uint16]) -> Floats:
     """By the graph that will judge, each distinct prompt once, [n, classes]."""
     distinct, places = np.unique(phrase_ids, axis=0, return_inverse=True)
-    parts = []
-    for start in range(0, len(distinct), BATCH):
-        inputs = opened.encoder.phrase_ids(distinct[start : start + BATCH])
-        parts += opened.session.run(["logits"], inputs)
+    parts = [logits for (logits,) in opened.blocks(["logits"], distinct)]
     return np.concatenate(parts).astype(np.float64)[places.reshape(-1)]
-
-
-def _reference(
-    phrase_ids: NDArray[np.uint16], weights: NDArray[np.int64], sure: Floats, template: Template
-) -> Reference:
-    """``learning.calibration.reference`` of rows that stand for many flows each."""
-    flows = int(weights.sum())
-    fields = {
-        field.name: tuple(
-            (np.bincount(column, weights=weights, minlength=len(field.phrases)) / flows).tolist()
-        )
-        for field, column in zip(template.fields, phrase_ids.T, strict=True)
-    }
-    histogram, _ = np.histogram(sure, bins=10, range=(0.0, 1.0), weights=weights)
-    return Reference(flows=flows, fields=fields, confidence=tuple((histogram / flows).tolist()))
 
 
 def _provenance(manifest: Manifest, model: GlobalModel, run: str, *, site: bool) -> dict[str, Any]:

@@ -5,33 +5,22 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import and_, or_
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import polars as pl
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    IPvAnyNetwork,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork
 
 from gradsense.data.networks import Network
-from gradsense.errors import InputError
+from gradsense.gateway.settings import read_toml
 
-#: A rules file is small; a larger one is something else.
-_MAX_BYTES, _MAX_RULES = 1 << 20, 1000
+_MAX_RULES = 1000
 #: What stands for a value that the log leaves unset, as in Zeek.
 _UNSET = "-"
-_HINT = "docs/rules.md has all keys"
 _REMEMBERED = 65_536
 _LAST_PORT = 65_535
 
@@ -50,21 +39,16 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _words(value: Any) -> Any:
-    for one in _listed(value):
-        if not isinstance(one, str) or not one.strip():
-            raise ValueError('it is no text, such as "tcp", or a list of such')
-    return [one.strip().lower() for one in _listed(value)]
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError('it is no text, such as "tcp", or a list of such')
+    return value.strip().lower()
 
 
-def _networks(value: Any) -> Any:
-    if not all(isinstance(one, str) for one in _listed(value)):
+def _network(value: Any) -> str:
+    if not isinstance(value, str):
         raise ValueError('it is no address or network, such as "192.168.1.0/24", or a list of such')
-    return _listed(value)
-
-
-def _spans(value: Any) -> Any:
-    return [_span(one) for one in _listed(value)]
+    return value
 
 
 def _span(value: Any) -> Span:
@@ -83,18 +67,19 @@ def _span(value: Any) -> Span:
     return span
 
 
-def _ports(value: tuple[Span, ...] | None) -> tuple[Span, ...] | None:
-    for span in value or ():
-        if span.low > _LAST_PORT or _LAST_PORT < span.high < math.inf:
-            raise ValueError(f"ports end at {_LAST_PORT}")
-    return value
+def _port(span: Span) -> Span:
+    if span.low > _LAST_PORT or _LAST_PORT < span.high < math.inf:
+        raise ValueError(f"ports end at {_LAST_PORT}")
+    return span
 
 
-Words = Annotated[tuple[str, ...] | None, BeforeValidator(_words), Field(min_length=1)]
-Nets = Annotated[tuple[IPvAnyNetwork, ...] | None, BeforeValidator(_networks), Field(min_length=1)]
-Spans = Annotated[tuple[Span, ...] | None, BeforeValidator(_spans), Field(min_length=1)]
-
-Ports = Annotated[Spans, AfterValidator(_ports)]
+_Numbers = Annotated[Span, BeforeValidator(_span)]
+_One = TypeVar("_One")
+Some = Annotated[tuple[_One, ...] | None, BeforeValidator(_listed), Field(min_length=1)]
+Words = Some[Annotated[str, BeforeValidator(_word)]]
+Nets = Some[Annotated[IPvAnyNetwork, BeforeValidator(_network)]]
+Spans = Some[_Numbers]
+Ports = Some[Annotated[_Numbers, AfterValidator(_port)]]
 
 
 class LabelRule(BaseModel):
@@ -159,33 +144,11 @@ def read(path: Path | str) -> LabelRules:
     Raises:
         InputError: the file cannot be read, is no TOML, or a rule has an unknown or wrong key.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
-        if len(text) > _MAX_BYTES:
-            raise InputError("the file is larger than 1 MiB", hint=_HINT, file=path)
-        return LabelRules(_File.model_validate(tomllib.loads(text.decode())).rule)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})", hint="check the path", file=path
-        ) from error
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise InputError(_what(fault), hint=_HINT, file=path, field=_place(fault["loc"])) from error
-    except ValueError as error:  # no TOML, or no UTF-8
-        raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
+    hint = "docs/rules.md has all keys"
+    return LabelRules(read_toml(path, _File, _place, hint=hint, missing="is missing").rule)
 
 
-def _what(fault: Any) -> str:
-    if fault["type"] == "extra_forbidden":
-        return "unknown key"
-    if fault["type"] == "missing":
-        return "is missing"
-    return str(fault["msg"]).removeprefix("Value error, ")
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
+def _place(loc: tuple[int | str, ...], values: dict[str, Any]) -> str:
     """``rule 2: resp_p`` for ``("rule", 1, "resp_p", ...)``."""
     match loc:
         case ("rule", int(index), str(key), *_):

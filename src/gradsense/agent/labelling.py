@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from gradsense.agent.label_rules import LabelRules
+from gradsense.agent.reader import distinct_rows
 from gradsense.data.datasets.captures import discover
-from gradsense.data.flows import Flows
 from gradsense.data.networks import Networks
 from gradsense.data.sources.following import LiveLog
 from gradsense.data.tally import Tally
@@ -65,7 +65,7 @@ class Gathered:
         """This and what was gathered after it."""
         rows = (np.concatenate(pair) for pair in zip(self._rows(), later._rows(), strict=True))
         return Gathered(
-            *_distinct(*rows),
+            *distinct_rows(*rows),
             places={**self.places, **later.places},
             taken=later.taken,
             counts=self.counts + later.counts,
@@ -105,8 +105,7 @@ class BatchBuilder:
         held = self._held
         if held is None:
             return None
-        due = len(held) >= self.most_rows or now >= self._since + self.settle_s
-        if not due:
+        if len(held) < self.most_rows and now < self._since + self.settle_s:
             return None
         self._held = None
         return held
@@ -120,8 +119,7 @@ class Harvest:
     decides; else it is not trained on.
 
     Args:
-        template: of the model; prompts are what it makes of flows.
-        labels: the classes that the model knows, in its order.
+        template, labels: of the model; prompts are what the template makes of flows.
         logs: files, or folders of captures; see ``find_logs``.
         rules: None labels no flow.
         journal_folder: of the watch at this site; None or not there yet: nobody gives feedback.
@@ -163,20 +161,11 @@ class Harvest:
         for _ in range(len(self.sources) + 1):
             turn = self._turn
             self._turn = (turn + 1) % (len(self.sources) + 1)
-            if turn == len(self.sources):
-                gathered = self._feedback_step()
-            else:
-                gathered = self._chunk(self.sources[turn], final)
+            at_end = turn == len(self.sources)
+            gathered = self._feedback.news() if at_end else self._chunk(self.sources[turn], final)
             if gathered is not None:
                 return gathered
         return None
-
-    def _feedback_step(self) -> Gathered | None:
-        news = self._feedback.news()
-        if news is None:
-            return None
-        rows, counts = news
-        return Gathered(*_distinct(*rows), {}, self._feedback.taken, counts)
 
     def _chunk(self, source: LiveLog, final: bool) -> Gathered | None:
         tally = Tally()
@@ -185,9 +174,12 @@ class Harvest:
             return None
         place = source.place()
         places = {} if place is None else {str(source.log): place}
-        phrase_ids, numbers, counts = self._labelled(self._frame(flows))
+        if not isinstance(flows, pl.DataFrame):  # few; a frame too, as training is in no hurry
+            task = self._template.task
+            flows = pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
+        phrase_ids, numbers, counts = self._labelled(flows)
         counts.update({f"dropped:{name}": drop.count for name, drop in tally.dropped.items()})
-        rows = _distinct(phrase_ids, numbers, np.ones(len(numbers), np.int64))
+        rows = distinct_rows(phrase_ids, numbers, np.ones(len(numbers), np.int64))
         return Gathered(*rows, places, self._feedback.taken, counts)
 
     def _labelled(
@@ -213,13 +205,6 @@ class Harvest:
         chosen = self._networks.mask(flows.filter(known))
         assert isinstance(chosen, pl.DataFrame)
         return self._template.indices(chosen), number.drop_nulls().to_numpy(), +counts
-
-    def _frame(self, flows: Flows) -> pl.DataFrame:
-        """Few flows as a frame too: training is in no hurry."""
-        if isinstance(flows, pl.DataFrame):
-            return flows
-        task = self._template.task
-        return pl.DataFrame(flows, schema={**task.schema, **task.history}, orient="row")
 
 
 def find_logs(paths: Sequence[Path]) -> list[Path]:
@@ -273,12 +258,11 @@ class _Feedback:
             self._known = _TAKEN.validate_json(taken) if taken else {}
         except ValidationError as error:
             raise InputError(
-                "the state of the feedback is damaged",
-                hint="begin with a fresh state of the agent",
+                "the state of the feedback is damaged", hint="begin with a fresh state of the agent"
             ) from error
 
-    def news(self) -> tuple[tuple[NDArray[Any], ...], Counter[str]] | None:
-        """Phrase ids, labels and weights of the next feedback, and counts; None without any."""
+    def news(self) -> Gathered | None:
+        """The next feedback, maybe without rows; None without any."""
         journal = self._opened()
         if journal is None:
             return None
@@ -308,7 +292,10 @@ class _Feedback:
             rows += mine
             self._known[alert] = _Taken(label, trained=bool(mine))
         self.taken = _TAKEN.dump_json(self._known)
-        return self._arrays(rows), counts
+        phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
+        numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
+        distinct = distinct_rows(phrase_ids, numbers[:, 0], numbers[:, 1])
+        return Gathered(*distinct, {}, self.taken, counts)
 
     def _opened(self) -> GatewayStore | None:
         """The watch's journal, which it makes itself."""
@@ -338,23 +325,3 @@ class _Feedback:
             return None
         phrase_ids = np.frombuffer(prompt, np.uint16)
         return phrase_ids if (phrase_ids < self._sizes).all() else None
-
-    def _arrays(
-        self, rows: Sequence[tuple[NDArray[np.uint16], int, int]]
-    ) -> tuple[NDArray[Any], ...]:
-        phrase_ids = np.array([row[0] for row in rows], np.uint16).reshape(-1, len(self._sizes))
-        numbers = np.array([row[1:] for row in rows], np.int64).reshape(-1, 2)
-        return phrase_ids, numbers[:, 0], numbers[:, 1]
-
-
-def _distinct(
-    phrase_ids: NDArray[np.uint16], labels: NDArray[np.int64], weights: NDArray[np.int64]
-) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.int64]]:
-    """Each distinct (prompt, label) once, sorted, with the sum of its weights."""
-    if not len(labels):
-        return phrase_ids, labels, weights
-    table = np.column_stack([phrase_ids.astype(np.int64), labels])
-    rows, place = np.unique(table, axis=0, return_inverse=True)
-    sums = np.zeros(len(rows), np.int64)
-    np.add.at(sums, place.reshape(-1), weights)
-    return rows[:, :-1].astype(np.uint16), rows[:, -1], sums

@@ -59,8 +59,7 @@ class Interrupted(Exception):
 class Host:
     """What Linux reports of this process and its machine; None where it reports nothing.
 
-    Args:
-        root: where ``proc`` and ``sys`` are.
+    ``proc`` and ``sys`` are in ``root``.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -93,11 +92,8 @@ class Throttle:
     """Holds training back. ``between`` is called between its blocks.
 
     Args:
-        limits: to keep.
         wanted: whether something newer came that training must make way for.
-        machine: what is read.
         clock: monotonic seconds.
-        sleep: for so many seconds.
 
     Attributes:
         paused: seconds slept, by reason: ``cpu``, ``temperature``, ``memory``.
@@ -184,9 +180,7 @@ def lower_priority(limits: ResourceLimits, root: Path = Path("/")) -> None:
     """Let everything else on the machine go first, and let the kernel kill this process first.
 
     For the process that calls it and its children; it cannot be undone without privileges.
-
-    Args:
-        root: where ``proc`` is.
+    ``proc`` is in ``root``.
     """
     os.nice(limits.nice)
     with suppress(OSError):  # not Linux, or forbidden: then the kernel chooses by itself

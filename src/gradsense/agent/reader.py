@@ -13,17 +13,17 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from gradsense.detection.detector import BATCH, PhraseIds
 from gradsense.detection.head import Head
-from gradsense.detection.session import Opened, open_bundle
+from gradsense.detection.session import Opened, PhraseIds, open_bundle
 from gradsense.errors import GradsenseError
 from gradsense.learning.calibration import softmax
-from gradsense.learning.learner import Observed, Tensors, Trained
+from gradsense.learning.learner import Array, Observed, Tensors
 from gradsense.learning.statistics import observed
 
+Numbers = npt.NDArray[np.int64]
 #: Phrases uint16 [n, fields], class numbers int64 [n], and how many flows each row stands for,
 #: int64 [n].
-Rows = tuple[PhraseIds, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+Rows = tuple[PhraseIds, Numbers, Numbers]
 
 
 class Batches(Protocol):
@@ -54,7 +54,7 @@ class Reader:
         self, bundle: Path, batches: Batches, *, between: Callable[[], None] = lambda: None
     ) -> None:
         self._opened: Opened = open_bundle(bundle, threads=1)
-        if "features" not in self._opened.session.outputs:
+        if "features" not in self._opened.outputs:
             raise GradsenseError(
                 f"{bundle}: its graph says no features, so this device cannot learn without "
                 "torch; export the run's model again with this version of gradsense"
@@ -105,13 +105,17 @@ class Reader:
         except ValueError as error:
             raise GradsenseError(f"the global model is of another run: {error}") from error
         phrase_ids, labels, weights = self._read(first_step, steps)
-        features = self._features(phrase_ids)
+        blocks: list[Array] = []
+        self._between()
+        for (block,) in self._opened.blocks(["features"], phrase_ids):
+            blocks.append(block)
+            self._between()
+        features = np.concatenate(blocks)
         if features.shape[1] != head.weight.shape[1]:
             raise GradsenseError(
                 f"the global model's head reads {head.weight.shape[1]} features, this device's "
                 f"graph has {features.shape[1]}"
             )
-        self._between()
         return observed(
             features,
             softmax(head.logits(features)),
@@ -121,46 +125,28 @@ class Reader:
             tolerance=tolerance,
         )
 
-    def train(self, tensors: Tensors, **settings: Any) -> Trained:
-        """Never.
-
-        Raises:
-            GradsenseError: always.
-        """
-        self._refuse()
-
-    def score(self, tensors: Tensors) -> float:
-        """Never.
-
-        Raises:
-            GradsenseError: always.
-        """
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
+    def train(self, *arguments: Any, **settings: Any) -> NoReturn:
+        """Raises ``GradsenseError``: it never trains."""
         raise GradsenseError(
             "this device has no torch model, and the run's algorithm trains weights; "
             "install gradsense[train] and take the run's start with its model/ folder"
         )
 
+    score = train
+
     def _read(self, first: int, count: int) -> Rows:
         """The distinct rows of these batches, with all their flows."""
         rows = [self._batches[number] for number in range(first, first + count)]
-        labels = np.concatenate([labels for _, labels, _ in rows])
-        # Class numbers fit: a bundle has at most 1,000.
-        both = np.column_stack(
-            [np.concatenate([phrase_ids for phrase_ids, _, _ in rows]), labels.astype(np.uint16)]
-        )
-        distinct, places = np.unique(both, axis=0, return_inverse=True)
-        weights = np.zeros(len(distinct), np.int64)
-        np.add.at(weights, places.reshape(-1), np.concatenate([w for _, _, w in rows]))
-        return distinct[:, :-1], distinct[:, -1].astype(np.int64), weights
+        return distinct_rows(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
-    def _features(self, phrase_ids: PhraseIds) -> npt.NDArray[np.float32]:
-        """What the head reads, [n, d]."""
-        opened, blocks = self._opened, []
-        for start in range(0, len(phrase_ids), BATCH):
-            self._between()
-            inputs = opened.encoder.phrase_ids(phrase_ids[start : start + BATCH])
-            blocks += opened.session.run(["features"], inputs)
-        return np.concatenate(blocks)
+
+def distinct_rows(phrase_ids: PhraseIds, labels: Numbers, weights: Numbers) -> Rows:
+    """Each distinct (prompt, label) once, sorted, with the sum of its weights."""
+    if not len(labels):
+        return phrase_ids, labels, weights
+    # Class numbers fit: a bundle has at most 1,000.
+    table = np.column_stack([phrase_ids, labels.astype(np.uint16)])
+    rows, places = np.unique(table, axis=0, return_inverse=True)
+    sums = np.zeros(len(rows), np.int64)
+    np.add.at(sums, places.reshape(-1), weights)
+    return rows[:, :-1], rows[:, -1].astype(np.int64), sums

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gradsense.errors import GradsenseError, InputError
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
-from gradsense.storage import checkpoint, files
+from gradsense.storage import checkpoint
 from gradsense.storage.sqlite import Database, Schema
 from gradsense.transport.messages import SignedMessage
 from gradsense.transport.payloads import model_hash
@@ -71,6 +71,9 @@ ClientState = tuple[Mapping[str, Any], Mapping[str, Tensors]]
 class AgentStore:
     """One agent's state, and the sequence of the batches in it. Threads may share it.
 
+    What writes raises ``StorageFull`` if it could not, and then no part is written; try again.
+    What reads tensors raises ``GradsenseError`` where they are damaged.
+
     Args:
         folder: made if it is not there; one process at a time.
         most_bytes: of unacknowledged updates from which on the outbox is ``full``.
@@ -84,39 +87,18 @@ class AgentStore:
         self.file = folder / FILE
         self._most_bytes = most_bytes
         self._held: tuple[int, str] | None = None  # not looked up yet
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            busy = InputError(
-                "another gradsense edge trains with this state",
-                hint="stop it, or give another --state",
-                file=folder,
-            )
-            self._guard = files.lock(folder / _LOCK, busy)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep its state there ({error.strerror or error})",
-                hint="give a writable folder as --state",
-                file=folder,
-            ) from error
-        try:
-            self._db = Database(self.file, _SCHEMA)
-        except BaseException:
-            self._guard.close()
-            raise
+        busy = "another gradsense edge trains with this state"
+        self._db = Database.of_state(folder, FILE, _SCHEMA, lock=_LOCK, busy=busy)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
-        self._guard.close()
-
-    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        return self._db.all(query, values)
 
     def _number(self, query: str) -> int:
-        return next((int(value) for (value,) in self._all(query)), 0)
+        return int(self._db.all(query)[0][0])
 
     def _state(self, name: str) -> ClientState | None:
-        rows = self._all("SELECT body FROM states WHERE name = ?", name)
+        rows = self._db.all("SELECT body FROM states WHERE name = ?", (name,))
         try:
             return checkpoint.loads(rows[0][0]) if rows else None
         except ValueError as error:
@@ -129,14 +111,9 @@ class AgentStore:
         )
 
     def claim(self, run: str, device: str) -> None:
-        """Note whose state this is, or check that it is so.
-
-        Raises:
-            InputError: it is of another device or of another run.
-            StorageFull: it could not be noted.
-        """
+        """Note whose state this is; ``InputError`` if it is of another device or run."""
         owner = f"{run}/{device}".encode()
-        rows = self._all("SELECT body FROM states WHERE name = 'owner'")
+        rows = self._db.all("SELECT body FROM states WHERE name = 'owner'")
         if not rows:
             with self._db.transaction() as db:
                 _keep(db, "owner", owner)
@@ -150,11 +127,7 @@ class AgentStore:
     # The client -----------------------------------------------------------------------------
 
     def client(self) -> ClientState | None:
-        """The client's state as it was last saved; None before that.
-
-        Raises:
-            GradsenseError: it is damaged.
-        """
+        """The client's state as it was last saved; None before that."""
         return self._state("client")
 
     def save(
@@ -174,13 +147,17 @@ class AgentStore:
 
         Raises:
             ValueError: the update is not of the number that the state used last.
-            StorageFull: it could not be written, no part of it; try again.
         """
         values, tensors = client
         if update is not None and update.properties.header.sequence != values["sequence"]:
             raise ValueError("the update's number is not that of the client's state")
         body = checkpoint.dumps(dict(values), tensors)
-        held, packed = (None, b"") if model is None else _pack_model(model)
+        held, packed = self._held, b""
+        if model is not None:
+            held = (model.version, model_hash(model.tensors))
+            names = None if model.participants is None else sorted(model.participants)
+            kept = {"version": held[0], "hash": held[1], "participants": names}
+            packed = checkpoint.dumps(kept, {"model": model.tensors})
         with self._db.transaction() as db:
             _keep(db, "client", body)
             if update is not None:
@@ -190,14 +167,10 @@ class AgentStore:
                 db.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
             if model is not None:
                 _keep(db, "model", packed)
-        self._held = held or self._held
+        self._held = held
 
     def model(self) -> GlobalModel | None:
-        """The global model that was adopted last; None before the first.
-
-        Raises:
-            GradsenseError: it is damaged.
-        """
+        """The global model that was adopted last; None before the first."""
         found = self._state("model")
         if found is None:
             return None
@@ -217,7 +190,7 @@ class AgentStore:
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
-        for text, body in self._all(
+        for text, body in self._db.all(
             "SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1"
         ):
             topic, pairs = json.loads(text)
@@ -246,9 +219,6 @@ class AgentStore:
 
         Returns:
             whether it was still there; a second acknowledgement changes nothing.
-
-        Raises:
-            StorageFull: it could not be noted; the update stays, and will be acknowledged again.
         """
         body = None if client is None else checkpoint.dumps(dict(client[0]), client[1])
         with self._db.transaction() as db:
@@ -262,11 +232,7 @@ class AgentStore:
     # What was read --------------------------------------------------------------------------
 
     def append(self, gathered: Gathered) -> None:
-        """Take in how far the logs were read, with all that it came to; a batch, if it has rows.
-
-        Raises:
-            StorageFull: it could not be written, no part of it; try again.
-        """
+        """Take in how far the logs were read, with all that it came to; a batch, if it has rows."""
         names = ("phrase_ids", "labels", "weights")
         rows = {name: np.asarray(getattr(gathered, name)) for name in names}
         body = checkpoint.dumps({}, {"batch": rows}) if len(gathered) else None
@@ -280,16 +246,16 @@ class AgentStore:
 
     def places(self) -> dict[str, Any]:
         """Log to where it was read up to."""
-        return {log: json.loads(body) for log, body in self._all("SELECT log, body FROM places")}
+        return {log: json.loads(body) for log, body in self._db.all("SELECT log, body FROM places")}
 
     def taken(self) -> bytes:
         """The feedback that was taken in; opaque."""
-        rows = self._all("SELECT body FROM states WHERE name = 'taken'")
+        rows = self._db.all("SELECT body FROM states WHERE name = 'taken'")
         return bytes(rows[0][0]) if rows else b""
 
     def counters(self) -> dict[str, int]:
         """All counters since the state was made."""
-        return dict(self._all("SELECT name, value FROM counters ORDER BY name"))
+        return dict(self._db.all("SELECT name, value FROM counters ORDER BY name"))
 
     def __len__(self) -> int:
         """How many batches were taken in."""
@@ -298,13 +264,9 @@ class AgentStore:
     def __getitem__(self, number: int) -> Rows:
         """A batch: phrase_ids uint16 [n, fields], labels int64 [n], weights int64 [n].
 
-        Numbers are 0, 1, 2, ... and stay.
-
-        Raises:
-            IndexError: there is none of this number.
-            GradsenseError: it is damaged.
+        Numbers are 0, 1, 2, ... and stay. ``IndexError`` if there is none of this number.
         """
-        rows = self._all("SELECT body FROM batches WHERE number = ?", number + 1)
+        rows = self._db.all("SELECT body FROM batches WHERE number = ?", (number + 1,))
         if not rows:
             raise IndexError(f"no batch {number}")
         try:
@@ -312,14 +274,6 @@ class AgentStore:
         except ValueError as error:
             raise self._damaged(error) from error
         return batch["phrase_ids"], batch["labels"], batch["weights"]
-
-
-def _pack_model(model: GlobalModel) -> tuple[tuple[int, str], bytes]:
-    """What the device reports of a model, and the model."""
-    held = (model.version, model_hash(model.tensors))
-    names = None if model.participants is None else sorted(model.participants)
-    values = {"version": held[0], "hash": held[1], "participants": names}
-    return held, checkpoint.dumps(values, {"model": model.tensors})
 
 
 def _keep(db: sqlite3.Connection, name: str, body: bytes) -> None:

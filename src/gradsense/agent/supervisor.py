@@ -36,9 +36,6 @@ class Supervisor:
     Args:
         command: its arguments after the interpreter.
         timer: monotonic seconds.
-
-    Attributes:
-        starts: how often it was started.
     """
 
     def __init__(self, command: Sequence[str], *, timer: Callable[[], float]) -> None:
@@ -46,7 +43,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._next = timer()
         self._pause = _FIRST_S
-        self.starts = 0
+        self.starts = 0  # how often it was started
         self.fault: InputError | None = None
 
     def keep(self, stop: threading.Event) -> None:

@@ -27,13 +27,10 @@ class WeightLearners:
         job: learning rate, batch size, seed.
         model: the model folder that the run began with.
         between: called between steps; may raise to interrupt.
-        threads: of torch.
     """
 
-    def __init__(
-        self, job: Job, model: Path, between: Callable[[], None], *, threads: int = 1
-    ) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, job: Job, model: Path, between: Callable[[], None]) -> None:
+        torch.set_num_threads(1)
         self.classifier: TextClassifier = folder.load(model)
         self._trainer = Trainer(
             self.classifier,
@@ -56,14 +53,8 @@ class WeightLearners:
             none = torch.zeros(0, dtype=torch.int64)
             nothing = Examples(self.classifier.encode([]), none, none)
             return LocalLearner(self._trainer, nothing, nothing, stream)
-        phrase_ids = np.concatenate([phrase_ids for phrase_ids, _, _ in rows])
-        labels = np.concatenate([labels for _, labels, _ in rows])
-        weights = np.concatenate([weights for _, _, weights in rows])
-        held = np.fromiter(
-            (zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in phrase_ids),
-            bool,
-            len(phrase_ids),
-        )
+        phrase_ids, labels, weights = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        held = np.array([zlib.crc32(row.tobytes()) % _VALIDATION == 0 for row in phrase_ids])
         if held.all():
             held[:] = False
         train = self._examples(phrase_ids[~held], labels[~held], weights[~held])

@@ -12,7 +12,7 @@ from gradsense.cli.lazy import group
 #: Options by their former names, which still work: --strategy is --algorithm.
 _FORMER = {"strategy": "algorithm", "strategies": "algorithms"}
 
-_DATA = {"inspect": "data:inspect_command", "synth": "synth:synthesize"}
+_DATA = {"inspect": "data:inspect_command", "synth": "data:synthesize"}
 
 _FLEET = {
     "init": "fleet:init",
@@ -32,9 +32,9 @@ app = group(
         "train": "train:train",
         "compare": "compare:compare",
         "evaluate": "evaluate:evaluate",
-        "export": "export:export",
-        "calibrate": "calibrate:calibrate",
-        "pretrain": "pretrain:pretrain",
+        "export": "bundles:export",
+        "calibrate": "bundles:calibrate",
+        "pretrain": "train:pretrain",
         "serve": "serve:serve",
         "watch": "watch:watch",
         "coordinator": "coordinator:coordinator",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 from gradsense.cli.progress import bars, news
 
@@ -87,37 +87,29 @@ def run_comparison(
             if job.name in finished:
                 progress.remove_task(tasks[job.name])
                 return
-            line = news(
-                message["aggregation"],
-                message["accuracy"],
-                message["f1_macro"],
-                message["uplink_bytes"],
-            )
+            keys = ("aggregation", "accuracy", "f1_macro", "uplink_bytes")
+            line = news(*(message[key] for key in keys))
             progress.update(tasks[job.name], completed=message["share"], news=line)
 
-        return compare_all(
-            planned,
-            out,
-            workers=jobs or os.cpu_count() or 1,
-            resume=resume,
-            on_news=on_news,
-        )
+        workers = jobs or os.cpu_count() or 1
+        return compare_all(planned, out, workers=workers, resume=resume, on_news=on_news)
 
 
-def show(rows: list[Row], notes: Sequence[str], out: Path, console: Console) -> None:
-    """Table III, what it means, and where the rest is."""
-    from gradsense.experiments.findings import findings
+def show_table(rows: list[Row], notes: Sequence[str], console: Console) -> None:
+    """Table III, with notes on the data above and on its columns below."""
     from gradsense.experiments.table import footnotes, table
 
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(table(rows, width=console.width))
     console.print(footnotes(), style="dim", markup=False, highlight=False)
+
+
+def show(rows: list[Row], notes: Sequence[str], out: Path, console: Console) -> None:
+    """Table III, what it means, and where the rest is."""
+    from gradsense.experiments.findings import findings
+
+    show_table(rows, notes, console)
     for finding in findings(rows):
         console.print(f"• {finding}", markup=False, highlight=False)
-    console.print(
-        f"\nresults {out / 'results.json'}\nreport  {out / 'report.html'}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    show_lines(console, f"\nresults {out / 'results.json'}\nreport  {out / 'report.html'}")

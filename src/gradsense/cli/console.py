@@ -1,4 +1,4 @@
-"""The console for results."""
+"""What commands print, and on which console."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ def results_console() -> Console:
     return console
 
 
+def show_lines(console: Console, *lines: str) -> None:
+    """Print lines as they are: nothing in them is markup, and none is broken."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def show_notes(notes: Iterable[str]) -> None:
     """Print notes on a result to stderr."""
-    console = Console(stderr=True)
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    show_lines(Console(stderr=True), *(f"note: {note}" for note in notes))

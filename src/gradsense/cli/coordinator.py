@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random
-import signal
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gradsense.cli.lazy import command
-from gradsense.cli.watch import log_to_stderr
+from gradsense.cli.watch import log_to_stderr, stop_on_signals
 from gradsense.errors import InputError
 
 
@@ -41,9 +40,7 @@ def coordinator(
             registry = CollectorRegistry()
             registry.register(StatusCollector(lambda: process.latest))
             stack.callback(serve(registry, _address(metrics)))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, lambda *_: process.stop.set())
-            stack.callback(signal.signal, number, before)
+        stop_on_signals(process.stop, stack)
         process.run()
 
 

@@ -1,4 +1,4 @@
-"""``gradsense data``: what is in logs."""
+"""``gradsense data``: what is in logs, and synthetic ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def _show(found: Inspection, console: Console) -> None:
                 for first, second, flows in same.contradictions.pairs
             },
         )
-    for line in found.tally.lines():
-        console.print(f"dropped {line}", markup=False, highlight=False)
+    show_lines(console, *(f"dropped {line}" for line in found.tally.lines()))
 
 
 def _pairs(console: Console, title: str, rows: dict[str, str]) -> None:
@@ -97,3 +96,50 @@ def _pairs(console: Console, title: str, rows: dict[str, str]) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     console.print(table)
+
+
+@command(example="gradsense data synth captures/ --sites 8 --seed 1")
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder to write the sites into.")],
+    sites: Annotated[int, typer.Option(help="How many sites.")] = 6,
+    flows: Annotated[int, typer.Option(help="Flows of an average site.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Write labelled Zeek logs of an IoT fleet that never existed, one folder a site."""
+    from gradsense.data.synthetic.traffic import write_fleet
+
+    counts = {
+        path.parents[1].name: _classes(path)
+        for path in write_fleet(out, sites=sites, flows=flows, seed=seed)
+    }
+    if as_json:
+        typer.echo(json.dumps({"synthetic": True, "flows": counts}, indent=1))
+        return
+    console = results_console()
+    console.print(_class_table(counts))
+    console.print("This traffic is synthetic: generated, not captured from any network.")
+    console.print(f"Next: gradsense data inspect {out}", soft_wrap=True, highlight=False)
+
+
+def _classes(path: Path) -> dict[str, int]:
+    """Flows of each class in one log."""
+    import polars as pl
+
+    from gradsense.data.datasets.iot23 import classed
+    from gradsense.data.sources.stream import read_log
+    from gradsense.data.tally import Tally
+
+    flows = classed(pl.concat(read_log(path, tally=Tally())))
+    return dict(flows["class"].value_counts().iter_rows())
+
+
+def _class_table(counts: dict[str, dict[str, int]]) -> Table:
+    names = sorted({name for site in counts.values() for name in site})
+    table = Table(title="Synthetic fleet: flows of each class")
+    table.add_column("site", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for site, classes in counts.items():
+        table.add_row(site, *(str(classes.get(name, 0) or "") for name in names))
+    return table

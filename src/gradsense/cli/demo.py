@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradsense.cli.compare import run_comparison, show
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 
 if TYPE_CHECKING:
@@ -30,13 +30,15 @@ def demo(
 ) -> None:
     """Watch synthetic sites learn together without sharing a flow; needs no data."""
     from gradsense.config import settings
-    from gradsense.experiments.demo import fresh_folder, guard, make_fleet, read_sample
+    from gradsense.data.synthetic.traffic import write_fleet
+    from gradsense.experiments.demo import fresh_folder, guard, read_sample
     from gradsense.experiments.rundir import MODEL, RESULTS
 
     console = Console(stderr=True) if as_json else results_console()
     fresh_folder(out)
     console.print("[bold]1. A fleet of sites[/], each with its own devices and infections.")
-    captures = make_fleet(out, seed=seed)
+    captures = out / "captures"
+    write_fleet(captures, seed=seed)
     console.print(f"   Synthetic traffic, no capture of anything real: {captures}\n")
     console.print("[bold]2. Three ways to learn together[/], with one budget of local compute.")
     run = settings(data=captures, rounds=rounds, seed=seed)
@@ -90,7 +92,5 @@ def _show_guard(guarded: Guarded, console: Console) -> None:
         f"{len(guarded.alerts)} alerts, the worst first",
         soft_wrap=True,
     )
-    for alert in guarded.alerts[:5]:
-        console.print(
-            f"   {alert.severity:9}{alert.sentence}", markup=False, highlight=False, soft_wrap=True
-        )
+    worst = guarded.alerts[:5]
+    show_lines(console, *(f"   {alert.severity:9}{alert.sentence}" for alert in worst))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ import typer
 from rich.console import Console
 
 from gradsense.cli.lazy import command
-from gradsense.cli.watch import log_to_stderr, state_folder
+from gradsense.cli.watch import log_to_stderr, state_folder, stop_on_signals, watch_settings
 
 
 @command(example="gradsense edge --bundle porch-cam/ --logs /opt/zeek/logs/current/conn.log")
@@ -86,21 +85,18 @@ def edge(
         from gradsense.agent.limits import ResourceLimits, lower_priority
         from gradsense.agent.supervisor import die_with_parent
         from gradsense.data.networks import Networks
-        from gradsense.gateway.settings import Settings
-        from gradsense.gateway.settings import read as read_settings
 
         log_to_stderr(logging.INFO)
         if agent_of:
             die_with_parent(agent_of)
         limits = ResourceLimits(cpu_share=cpu, memory_mb=memory, temperature_c=temperature or None)
-        settings = Settings() if config is None else read_settings(config)
         plan = AgentPlan(
             bundle=bundle,
             logs=logs,
             state=place,
             rules=None if rules is None else read_rules(rules),
             journal=place,
-            networks=Networks(settings.networks),
+            networks=Networks(watch_settings(config).networks),
             limits=limits,
             settle_s=settle,
             uplink=None if uplink is None else uplink * 1024,
@@ -110,7 +106,7 @@ def edge(
         lower_priority(limits)
         agent = Agent(plan, rng=random.Random())
         with ExitStack() as stack:
-            _on_signals(agent.stop, stack)
+            stop_on_signals(agent.stop, stack)
             agent.run()
         return
     _detect(bundle, logs, place, config)
@@ -121,17 +117,16 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
     from gradsense.agent.handover import first_detector
     from gradsense.agent.labelling import find_logs
     from gradsense.agent.supervisor import Supervisor
-    from gradsense.gateway.settings import Settings, read
     from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
-    settings = Settings() if config is None else read(config)
+    settings = watch_settings(config)
     command = ["-m", "gradsense", *sys.argv[1:], "--agent-of", str(os.getpid())]
     agent, stop = Supervisor(command, timer=time.monotonic), threading.Event()
     keeper = threading.Thread(target=agent.keep, args=(stop,))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
-        _on_signals(stop, stack)
+        stop_on_signals(stop, stack)
         keeper.start()
         stack.callback(keeper.join)
         stack.callback(stop.set)
@@ -150,9 +145,3 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
             watch.run(once=False)
     if agent.fault is not None:
         raise agent.fault
-
-
-def _on_signals(stop: threading.Event, stack: ExitStack) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.signal(number, lambda *_: stop.set())
-        stack.callback(signal.signal, number, before)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gradsense.cli.console import results_console
+from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 from gradsense.cli.progress import file_bar
 
@@ -42,39 +42,34 @@ def evaluate(
     else:
         show(result, results_console())
         if out is not None:
-            Console(stderr=True).print(f"verdicts: {out}", markup=False, highlight=False)
+            show_lines(Console(stderr=True), f"verdicts: {out}")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the result of ``experiments.evaluate`` as tables for people."""
     source = "synthetic traffic" if result["synthetic"] else "logs as given"
-    console.print(
+    show_lines(
+        console,
         f"{result['flows']:,} flows of {result['captures']} captures ({source}), "
         f"{result['labelled']:,} of them labelled",
-        highlight=False,
     )
-    scores = result["scores"]
-    if scores is not None:
-        _show_scores(scores, console)
+    if result["scores"] is not None:
+        _show_scores(result["scores"], console)
     verdicts = Table("verdict", title="Verdicts", title_justify="left")
     verdicts.add_column("flows", justify="right")
     for name, flows in result["verdicts"].items():
         verdicts.add_row(name, f"{flows:,}")
     console.print(verdicts)
-    for name, flows in result["unknown_classes"].items():
-        console.print(
-            f"{flows:,} flows of class '{name}', which the model does not know: counted as wrong",
-            markup=False,
-            highlight=False,
-        )
+    lines = [
+        f"{flows:,} flows of class '{name}', which the model does not know: counted as wrong"
+        for name, flows in result["unknown_classes"].items()
+    ]
     for reason, drop in result["dropped"].items():
-        console.print(
-            f"dropped {drop['count']:,} x {reason}, first at {drop['file']}:{drop['line']}",
-            markup=False,
-            highlight=False,
-        )
+        place = f"{drop['file']}:{drop['line']}"
+        lines.append(f"dropped {drop['count']:,} x {reason}, first at {place}")
     if result["capped"]:
-        console.print(f"left out by --cap: {result['capped']:,} flows", highlight=False)
+        lines.append(f"left out by --cap: {result['capped']:,} flows")
+    show_lines(console, *lines)
     latency = result["latency"]
     speed = Table(title="Speed", title_justify="left", show_header=False)
     speed.add_row("latency of a flow, mean", f"{latency['mean_ms']:.2f} ms")
@@ -82,7 +77,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     speed.add_row("requests a minute", f"{latency['requests_per_min']:,.0f}")
     speed.add_row("in batches, file to verdict", f"{result['flows_per_s']:,.0f} flows/s")
     console.print(speed)
-    console.print(f"latency spans {latency['spans']}", markup=False, highlight=False)
+    show_lines(console, f"latency spans {latency['spans']}")
 
 
 def _show_scores(scores: dict[str, Any], console: Console) -> None:

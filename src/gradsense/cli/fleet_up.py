@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import threading
 import time
@@ -15,8 +14,10 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from gradsense.cli.console import show_lines
 from gradsense.cli.fleet_run import make_job, run_table
 from gradsense.cli.lazy import command
+from gradsense.cli.watch import stop_on_signals
 from gradsense.errors import GradsenseError
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ def up(
     with ExitStack() as stack:
         place = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gradsense-")))
         stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, lambda *_: stop.set())
-            stack.callback(signal.signal, number, before)
+        stop_on_signals(stop, stack)
         fleet = stack.enter_context(
             LocalFleet(
                 place,
@@ -84,15 +83,14 @@ def up(
             fleet.prepare(shown.update)
         fleet.start()
         _show(fleet, stop, console, seconds=seconds, stay=stay)
-        _say_end(fleet, console)
+        _print_end(fleet, console)
         with Console(stderr=True).status("stopping"):
             fleet.stop()
         if out is not None:
-            console.print(
-                f"\nkept    {out}\nnext    gradsense fleet model up --fleet {fleet.fleet} "
-                f"--out {out / 'model'}",
-                highlight=False,
-                soft_wrap=True,
+            show_lines(
+                console,
+                f"\nkept    {out}",
+                f"next    gradsense fleet model up --fleet {fleet.fleet} --out {out / 'model'}",
             )
 
 
@@ -151,18 +149,17 @@ def _table(fleet: LocalFleet, status: Mapping[str, Any]) -> Table:
     return run_table(fleet.run, status, more)
 
 
-def _say_end(fleet: LocalFleet, console: Console) -> None:
+def _print_end(fleet: LocalFleet, console: Console) -> None:
     status = fleet.status()
     if not status:
         return
     devices = status["devices"].values()
     same = sum(one["held"] == status["version"] for one in devices)
     judged = [fleet.detected(site) for site in fleet.sites]
-    console.print(
+    show_lines(
+        console,
         f"model {status['version']} ({status['hash'][:12]}) on {same} of {len(fleet.sites)} "
         f"devices, of {status['updates']} updates in {status['bytes_in']:,} bytes; "
         f"{sum(one.get('flows', 0) for one in judged):,} flows judged meanwhile, "
         f"{sum(one.get('alerts', 0) for one in judged):,} alerts",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -10,6 +10,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
@@ -20,16 +21,13 @@ from rich.progress import (
 
 def bars() -> Progress:
     """Bars with a line of news, time spent and time left."""
-    console = Console(stderr=True)
-    return Progress(
+    return _progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         TextColumn("{task.fields[news]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
     )
 
 
@@ -40,34 +38,22 @@ def file_bar(first: str) -> Iterator[Callable[[str, int, int], None]]:
     Yields a function for ``on_file`` parameters: it takes a name, an index from 0 and the number
     of files.
     """
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    with _progress(*columns, MofNCompleteColumn(), TimeElapsedColumn(), transient=True) as bar:
         task = bar.add_task(first, total=None)
         yield lambda name, index, total: bar.update(
             task, description=name, completed=index, total=total
         )
 
 
-def news(
-    aggregation: int, accuracy: float | None, f1_macro: float | None, uplink_bytes: int
-) -> str:
+def news(aggregation: int, accuracy: float, f1_macro: float, uplink_bytes: int) -> str:
     """Where a run is, in one short line."""
     from gradsense.experiments.table import human_bytes
 
-    parts = [f"round {aggregation}"]
-    if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.3f}")
-    if f1_macro is not None:
-        parts.append(f"macro-F1 {f1_macro:.3f}")
-    if uplink_bytes:
-        parts.append(f"{human_bytes(uplink_bytes)} up")
-    return " · ".join(parts)
+    line = f"round {aggregation} · accuracy {accuracy:.3f} · macro-F1 {f1_macro:.3f}"
+    return f"{line} · {human_bytes(uplink_bytes)} up" if uplink_bytes else line
+
+
+def _progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=transient, disable=not console.is_terminal)

@@ -31,12 +31,17 @@ def serve(
 
     Without TLS and a token it listens on this machine only.
     """
-    from gradsense.gateway.escalation.secret import read_secret
+    import ssl
+
+    import uvicorn
+
+    from gradsense.data.networks import is_loopback
+    from gradsense.detection.detector import Detector
+    from gradsense.gateway.settings import read_secret
+    from gradsense.serving.server import create_app
 
     if (cert is None) != (key is None):
         raise InputError("a certificate needs its key", hint="give both --cert and --key")
-    from gradsense.data.networks import is_loopback
-
     if not is_loopback(host) and (cert is None or token_file is None):
         raise InputError(
             f"{host} can be reached by others, who would need neither TLS nor a token",
@@ -47,31 +52,6 @@ def serve(
     for file in (cert, key):
         if file is not None and not file.is_file():
             raise InputError("no such file", hint="check the path", file=file)
-    _run(model, host, port, cert, key, token, threads, max_prompts)
-
-
-def _run(
-    model: Path,
-    host: str,
-    port: int,
-    cert: Path | None,
-    key: Path | None,
-    token: str | None,
-    threads: int,
-    max_prompts: int,
-) -> None:
-    import ssl
-
-    try:
-        import uvicorn
-
-        from gradsense.detection.detector import Detector
-        from gradsense.serving.server import create_app
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"serving needs the library {error.name}", hint="pip install 'gradsense[serve]'"
-        ) from error
-
     config = uvicorn.Config(
         create_app(Detector.load(model, threads=threads), token=token, max_prompts=max_prompts),
         host=host,

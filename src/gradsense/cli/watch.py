@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from gradsense.cli.console import show_lines
 from gradsense.cli.lazy import command
 from gradsense.registry import names
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradsense.gateway.alerting.alert import Alert
-    from gradsense.gateway.watch import Watch
+    from gradsense.gateway.settings import Settings
 
 
 #: How alerts are written to stdout. The formats between are files of their own.
@@ -96,7 +98,6 @@ def watch(
     ] = 32_768,
 ) -> None:
     """Follow logs, judge every flow once, and raise alerts."""
-    from gradsense.gateway.settings import Settings, read
     from gradsense.gateway.wiring import WatchPlan, open_watch
 
     log_to_stderr()
@@ -111,7 +112,7 @@ def watch(
             logs=logs,
             model=model,
             state=state,
-            settings=Settings() if config is None else read(config),
+            settings=watch_settings(config),
             once=once,
             verdicts=verdicts,
             threads=threads,
@@ -119,17 +120,20 @@ def watch(
         )
         running = open_watch(plan, extra=_stdout("none" if as_json else output))
         stack.callback(running.journal.close)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.signal(number, lambda *_: running.stop.set())
-            stack.callback(signal.signal, number, before)
+        stop_on_signals(running.stop, stack)
         if not once:
-            _show_place(running, model, state)
+            watched = ", ".join(str(source.log) for source in running.sources)
+            show_lines(
+                Console(stderr=True),
+                f"watching {watched} with {model}, state in {state}; Ctrl-C stops, and the state "
+                "is kept",
+            )
         running.run(once=once)
         summary = running.summary()
         if as_json:
             typer.echo(json.dumps(summary, indent=2))
         else:
-            _show(summary, Console(stderr=True))
+            show_lines(Console(stderr=True), *_lines(summary))
 
 
 class Terminal:
@@ -177,18 +181,21 @@ def log_to_stderr(level: int = logging.WARNING) -> None:
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
 
 
-def _show_place(running: Watch, model: Path, state: Path) -> None:
-    console = Console(stderr=True)
-    names = ", ".join(str(source.log) for source in running.sources)
-    console.print(
-        f"watching {names} with {model}, state in {state}; Ctrl-C stops, and the state is kept",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+def stop_on_signals(stop: threading.Event, stack: ExitStack) -> None:
+    """Have SIGTERM and SIGINT set ``stop``, until ``stack`` ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.signal(number, lambda *_: stop.set())
+        stack.callback(signal.signal, number, before)
 
 
-def _show(summary: dict[str, Any], console: Console) -> None:
+def watch_settings(config: Path | None) -> Settings:
+    """The settings of a watch's TOML file; the default ones without a file."""
+    from gradsense.gateway.settings import Settings, read
+
+    return Settings() if config is None else read(config)
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"{summary['flows']:,} flows judged, {summary['alarms']:,} raised {summary['alerts']:,} "
         f"alerts; {summary['inferred']:,} distinct prompts went through the model"
@@ -200,5 +207,4 @@ def _show(summary: dict[str, Any], console: Console) -> None:
         for name, queue in summary["sinks"].items()
         if queue["waiting"] or queue["dropped"]
     ]
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return lines

@@ -9,7 +9,7 @@ from gradsense.coordinator.journal import newest_snapshot
 from gradsense.coordinator.opening import trainable
 from gradsense.errors import InputError
 from gradsense.fleet import jobs
-from gradsense.learning.novelty import fleet_score
+from gradsense.learning.answers import fleet_score
 from gradsense.models import folder
 
 

@@ -1,24 +1,17 @@
 """Flows and where they come from: sources of logs, labelled data sets, synthetic traffic."""
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = [
+    "Capture", "ContextWindow", "Dataset", "LiveLog", "LogStream", "Networks", "RecordSource",
+    "Tally", "read_log", "write_fleet", "write_sample",
+]  # fmt: skip
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.data.datasets.captures import Capture, Dataset
     from gradsense.data.flows import ContextWindow
     from gradsense.data.networks import Networks
+    from gradsense.data.sources.following import LiveLog
+    from gradsense.data.sources.stream import LogStream, RecordSource, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
     from gradsense.data.tally import Tally
-else:
-    export(__name__)
-
-__all__ = [
-    "Capture",
-    "ContextWindow",
-    "Dataset",
-    "Networks",
-    "Tally",
-    "write_fleet",
-    "write_sample",
-]

@@ -32,6 +32,10 @@ class Networks:
 
     Args:
         own: networks with public addresses that are the operator's.
+
+    >>> office = Networks([ipaddress.ip_network("203.0.113.0/24")])
+    >>> office.device("198.51.100.9", "203.0.113.5")
+    '203.0.113.5'
     """
 
     def __init__(self, own: Sequence[Network] = ()) -> None:

@@ -11,15 +11,16 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradsense.errors import GradsenseError, InputError
+from gradsense.errors import GradsenseError, InputError, input_errors
 from gradsense.models.card import Reference, TemplateName
 from gradsense.prompts.templates import Template, get_template
-from gradsense.storage.files import replacing
+from gradsense.storage import files
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
@@ -108,10 +109,12 @@ def read(path: Path | str) -> tuple[Manifest, Template]:
             hint="make one: gradsense export --model RUN/model --out EDGE",
             file=path,
         )
-    try:
+    with input_errors("cannot be read", hint="check its permissions", file=file):
         if file.stat().st_size > _MAX_MANIFEST_BYTES:
             raise InputError("the manifest is too large", hint="export the bundle again", file=file)
-        manifest = Manifest.model_validate_json(file.read_bytes())
+        text = file.read_bytes()
+    try:
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         fault = error.errors()[0]
         raise InputError(
@@ -120,25 +123,21 @@ def read(path: Path | str) -> tuple[Manifest, Template]:
             file=file,
             field=".".join(str(part) for part in fault["loc"]) or None,
         ) from error
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})", hint="check its permissions", file=file
-        ) from error
     for name in dict.fromkeys((GRAPH_FILE, TOKENIZER_FILE, *manifest.files)):
         _check(path / name, manifest.files.get(name))  # type: ignore[call-overload]
     return manifest, _template(manifest, file)
 
 
 def write(
-    path: Path | str, manifest: Manifest, files: dict[str, Path], *, link: bool = False
+    path: Path | str, manifest: Manifest, parts: dict[str, Path], *, link: bool = False
 ) -> Manifest:
     """Write a bundle, all of it or nothing, and return the manifest with the files' hashes.
 
     Args:
         path: a new folder, or one that holds a bundle, which is replaced.
         manifest: its ``files`` are overwritten.
-        files: graph and tokenizer by their names in the bundle, where they lie now.
-        link: make hard links to ``files`` where the disk allows it; they must not change then.
+        parts: graph and tokenizer by their names in the bundle, where they lie now.
+        link: make hard links to ``parts`` where the disk allows it; they must not change then.
 
     Raises:
         InputError: ``path`` holds something that is no bundle.
@@ -147,10 +146,10 @@ def write(
     path = Path(path)
     claimable(path)
     try:
-        with replacing(path) as fresh:
-            for name, source in files.items():
+        with files.replacing(path) as fresh:
+            for name, source in parts.items():
                 _put(source, fresh / name, link=link)
-            described = {name: describe(fresh / name) for name in files}
+            described = {name: describe(fresh / name) for name in parts}
             manifest = manifest.model_copy(update={"files": described})
             (fresh / MANIFEST_FILE).write_text(_text(manifest), encoding="utf-8")
     except OSError as error:
@@ -162,11 +161,8 @@ def write(
 
 def _put(source: Path, file: Path, *, link: bool) -> None:
     if link:
-        try:
+        with suppress(OSError):  # another disk, or one without links
             os.link(source, file)
-        except OSError:  # another disk, or one without links
-            pass
-        else:
             return
     shutil.copyfile(source, file)
 
@@ -193,14 +189,10 @@ def rewrite_manifest(path: Path | str, manifest: Manifest) -> None:
         GradsenseError: it cannot be written.
     """
     file = Path(path) / MANIFEST_FILE
-    fresh = file.with_name(f".{file.name}.new")
     try:
-        fresh.write_text(_text(manifest), encoding="utf-8")
-        os.replace(fresh, file)
+        files.write(file, _text(manifest).encode(), sync=False, mode=0o644)
     except OSError as error:
         raise GradsenseError(f"{file}: cannot be written: {error.strerror or error}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def _text(manifest: Manifest) -> str:
@@ -215,19 +207,14 @@ def describe(file: Path) -> File:
 
 
 def _check(file: Path, listed: File | None) -> None:
-    try:
+    hint = "copy the bundle again, all of its files"
+    with input_errors("cannot be read", hint=hint, file=file):
         if listed is None or file.stat().st_size != listed.bytes or describe(file) != listed:
             raise InputError(
                 "the file is not the one that was exported",
                 hint="copy the bundle again, or export it again",
                 file=file,
             )
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})",
-            hint="copy the bundle again, all of its files",
-            file=file,
-        ) from error
 
 
 def _template(manifest: Manifest, file: Path) -> Template:

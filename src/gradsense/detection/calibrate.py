@@ -24,12 +24,12 @@ from gradsense.data.sources.logfile import read_blocks
 from gradsense.data.sources.stream import LogStream
 from gradsense.data.tally import Tally
 from gradsense.detection.bundle import BundleThreshold, Manifest
-from gradsense.detection.detector import Detector, PhraseIds
+from gradsense.detection.detector import Detector
+from gradsense.detection.session import PhraseIds
 from gradsense.errors import InputError
 from gradsense.learning.alarms import FALSE_ALARM_SHARE, LEAST_THRESHOLD
 from gradsense.learning.calibration import reference, softmax
 from gradsense.prompts.templates import Template
-from gradsense.tasks.task import Task
 
 #: Flows used at most, the newest of the logs; they take about 40 MB.
 MOST = 1_000_000
@@ -74,10 +74,7 @@ class Calibrated:
 
 
 def read(
-    logs: Sequence[Path],
-    template: Template,
-    most: int = MOST,
-    networks: Networks | None = None,
+    logs: Sequence[Path], template: Template, most: int = MOST, networks: Networks | None = None
 ) -> Traffic:
     """The flows of these logs, without those labelled as not benign.
 
@@ -91,7 +88,8 @@ def read(
         InputError: a log cannot be read, or no flow is left.
     """
     networks = networks or Networks()
-    tally, kept, found, left_out = Tally(), _no_phrase_ids(template), 0, 0
+    tally, found, left_out = Tally(), 0, 0
+    kept: PhraseIds = np.zeros((0, len(template.fields)), np.uint16)
     for log in logs:
         stream, context = LogStream(log), ContextWindow()
         for block in read_blocks(log, _BLOCK_BYTES):
@@ -99,7 +97,9 @@ def read(
             if not isinstance(flows, pl.DataFrame):
                 flows = pl.DataFrame(flows, schema=template.task.schema)
             # The context window takes every flow, as it does on the gateway.
-            benign = _benign(context.add(flows), template.task)
+            benign = template.task.classed(context.add(flows), template.task.binary).filter(
+                pl.col("class").is_null() | (pl.col("class") == template.task.normal)
+            )
             left_out += len(flows) - len(benign)
             found += len(benign)
             if len(benign):
@@ -116,11 +116,7 @@ def read(
 
 
 def calibrate(
-    detector: Detector,
-    traffic: Traffic,
-    share: float = FALSE_ALARM_SHARE,
-    *,
-    novelty: bool = False,
+    detector: Detector, traffic: Traffic, share: float = FALSE_ALARM_SHARE, *, novelty: bool = False
 ) -> Calibrated:
     """The detector's manifest with alarm threshold and drift reference of this traffic.
 
@@ -152,46 +148,69 @@ def calibrate(
         )
     if not 0 <= share < 1:
         raise InputError(f"a share of {share}", hint="give 0 to 1, say 0.0025", field="share")
-    distinct, rows = np.unique(traffic.phrase_ids, axis=0, return_inverse=True)
+    distinct, flows = np.unique(traffic.phrase_ids, axis=0, return_counts=True)
     logits, scores = detector.answers(distinct)
     scaled = logits.astype(np.float64) / manifest.temperature
-    odds = log_odds(scaled, manifest.labels.index(normal))[rows]
+    odds = log_odds(scaled, manifest.labels.index(normal))
     sure = softmax(logits, manifest.temperature).max(axis=1)
-    at = max(_exceeded_by(odds, share) + MARGIN, 0.0)
     source = ", ".join(traffic.names)
-
-    def threshold(value: float, above: NDArray[np.bool_]) -> BundleThreshold:
-        return BundleThreshold(
-            value=value, share=float(above.mean()), flows=len(rows), source=source
-        )
-
+    alarm, at = alarm_threshold(odds, flows, share, source)
     update: dict[str, Any] = {
-        "alarm": threshold(_probability(at), odds > at),
-        "reference": reference(traffic.phrase_ids, detector.template, sure[rows]),
+        "alarm": alarm,
+        "reference": reference(distinct, detector.template, sure, flows),
         "provenance": manifest.provenance | {"site": _site(manifest, traffic, share)},
     }
     if novelty and scores is not None:
-        new = scores[rows].astype(np.float64)
-        new_at = _exceeded_by(new, share) + MARGIN
-        update["novelty"] = threshold(new_at, new > new_at)
+        new = scores.astype(np.float64)
+        new_at = exceeded_by(new, flows, share) + MARGIN
+        update["novelty"] = _threshold(new_at, new > new_at, flows, source)
+    strange = float(flows[odds > 0].sum() / flows.sum())
     return Calibrated(
-        manifest.model_copy(update=update), tuple(_warnings(traffic, share, odds, at))
+        manifest.model_copy(update=update), tuple(_warnings(traffic, share, strange, at))
     )
+
+
+def alarm_threshold(
+    odds: NDArray[np.float64], weights: NDArray[np.int64], share: float, source: str
+) -> tuple[BundleThreshold, float]:
+    """The threshold on suspicion that at most ``share`` of benign flows exceed, never below 0.5.
+
+    Args:
+        odds: log-odds against benign, [n ≥ 1].
+        weights: flows that have each of them, [n].
+        source: of the flows, in words.
+
+    Returns:
+        the threshold as a probability, and as log-odds.
+    """
+    at = max(exceeded_by(odds, weights, share) + MARGIN, 0.0)
+    value = max(LEAST_THRESHOLD, float(1 / (1 + np.exp(-at))))
+    return _threshold(value, odds > at, weights, source), at
+
+
+def _threshold(
+    value: float, above: NDArray[np.bool_], weights: NDArray[np.int64], source: str
+) -> BundleThreshold:
+    flows = int(weights.sum())
+    share = float(weights[above].sum() / flows)
+    return BundleThreshold(value=value, share=share, flows=flows, source=source)
+
+
+def exceeded_by(scores: NDArray[np.float64], weights: NDArray[np.int64], share: float) -> float:
+    """The lowest of the scores [n ≥ 1] that at most ``share`` of the flows exceed.
+
+    Args:
+        weights: flows that have each score, [n].
+    """
+    order = np.argsort(-scores, kind="stable")
+    upto = np.cumsum(weights[order])
+    return float(scores[order][np.searchsorted(upto, int(share * upto[-1]), side="right")])
 
 
 def log_odds(logits: NDArray[np.float64], benign: int) -> NDArray[np.float64]:
     """ln((1 - p) / p) of p(benign), [n], from logits [n, classes] after temperature."""
     others: NDArray[np.float64] = np.logaddexp.reduce(np.delete(logits, benign, axis=1), axis=1)
     return others - logits[:, benign]
-
-
-def _exceeded_by(scores: NDArray[np.float64], share: float) -> float:
-    """The lowest of the scores [n] that at most ``share`` of them exceed."""
-    return float(np.sort(scores)[::-1][int(share * len(scores))])
-
-
-def _probability(odds: float) -> float:
-    return max(LEAST_THRESHOLD, float(1.0 / (1.0 + np.exp(-odds))))
 
 
 def _site(manifest: Manifest, traffic: Traffic, share: float) -> dict[str, Any]:
@@ -211,8 +230,8 @@ def _site(manifest: Manifest, traffic: Traffic, share: float) -> dict[str, Any]:
     }
 
 
-def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: float) -> list[str]:
-    flows, warnings = len(odds), list[str]()
+def _warnings(traffic: Traffic, share: float, strange: float, at: float) -> list[str]:
+    flows, warnings = len(traffic.phrase_ids), list[str]()
     if traffic.tally.dropped:
         warnings.append(f"{traffic.tally.total_dropped:,} lines were left out as malformed")
     if traffic.left_out:
@@ -225,7 +244,6 @@ def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: flo
             f"a share of {share:.2%} takes {needed} flows and these are {flows:,}: the thresholds "
             f"are the highest values among them, which about 1 in {flows + 1:,} flows will exceed"
         )
-    strange = float((odds > 0).mean())
     if strange > _STRANGE:
         warnings.append(
             f"the model takes {strange:.0%} of these benign flows for attacks: it does not know "
@@ -238,12 +256,3 @@ def _warnings(traffic: Traffic, share: float, odds: NDArray[np.float64], at: flo
             "this model's suspicion is of no use here"
         )
     return warnings
-
-
-def _benign(flows: pl.DataFrame, task: Task) -> pl.DataFrame:
-    is_benign = pl.col("class").is_null() | (pl.col("class") == task.normal)
-    return task.classed(flows, task.binary).filter(is_benign)
-
-
-def _no_phrase_ids(template: Template) -> PhraseIds:
-    return np.zeros((0, len(template.fields)), np.uint16)

@@ -12,14 +12,10 @@ import numpy.typing as npt
 import polars as pl
 
 from gradsense.data.flows import ContextWindow
-from gradsense.detection.bundle import Manifest
-from gradsense.detection.session import Encoder, Inputs, Session, open_bundle
-from gradsense.prompts.templates import Template
+from gradsense.detection.session import BATCH, Inputs, Opened, Outputs, PhraseIds, open_bundle
 
 #: Verdicts that are cached by default; a full cache takes about 12 MB.
 CACHE_SIZE = 32_768
-#: Prompts of one run of the graph: more are hardly faster, and take memory.
-BATCH = 32
 #: Up to so many flows are encoded one by one; one polars query costs as much as about thirty.
 _FEW = 32
 
@@ -46,7 +42,6 @@ _TITLES = {
     "cp": "share of recent flows to this port",
 }
 
-PhraseIds = npt.NDArray[np.uint16]
 Value = TypeVar("Value")
 
 
@@ -134,9 +129,7 @@ class Detector:
     """Gives verdicts on flows with an edge bundle. Only one thread may use it at a time.
 
     Args:
-        manifest, template: of the bundle.
-        session: its graph.
-        encoder: makes the graph's inputs.
+        opened: the bundle.
         cache: most verdicts that are cached, by the phrase ids of a flow. A verdict depends on
             these alone, so the cache saves time and changes no verdict. 0 switches it off.
 
@@ -144,22 +137,13 @@ class Detector:
         judged, inferred: prompts so far, and how many of them the graph was run on.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        template: Template,
-        session: Session,
-        encoder: Encoder,
-        *,
-        cache: int = CACHE_SIZE,
-    ) -> None:
-        self.manifest, self.template = manifest, template
+    def __init__(self, opened: Opened, *, cache: int = CACHE_SIZE) -> None:
+        self.manifest, self.template, self._opened = opened.manifest, opened.template, opened
         self.cache: Cache[Verdict] = Cache(cache)
         self.judged = self.inferred = 0
-        self._session, self._encoder = session, encoder
-        self._outputs = [name for name in ("logits", "novelty") if name in session.outputs]
-        normal = template.task.normal
-        self._benign = manifest.labels.index(normal) if normal in manifest.labels else None
+        self._outputs = [name for name in ("logits", "novelty") if name in opened.outputs]
+        labels, normal = self.manifest.labels, self.template.task.normal
+        self._benign = labels.index(normal) if normal in labels else None
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int = 2, cache: int = CACHE_SIZE) -> Detector:
@@ -173,8 +157,7 @@ class Detector:
         Raises:
             InputError: no bundle, or a damaged or altered one.
         """
-        opened = open_bundle(path, threads=threads)
-        return cls(opened.manifest, opened.template, opened.session, opened.encoder, cache=cache)
+        return cls(open_bundle(path, threads=threads), cache=cache)
 
     # Flows ----------------------------------------------------------------------------------
 
@@ -213,7 +196,7 @@ class Detector:
         """One verdict for each row of phrase ids, uint16 [n, fields]."""
         self.judged += len(phrase_ids)
         if not self.cache.size:
-            return self._infer(self._encoder.phrase_ids(phrase_ids))
+            return self._infer(self._opened.encoder.phrase_ids(phrase_ids))
         raw, width = phrase_ids.tobytes(), phrase_ids.shape[1] * phrase_ids.itemsize
         keys = [raw[start : start + width] for start in range(0, len(raw), width)]
         get = self.cache.get
@@ -221,13 +204,8 @@ class Detector:
         unknown = {key: row for row, key in enumerate(keys) if found[row] is None}
         if not unknown:
             return found  # type: ignore[return-value]
-        fresh = dict(
-            zip(
-                unknown,
-                self._infer(self._encoder.phrase_ids(phrase_ids[list(unknown.values())])),
-                strict=True,
-            )
-        )
+        inputs = self._opened.encoder.phrase_ids(phrase_ids[list(unknown.values())])
+        fresh = dict(zip(unknown, self._infer(inputs), strict=True))
         for key, verdict in fresh.items():
             self.cache.put(key, verdict)
         return [verdict or fresh[key] for key, verdict in zip(keys, found, strict=True)]
@@ -239,23 +217,17 @@ class Detector:
             ValueError: prompts of another length than the template writes.
         """
         self.judged += len(texts)
-        return self._infer(self._encoder.texts(texts))
+        return self._infer(self._opened.encoder.texts(texts))
 
-    def answers(
-        self, phrase_ids: PhraseIds
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    def answers(self, phrase_ids: PhraseIds) -> tuple[Outputs, Outputs | None]:
         """The graph's raw outputs for prompts, before temperature and thresholds.
 
         Returns:
             logits [n, classes], and novelty [n] if the graph has it.
         """
-        parts = [
-            self._run(self._encoder.phrase_ids(phrase_ids[start : start + BATCH]))
-            for start in range(0, len(phrase_ids), BATCH)
-        ]
-        novelty = [scores for _, scores in parts if scores is not None]
-        logits = np.concatenate([logits for logits, _ in parts])
-        return logits, np.concatenate(novelty) if novelty else None
+        blocks = self._opened.blocks(self._outputs, phrase_ids)
+        logits, *novelty = map(np.concatenate, zip(*blocks, strict=True))
+        return logits, novelty[0] if novelty else None
 
     def explain(self, phrase_ids: PhraseIds, most: int = 3) -> list[Reason]:
         """The fields of one prompt, uint16 [1, fields], that its verdict depends on, by occlusion.
@@ -270,7 +242,7 @@ class Detector:
         table = np.repeat(phrase_ids, len(fields) + 1, axis=0)
         for place, field in enumerate(fields):
             table[place + 1, place] = len(field.phrases) - 1  # the phrase for "unknown"
-        logits, _ = self._run(self._encoder.phrase_ids(table))
+        logits, _ = self.answers(table)
         log_p = _log_softmax(logits / self.manifest.temperature)
         log_p = log_p[:, log_p[0].argmax()]
         weights = log_p[0] - log_p[1:]
@@ -293,19 +265,10 @@ class Detector:
         self.inferred += count
         for start in range(0, count, BATCH):
             part = {name: values[start : start + BATCH] for name, values in inputs.items()}
-            verdicts += self._verdicts(*self._run(part))
+            verdicts += self._verdicts(*self._opened.graph.run(self._outputs, part))
         return verdicts
 
-    def _run(
-        self, inputs: Inputs
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """Logits [n, classes] and novelty [n]."""
-        answers = dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
-        return answers["logits"], answers.get("novelty")
-
-    def _verdicts(
-        self, logits: npt.NDArray[np.float32], novelty: npt.NDArray[np.float32] | None
-    ) -> list[Verdict]:
+    def _verdicts(self, logits: Outputs, novelty: Outputs | None = None) -> list[Verdict]:
         manifest, benign = self.manifest, self._benign
         table = np.exp(_log_softmax(logits / manifest.temperature))
         # A model without a benign class suspects everything.

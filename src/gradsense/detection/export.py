@@ -19,8 +19,7 @@ from gradsense.data.flows import class_numbers
 from gradsense.detection import bundle
 from gradsense.detection.bundle import GRAPH_FILE, TOKENIZER_FILE, BundleThreshold, Manifest
 from gradsense.detection.detector import Detector
-from gradsense.detection.sample import Sample, draw, synthetic_sample
-from gradsense.detection.verify import graph_answers, require
+from gradsense.detection.verify import Sample, draw, graph_answers, require, synthetic_sample
 from gradsense.detection.verify import verify as compare
 from gradsense.learning.alarms import LEAST_THRESHOLD
 from gradsense.learning.answers import measure
@@ -96,7 +95,12 @@ def export(
         known = 0 if sample is None else len(sample.known(classifier.labels))
         if sample is not None and known:
             on_step("calibrating")
-            manifest = _calibrated(manifest, *_measured(sample, classifier, detector))
+            labelled = sample.known(classifier.labels)
+            phrase_ids = classifier.template.indices(labelled)
+            answers = graph_answers(detector, phrase_ids)
+            truth = class_numbers(labelled, classifier.labels)
+            measured = measure(answers, phrase_ids, truth, classifier)
+            manifest = _calibrated(manifest, measured, sample.source)
         if verify or int8:
             on_step("verifying")
             flows = sample or synthetic_sample(labelled=card.extra.get("synthetic") is True)
@@ -134,33 +138,18 @@ def _manifest(
 def _calibrated(manifest: Manifest, measured: cards.Measured, source: str) -> Manifest:
     """The manifest with these thresholds, temperature and reference, where they were measured."""
     update: dict[str, Any] = {}
+    thresholds = {"novelty": measured.novelty}
     if measured.calibration is not None:
         update["temperature"] = measured.calibration.temperature
-        if measured.calibration.alarm is not None:
-            update["alarm"] = _threshold(measured.calibration.alarm, source)
-    if measured.novelty is not None:
-        update["novelty"] = _threshold(measured.novelty, source)
+        thresholds["alarm"] = measured.calibration.alarm
+    for name, found in thresholds.items():
+        if found is not None:
+            update[name] = BundleThreshold(
+                value=found.threshold, share=found.share, flows=found.flows, source=source
+            )
     if measured.reference is not None:
         update["reference"] = measured.reference
     return manifest.model_copy(update=update)
-
-
-def _threshold(found: cards.AlarmThreshold, source: str) -> BundleThreshold:
-    return BundleThreshold(
-        value=found.threshold, share=found.share, flows=found.flows, source=source
-    )
-
-
-def _measured(
-    sample: Sample, classifier: TextClassifier, detector: Detector
-) -> tuple[cards.Measured, str]:
-    """Calibration on the sample's labelled flows, by the graph itself."""
-    flows = sample.known(classifier.labels)
-    phrase_ids = classifier.template.indices(flows)
-    truth = class_numbers(flows, classifier.labels)
-    return measure(
-        graph_answers(detector, phrase_ids), phrase_ids, truth, classifier
-    ), sample.source
 
 
 def _quantise(graph: Path) -> None:

@@ -99,8 +99,8 @@ def read_head(path: Path, manifest: Manifest) -> Head | None:
 def with_head(source: Path, out: Path, head: Head, update: Mapping[str, Any]) -> Manifest:
     """Write a bundle with the graph of another one and this head, all of it or nothing.
 
-    The graph is linked, not copied, where the disk allows it: a device may receive a head every
-    minute.
+    Returns the manifest written. The graph is linked, not copied, where the disk allows it: a
+    device may receive a head every minute.
 
     Args:
         source: a bundle whose graph has the output ``features``.
@@ -108,9 +108,6 @@ def with_head(source: Path, out: Path, head: Head, update: Mapping[str, Any]) ->
         head: of the source's labels and features; ``session.open_bundle`` checks that it fits.
         update: manifest fields that change with the head: its thresholds, and ``provenance``.
             ``verified`` described the previous head, and becomes None unless it is given.
-
-    Returns:
-        the manifest written.
 
     Raises:
         InputError: ``source`` is no bundle or a damaged one, or ``out`` holds something else.

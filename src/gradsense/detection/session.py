@@ -6,10 +6,11 @@ An encoder makes the graph's inputs: words by a table, or subwords by the ``toke
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,12 @@ from gradsense.prompts.templates import Template
 
 #: ``input_ids`` and, for padded prompts, ``attention_mask``: int64 [n, length].
 Inputs = dict[str, npt.NDArray[np.int64]]
+Outputs = npt.NDArray[np.float32]
+#: uint16 [n, fields]: which phrase of each field a prompt has.
+PhraseIds = npt.NDArray[np.uint16]
+
+#: Prompts of one run of the graph: more are hardly faster, and take memory.
+BATCH = 32
 
 _UNKNOWN = "[UNK]"
 #: The graph's names for the head; see ``models.graph``.
@@ -31,40 +38,33 @@ _WEIGHT, _BIAS = "model.score.weight", "model.score.bias"
 _ROUNDING = 1e-3
 
 
-class Session:
-    """A graph under onnxruntime.
-
-    Args:
-        inference: the open graph.
-        borrowed: arrays of a head that the graph uses without a copy: kept alive with it.
-    """
-
-    def __init__(
-        self, inference: ort.InferenceSession, borrowed: Sequence[ort.OrtValue] = ()
-    ) -> None:
-        self._inference, self._borrowed = inference, tuple(borrowed)
-        self.outputs = tuple(output.name for output in inference.get_outputs())
-
-    def run(self, outputs: Sequence[str], inputs: Inputs) -> list[npt.NDArray[np.float32]]:
-        """The values of these outputs, in order."""
-        found: list[npt.NDArray[np.float32]] = self._inference.run(outputs, inputs)
-        return found
-
-
 @dataclass(frozen=True)
 class Opened:
     """An open bundle.
 
     Args:
         manifest, template: of the bundle.
-        session: its graph, with the bundle's head or another one.
+        graph: its graph under onnxruntime, with the bundle's head or another one.
         encoder: makes the graph's inputs.
+        borrowed: arrays of a head that the graph uses without a copy: kept alive with it.
     """
 
     manifest: Manifest
     template: Template
-    session: Session
+    graph: ort.InferenceSession
     encoder: Encoder
+    borrowed: Sequence[ort.OrtValue] = ()
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what the graph gives."""
+        return tuple(output.name for output in self.graph.get_outputs())
+
+    def blocks(self, outputs: Sequence[str], phrase_ids: PhraseIds) -> Iterator[list[Outputs]]:
+        """The values of these outputs, in order, for ``BATCH`` prompts [n, fields] at a time."""
+        for start in range(0, len(phrase_ids), BATCH):
+            inputs = self.encoder.phrase_ids(phrase_ids[start : start + BATCH])
+            yield self.graph.run(outputs, inputs)
 
 
 def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> Opened:
@@ -89,11 +89,11 @@ def open_bundle(path: Path | str, *, threads: int, head: Head | None = None) -> 
     options.log_severity_level = 3
     try:
         borrowed = _lend(head, options)
-        inference = ort.InferenceSession(
+        graph = ort.InferenceSession(
             str(path / bundle.GRAPH_FILE), options, providers=["CPUExecutionProvider"]
         )
-        words = encoder(manifest.tokens, template, path / bundle.TOKENIZER_FILE)
-        opened = Opened(manifest, template, Session(inference, borrowed), words)
+        encode = encoder(manifest.tokens, template, path / bundle.TOKENIZER_FILE)
+        opened = Opened(manifest, template, graph, encode, borrowed)
         if head is not None:
             _check_taken(opened, head)
     except Exception as error:  # the libraries raise classes of their own and bare Exception
@@ -117,16 +117,11 @@ def _lend(head: Head | None, options: Any) -> list[ort.OrtValue]:
 
 
 def _check_taken(opened: Opened, head: Head) -> None:
-    """Check that the graph uses this head: onnxruntime ignores names that the graph lacks.
-
-    Raises:
-        ValueError: it does not use it.
-    """
-    session = opened.session
-    if "features" not in session.outputs:
+    """``ValueError`` if the graph does not use it: onnxruntime ignores names that it lacks."""
+    if "features" not in opened.outputs:
         raise ValueError("its graph has no output 'features', so it takes no other head")
     phrase_ids = np.zeros((1, len(opened.template.fields)), np.uint16)
-    logits, features = session.run(["logits", "features"], opened.encoder.phrase_ids(phrase_ids))
+    logits, features = next(opened.blocks(["logits", "features"], phrase_ids))
     if features.shape[1] != head.weight.shape[1]:
         raise ValueError(
             f"its graph has {features.shape[1]} features, the head reads {head.weight.shape[1]}"
@@ -138,31 +133,6 @@ def _check_taken(opened: Opened, head: Head) -> None:
 
 
 # Prompts to inputs ----------------------------------------------------------------------------
-
-
-class Encoder(Protocol):
-    """Makes the graph's inputs from prompts."""
-
-    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
-        """From phrase ids, [n, fields]."""
-
-    def texts(self, texts: Sequence[str]) -> Inputs:
-        """From text.
-
-        Raises:
-            ValueError: a text has another length than the graph's input.
-        """
-
-
-def encoder(tokens: Tokens, template: Template, tokenizer: Path) -> Encoder:
-    """The encoder of a bundle.
-
-    Raises:
-        ValueError: ``tokenizer`` does not fit the template.
-    """
-    if tokens.kind == "words":
-        return Words(template, json.loads(tokenizer.read_bytes())["model"]["vocab"])
-    return Subwords(template, tokenizer, tokens)
 
 
 class Words:
@@ -183,10 +153,16 @@ class Words:
         sizes = [len(field.phrases) for field in template.fields]
         self._starts = np.cumsum([0, *sizes[:-1]])
 
-    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+    def phrase_ids(self, phrase_ids: PhraseIds) -> Inputs:
+        """The graph's inputs from phrase ids, [n, fields]."""
         return {"input_ids": self._ids[phrase_ids + self._starts]}
 
     def texts(self, texts: Sequence[str]) -> Inputs:
+        """The graph's inputs from text.
+
+        Raises:
+            ValueError: a text has another length than the graph's input.
+        """
         words = [text.split() for text in texts]
         if any(len(row) != len(self._starts) for row in words):
             raise ValueError(f"a prompt has {len(self._starts)} words")
@@ -206,7 +182,7 @@ class Subwords:
         self._tokenizer.enable_truncation(tokens.max_tokens)
         self._tokenizer.enable_padding(pad_id=tokens.pad_id)
 
-    def phrase_ids(self, phrase_ids: npt.NDArray[np.uint16]) -> Inputs:
+    def phrase_ids(self, phrase_ids: PhraseIds) -> Inputs:
         return self.texts(self._template.texts(phrase_ids))
 
     def texts(self, texts: Sequence[str]) -> Inputs:
@@ -215,3 +191,17 @@ class Subwords:
             "input_ids": np.array([one.ids for one in encoded], dtype=np.int64),
             "attention_mask": np.array([one.attention_mask for one in encoded], dtype=np.int64),
         }
+
+
+Encoder = Words | Subwords
+
+
+def encoder(tokens: Tokens, template: Template, tokenizer: Path) -> Encoder:
+    """The encoder of a bundle.
+
+    Raises:
+        ValueError: ``tokenizer`` does not fit the template.
+    """
+    if tokens.kind == "words":
+        return Words(template, json.loads(tokenizer.read_bytes())["model"]["vocab"])
+    return Subwords(template, tokenizer, tokens)

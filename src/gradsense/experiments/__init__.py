@@ -1,12 +1,8 @@
 """Compare algorithms (Table III), evaluate models, write reports."""
 
-from typing import TYPE_CHECKING
-
-from gradsense.exports import export
-
-if TYPE_CHECKING:
-    from gradsense.experiments.results import Row
-else:
-    export(__name__)
+from gradsense.exports import TYPE_CHECKING, export
 
 __all__ = ["Row"]
+export(__name__)
+if TYPE_CHECKING:
+    from gradsense.experiments.results import Row

@@ -49,22 +49,36 @@ class Bench:
         """The class that raises no alert."""
         return self.trainer.classifier.template.task.normal
 
-    def evaluate(self, tensors: Tensors) -> tuple[float, metrics.Scores, np.ndarray]:
-        """Loss in nats, scores, and predicted classes of the whole test set."""
-        loss, predicted = self.trainer.evaluate(self.test, tensors)
-        return loss, self.score(self.test, predicted), predicted
+    def evaluate(
+        self, tensors: Tensors, flows: Examples | None = None
+    ) -> tuple[float, results.ScoreSummary]:
+        """Loss in nats and scores on these flows; by default on the whole test set."""
+        flows = self.test if flows is None else flows
+        loss, predicted = self.trainer.evaluate(flows, tensors)
+        scores = self._score(flows.labels.numpy(), predicted)
+        return loss, results.ScoreSummary.model_validate(scores)
 
-    def score(self, truth: Examples, predicted: np.ndarray) -> metrics.Scores:
-        """Verdicts against the truth."""
-        classes, normal = self.corpus.classes, self.normal
-        return metrics.score(truth.labels.numpy(), predicted, classes, normal=normal)
-
-    def own_score(self, client: str, tensors: Tensors) -> metrics.Scores | None:
+    def own_score(self, client: str, tensors: Tensors) -> results.ScoreSummary | None:
         """A client's model on its own site's test flows; None where the site has none."""
         own = self.own_tests.get(client)
-        if own is None:
-            return None
-        return self.score(own, self.trainer.evaluate(own, tensors)[1])
+        return None if own is None else self.evaluate(tensors, own)[1]
+
+    def point(
+        self, version: int, tensors: Tensors, virtual_s: float = 0.0, uplink_bytes: int = 0
+    ) -> results.Point:
+        """A point of the curve: the global model ``version`` on the whole test set."""
+        loss, scores = self.evaluate(tensors)
+        return results.Point(
+            aggregation=version,
+            virtual_s=virtual_s,
+            uplink_bytes=uplink_bytes,
+            accuracy=scores.accuracy,
+            f1_macro=scores.f1_macro,
+            loss=loss,
+        )
+
+    def _score(self, truth: np.ndarray, predicted: np.ndarray) -> metrics.Scores:
+        return metrics.score(truth, predicted, self.corpus.classes, normal=self.normal)
 
     def alarms(self, tensors: Tensors) -> results.Alarms | None:
         """The model as an alarm, its threshold from the validation flows; None without a benign
@@ -79,7 +93,7 @@ class Bench:
             others = [number for number in range(odds.shape[1]) if number != benign]
             return odds[:, others].sum(dim=1).numpy()
 
-        self.trainer.load(tensors)
+        self.trainer.classifier.load(tensors)
         quiet = suspicion(self.validation)[self.validation.labels.numpy() == benign]
         threshold, truth = threshold_for(quiet), self.test.labels.numpy()
         suspected = suspicion(self.test)
@@ -92,31 +106,27 @@ class Bench:
             recall=recall,
         )
 
-    def details(self, predicted: np.ndarray) -> dict[str, Any]:
-        """The ``Row`` fields on classes and sites, from the verdicts on the whole test set."""
-        scores = self.score(self.test, predicted)
-        sites = self.corpus.parts.test["client"].to_numpy()
-        truth = self.test.labels.numpy()
-        per_site = {}
+    def central(self, tensors: Tensors) -> dict[str, Any]:
+        """The ``Row`` fields on a central model."""
+        predicted = self.trainer.evaluate(self.test, tensors)[1]
+        return {**self.verdicts(predicted), "alarms": self.alarms(tensors)}
+
+    def verdicts(self, predicted: np.ndarray) -> dict[str, Any]:
+        """The ``Row`` fields on the verdicts of a central model on the whole test set."""
+        truth, sites = self.test.labels.numpy(), self.corpus.parts.test["client"].to_numpy()
+        scores, per_site = self._score(truth, predicted), {}
         for site in dict.fromkeys(sites.tolist()):
             here = sites == site
-            own = metrics.score(
-                truth[here], predicted[here], self.corpus.classes, normal=self.normal
-            )
+            own = self._score(truth[here], predicted[here])
             per_site[site] = results.SiteScores(
                 accuracy=own.accuracy, f1_macro=own.f1_macro, flows=int(here.sum())
             )
         return {
-            "per_class": {
-                name: results.ClassScores(
-                    precision=one.precision, recall=one.recall, f1=one.f1, support=one.support
-                )
-                for name, one in scores.per_class.items()
-                if one.support
-            },
+            "central": scores,
+            "per_class": {name: one for name, one in scores.per_class.items() if one.support},
             "per_site": per_site,
-            "confusion": [list(row) for row in scores.confusion],
-            "classes": list(self.corpus.classes),
+            "confusion": scores.confusion,
+            "classes": self.corpus.classes,
         }
 
 
@@ -172,23 +182,12 @@ def set_up(settings: RunSettings, corpus: Corpus) -> Bench:
     )
 
 
-def scores_row(scores: metrics.Scores) -> results.ScoreSummary:
-    """The five figures of the contract."""
-    return results.ScoreSummary(
-        accuracy=scores.accuracy,
-        precision=scores.precision,
-        recall=scores.recall,
-        f1_weighted=scores.f1_weighted,
-        f1_macro=scores.f1_macro,
-    )
-
-
 def average(scores: Mapping[str, results.ScoreSummary]) -> results.ScoreSummary | None:
     """The mean over clients; None without any."""
     if not scores:
         return None
-    fields = results.ScoreSummary.model_fields
-    rows = [one.model_dump() for one in scores.values()]
-    return results.ScoreSummary(
-        **{key: float(np.mean([row[key] for row in rows])) for key in fields}
-    )
+    columns = {
+        key: [getattr(one, key) for one in scores.values()]
+        for key in results.ScoreSummary.model_fields
+    }
+    return results.ScoreSummary(**{key: float(np.mean(column)) for key, column in columns.items()})

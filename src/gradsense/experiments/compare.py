@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradsense.config import RunSettings
+from gradsense.data.datasets.captures import discover
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results
-from gradsense.experiments.preflight import check
 from gradsense.experiments.report import write_report
 from gradsense.experiments.rundir import (
     REPORT,
@@ -28,6 +28,9 @@ from gradsense.experiments.rundir import (
     load_row,
     writable,
 )
+from gradsense.federation.algorithm import get_algorithm
+from gradsense.prompts.templates import get_template
+from gradsense.simulation.devices import assign
 
 #: The rows that every comparison carries; ``references.REFERENCES`` runs them.
 REFERENCE_NAMES = ("local-only", "centralised", "forest")
@@ -56,7 +59,7 @@ def plan(
     """The jobs of a comparison, seed by seed, so that a worker can keep a seed's corpus.
 
     Raises:
-        InputError: no algorithm, or settings that ``preflight.check`` turns down.
+        InputError: no algorithm, or settings that ``check`` turns down.
     """
     names = list(dict.fromkeys([*algorithms, *(REFERENCE_NAMES if references else ())]))
     if not names:
@@ -71,6 +74,31 @@ def plan(
         for seed in range(base.seed, base.seed + seeds)
         for name in names
     ]
+
+
+def check(settings: RunSettings, *, reference: bool = False) -> None:
+    """Raise an error for names that do not exist and for data that is not there.
+
+    Args:
+        settings: of one run.
+        reference: the algorithm is the name of a reference row, and known to be one.
+
+    Raises:
+        InputError: an unknown algorithm, template or device mix, adapters that the
+            algorithm would not train, or no capture at ``data``.
+    """
+    if not reference:
+        algorithm = get_algorithm(settings.algorithm)
+        if settings.lora_rank and (algorithm.frozen or algorithm.readout != "last"):
+            raise InputError(
+                f"'{settings.algorithm}' trains no adapters",
+                hint="leave it out, or use an algorithm that trains the base, such as gsfs-tune",
+                field="--lora-rank",
+            )
+    get_template(settings.template)
+    assign([], settings.devices, seed=settings.seed)
+    if settings.data is not None:
+        discover(settings.data)
 
 
 def compare(
@@ -95,8 +123,8 @@ def compare(
         The rows, and the notes on the first seed's data.
 
     Raises:
-        InputError: the first job's complaint about input, or an unwritable ``out``.
-        GradsenseError: a worker died.
+        InputError: an unwritable ``out``.
+        GradsenseError: the first error of a job, with its exit code; or a worker died.
     """
     prepare(out, resume=resume)
     notes = _run_all(jobs, workers, resume, on_news)
@@ -132,8 +160,8 @@ def prepare(out: Path, *, resume: bool) -> None:
 def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
     """The settings and notes that a report shows."""
     hidden = {"algorithm", "seed", "threads"}
-    pairs = json.loads(settings.model_dump_json(exclude=hidden, exclude_none=True))
-    pairs = {key.replace("_", " "): str(value) for key, value in pairs.items()}
+    dumped = settings.model_dump(mode="json", exclude=hidden, exclude_none=True)
+    pairs = {key.replace("_", " "): str(value) for key, value in dumped.items()}
     if settings.data is not None:
         pairs["data"] = settings.data.name
     return pairs | {f"note {i}": note for i, note in enumerate(notes, start=1)}
@@ -143,78 +171,59 @@ def _run_all(
     jobs: Sequence[PlannedRun], workers: int, resume: bool, on_news: OnNews
 ) -> tuple[str, ...]:
     """Deal the jobs to worker processes; the notes on the first seed's data."""
-    news: queue.Queue[tuple[int, dict[str, Any]]] = queue.Queue()
-    waiting = list(enumerate(jobs))
+    waiting, guard = iter(jobs), threading.Lock()
+    notes: dict[int, tuple[str, ...]] = {}
+
+    def look_after(process: subprocess.Popen[str]) -> None:
+        """Give one worker job after job, and pass on what it reports."""
+        for job in waiting:
+            settings = job.settings.model_dump(mode="json")
+            order = {"settings": settings, "out": str(job.out), "resume": resume}
+            with contextlib.suppress(BrokenPipeError):  # it died, which ``_reports`` finds
+                print(json.dumps(order), file=process.stdin, flush=True)
+            for message in _reports(process):
+                if message["event"] == "error":
+                    error = GradsenseError(message["text"])
+                    error.exit_code = message["exit_code"]
+                    raise error
+                with guard:
+                    on_news(job, message)
+                if message["event"] == "done":
+                    notes[job.settings.seed] = tuple(message["notes"])
+                    break
+
     environment = {**os.environ, "OMP_NUM_THREADS": str(jobs[0].settings.threads)}
-    team: list[subprocess.Popen[str]] = []
-    notes: tuple[str, ...] = ()
-
-    def listen(index: int, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with contextlib.suppress(ValueError):  # a line that a dying worker did not finish
-            for line in process.stdout:
-                news.put((index, json.loads(line)))
-        news.put((index, {"event": "gone", "code": process.wait()}))
-
-    def hand_out(process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None
-        if not waiting:
-            process.stdin.close()
-            return
-        number, job = waiting.pop(0)
-        message = {
-            "number": number,
-            "settings": json.loads(job.settings.model_dump_json()),
-            "out": str(job.out),
-            "resume": resume,
-        }
-        with contextlib.suppress(BrokenPipeError):  # it died, which ``listen`` will say
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-
-    try:
-        for index in range(min(workers, len(jobs))):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gradsense.experiments.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for us, and we end the workers
-            )
-            team.append(process)
-            threading.Thread(target=listen, args=(index, process), daemon=True).start()
-            hand_out(process)
-        working = len(team)
-        while working:
-            index, message = news.get()
-            match message["event"]:
-                case "gone":
-                    if message["code"]:
-                        raise GradsenseError(
-                            f"a worker process died with code {message['code']}; "
-                            "run the same command with --resume to go on"
-                        )
-                    working -= 1
-                case "error":
-                    error = InputError if message["exit_code"] == 2 else GradsenseError
-                    raise _reported(error, message["text"])
-                case "done":
-                    if jobs[message["number"]].settings.seed == jobs[0].settings.seed:
-                        notes = tuple(message["notes"])
-                    on_news(jobs[message["number"]], message)
-                    hand_out(team[index])
-                case _:
-                    on_news(jobs[message["number"]], message)
-    finally:
-        for process in team:
-            process.kill()
-            process.wait()
-    return notes
+    team = [
+        subprocess.Popen(
+            [sys.executable, "-m", "gradsense.experiments.worker", str(os.getpid())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us, and we end the workers
+        )
+        for _ in range(min(workers, len(jobs)))
+    ]
+    with ThreadPoolExecutor(len(team)) as pool:
+        try:
+            for ended in as_completed([pool.submit(look_after, process) for process in team]):
+                ended.result()
+        finally:
+            for process in team:
+                process.kill()
+                process.wait()
+    return notes[jobs[0].settings.seed]
 
 
-def _reported(kind: type[GradsenseError], text: str) -> GradsenseError:
-    """An error that a worker put into words already."""
-    error = kind.__new__(kind)
-    Exception.__init__(error, text)
-    return error
+def _reports(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """What a worker reports.
+
+    Raises:
+        GradsenseError: it died.
+    """
+    with contextlib.suppress(ValueError):  # a line that a dying worker did not finish
+        yield from map(json.loads, process.stdout or ())
+    raise GradsenseError(
+        f"a worker process died with code {process.wait()}; "
+        "run the same command with --resume to go on"
+    )

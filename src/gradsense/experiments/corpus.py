@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
 import torch
 
 from gradsense.config import RunSettings
-from gradsense.data.datasets.captures import Dataset, load
+from gradsense.data.datasets.captures import load
 from gradsense.data.datasets.contradictions import contradictions, resolve
 from gradsense.data.datasets.partition import partition
 from gradsense.data.datasets.split import Split, split
@@ -54,28 +55,22 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
     Raises:
         InputError: unreadable data, or a split that leaves nothing to train or test on.
     """
-    if settings.data is not None:
-        return _prepare(settings, _load(settings, settings.data, on_file))
-    with tempfile.TemporaryDirectory(prefix="gradsense-") as folder:
-        # The traffic is the same for all seeds of a comparison; splits and models differ.
-        write_fleet(Path(folder), seed=0)
-        return _prepare(settings, _load(settings, Path(folder), on_file))
-
-
-def _load(settings: RunSettings, root: Path, on_file: OnFile | None) -> Dataset:
-    return load(
-        root,
-        cap=settings.cap,
-        seed=settings.seed,
-        view=settings.view,
-        labels=settings.labels,
-        unknown=settings.unknown_labels,
-        strict=settings.strict,
-        on_file=on_file,
-    )
-
-
-def _prepare(settings: RunSettings, dataset: Dataset) -> Corpus:
+    with ExitStack() as stack:
+        root = settings.data
+        if root is None:
+            root = Path(stack.enter_context(TemporaryDirectory(prefix="gradsense-")))
+            # The traffic is the same for all seeds of a comparison; splits and models differ.
+            write_fleet(root, seed=0)
+        dataset = load(
+            root,
+            cap=settings.cap,
+            seed=settings.seed,
+            view=settings.view,
+            labels=settings.labels,
+            unknown=settings.unknown_labels,
+            strict=settings.strict,
+            on_file=on_file,
+        )
     template = get_template(settings.template)
     flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
     report = contradictions(flows["text"], flows["class"])
@@ -89,9 +84,8 @@ def _prepare(settings: RunSettings, dataset: Dataset) -> Corpus:
     train, touched = resolve(parts.train, settings.contradictions)
     if touched:
         notes.append(f"{touched:,} contradicting training flows relabelled or removed")
-    parts = Split(train=train, test=parts.test, validation=parts.validation)
     parts = partition(
-        parts,
+        Split(train=train, test=parts.test, validation=parts.validation),
         how=settings.partition,
         clients=settings.clients,
         alpha=settings.alpha,

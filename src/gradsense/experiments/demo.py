@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from gradsense.data.datasets.iot23 import classed
-from gradsense.data.synthetic.traffic import write_fleet, write_sample
+from gradsense.data.synthetic.traffic import write_sample
 from gradsense.detection.export import export
 from gradsense.errors import InputError
 from gradsense.experiments.evaluate import evaluate
@@ -43,12 +43,6 @@ def fresh_folder(out: Path) -> None:
         raise InputError(
             f"cannot write here: {error.strerror}", hint="choose another --out", file=out
         ) from None
-
-
-def make_fleet(out: Path, *, seed: int) -> Path:
-    """Write the labelled logs of a synthetic fleet; the folder of its captures."""
-    write_fleet(out / "captures", seed=seed)
-    return out / "captures"
 
 
 @dataclass(frozen=True)
@@ -93,7 +87,7 @@ class _Collector:
         self.alerts |= {alert.id: alert for alert in alerts}
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        pass
 
 
 @dataclass(frozen=True)

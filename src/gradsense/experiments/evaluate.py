@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from gradsense.errors import InputError
 from gradsense.learning.metrics import score
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
+from gradsense.storage import files
 from gradsense.tasks.task import Task
 
 #: Latency is the mean over at most so many flows, after some that only warm the caches.
@@ -135,12 +136,9 @@ class _Counts:
 
     def add(self, judged: pl.DataFrame) -> None:
         self.flows += judged.height
-        self.verdicts.update(_count(judged["verdict"]))
+        self.verdicts.update(judged["verdict"])
         labelled = judged.filter(pl.col("class").is_not_null())
-        for truth, verdict, flows in (
-            labelled.group_by("class", "verdict", maintain_order=True).len().iter_rows()
-        ):
-            self.pairs[truth, verdict] += flows
+        self.pairs.update(labelled.select("class", "verdict").iter_rows())
         strange = labelled.filter(~pl.col("class").is_in(self.labels)).select(
             # A label that is no known class at all is listed as it is written.
             pl.when(pl.col("class").is_in(self.task.classes))
@@ -148,7 +146,7 @@ class _Counts:
             .otherwise(pl.concat_str("label", "detail", separator=" ", ignore_nulls=True))
             .alias("class")
         )
-        self.unknown.update(_count(strange["class"]))
+        self.unknown.update(strange["class"])
         if len(self.sample) < _TIMED_FLOWS:
             self.sample += judged["text"].head(_TIMED_FLOWS - len(self.sample)).to_list()
 
@@ -169,19 +167,14 @@ class _Counts:
         strange = sorted({truth for truth, _ in self.pairs} - set(self.labels))
         classes = (*self.labels, *strange)
         places = {name: place for place, name in enumerate(classes)}
-        return score(
+        found = score(
             np.array([places[truth] for truth, _ in self.pairs]),
             np.array([places[verdict] for _, verdict in self.pairs]),
             classes,
             counts=np.array(list(self.pairs.values())),
             normal=self.task.normal,
-        ).to_json()
-
-
-def _count(names: pl.Series) -> dict[str, int]:
-    """How often each name occurs, in order of first appearance."""
-    counted = names.to_frame("name").group_by("name", maintain_order=True).len()
-    return dict(counted.iter_rows())
+        )
+        return asdict(found)
 
 
 def _read(
@@ -220,16 +213,11 @@ def _verdict_file(path: Path | None) -> Iterator[IO[bytes] | None]:
         return
     if path.is_dir():
         raise InputError("is a folder", hint="give a file as --out", file=path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        sink = partial.open("wb")
-    except OSError as error:
-        raise InputError(
-            f"cannot write there: {error.strerror}", hint="give a writable --out", file=path
-        ) from error
-    try:
-        with sink:
-            yield sink
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        try:
+            sink = stack.enter_context(files.fresh(path, sync=False, mode=0o666))
+        except OSError as error:
+            raise InputError(
+                f"cannot write there: {error.strerror}", hint="give a writable --out", file=path
+            ) from error
+        yield sink

@@ -10,7 +10,6 @@ import polars as pl
 from sklearn.ensemble import RandomForestClassifier
 
 from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
-from gradsense.learning.metrics import Scores, score
 
 _TREES = 200
 _CATEGORIES = ("proto", "service", "conn_state", "history")
@@ -50,14 +49,6 @@ def predict(
         np.int64
     )
     return predicted
-
-
-def forest(
-    train: pl.DataFrame, test: pl.DataFrame, classes: Sequence[str], *, seed: int, jobs: int = 1
-) -> Scores:
-    """``predict``, scored on the test flows."""
-    predicted = predict(train, test, classes, seed=seed, jobs=jobs)
-    return score(class_numbers(test, classes), predicted, classes)
 
 
 def _codes(column: pl.Series) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gradsense.experiments import forest as random_forest
 from gradsense.experiments import results
-from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.experiments.bench import Bench, average
 from gradsense.experiments.run import OnProgress, RunProgress, write_model
 from gradsense.experiments.rundir import RESULTS, claim
 from gradsense.learning.learner import Tensors
@@ -28,10 +28,10 @@ def local_only(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tens
         for round_number in range(settings.rounds):
             tensors = learner.train(tensors, first_step=round_number * steps, steps=steps).tensors
         trained += round(settings.rounds * steps / learner.steps_per_epoch * learner.samples)
-        whole[client] = scores_row(bench.evaluate(tensors)[1])
+        whole[client] = bench.evaluate(tensors)[1]
         on_own = bench.own_score(client, tensors)
         if on_own is not None:
-            own[client] = scores_row(on_own)
+            own[client] = on_own
         mean = average(whole)
         assert mean is not None
         share = (number + 1) / len(bench.learners)
@@ -54,7 +54,6 @@ def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Ten
     # One optimiser throughout: a reference must not be weaker than it could be.
     optimizer = bench.trainer.new_optimizer()
     tensors, curve = bench.initial, []
-    loss, scores, predicted = bench.evaluate(tensors)
     for epoch in range(settings.rounds + 1):
         if epoch:
             tensors = bench.trainer.train(
@@ -65,28 +64,16 @@ def centralised(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Ten
                 steps=steps,
                 optimizer=optimizer,
             ).tensors
-            loss, scores, predicted = bench.evaluate(tensors)
-        curve.append(
-            results.Point(
-                aggregation=epoch,
-                virtual_s=0.0,
-                uplink_bytes=0,
-                accuracy=scores.accuracy,
-                f1_macro=scores.f1_macro,
-                loss=loss,
-            )
-        )
-        share = epoch / settings.rounds
-        on_progress(RunProgress(share, epoch, scores.accuracy, scores.f1_macro))
+        now = bench.point(epoch, tensors)
+        curve.append(now)
+        on_progress(RunProgress(epoch / settings.rounds, epoch, now.accuracy, now.f1_macro))
     return _row(
         bench,
         "centralised",
-        central=scores_row(scores),
-        alarms=bench.alarms(tensors),
         curve=curve,
         samples_trained=round(settings.rounds * settings.epochs * len(bench.train)),
         wall_s=time.monotonic() - began,
-        **bench.details(predicted),
+        **bench.central(tensors),
     ), tensors
 
 
@@ -100,15 +87,10 @@ def forest(bench: Bench, on_progress: OnProgress) -> tuple[results.Row, Tensors 
         seed=bench.settings.seed,
         context=get_template(bench.settings.template).needs_context,
     )
-    scores = bench.score(bench.test, predicted)
-    on_progress(RunProgress(1.0, 0, scores.accuracy, scores.f1_macro))
-    return _row(
-        bench,
-        "forest",
-        central=scores_row(scores),
-        wall_s=time.monotonic() - began,
-        **bench.details(predicted),
-    ), None
+    row = _row(bench, "forest", wall_s=time.monotonic() - began, **bench.verdicts(predicted))
+    assert row.central is not None
+    on_progress(RunProgress(1.0, 0, row.central.accuracy, row.central.f1_macro))
+    return row, None
 
 
 def _row(bench: Bench, name: str, **fields: object) -> results.Row:

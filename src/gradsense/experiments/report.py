@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, object]]:
     summary = table3.lines(rows)
     for part in ("quality", "cost"):
         chosen = [(i, column) for i, column in enumerate(table3.COLUMNS) if column.part == part]
-        groups: dict[str, int] = {}
-        for _, column in chosen:
-            groups[column.group] = groups.get(column.group, 0) + 1
+        groups = Counter(column.group for _, column in chosen)
         body = [
             (line, [table3.written(line.stats[i], column) for i, column in chosen])
             for line in summary
@@ -192,8 +191,7 @@ def _counts(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
 
 
 def _added(counts: Iterable[dict[str, int]]) -> str:
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for one in counts:
-        for reason, count in one.items():
-            total[reason] = total.get(reason, 0) + count
+        total.update(one)
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(total.items())) or "none"

@@ -7,14 +7,13 @@ row": a random forest has no uplink, local-only training has no central model.
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from gradsense.errors import InputError
+from gradsense.storage import files
 
 
 def _finite_or_none(value: object) -> object:
@@ -26,7 +25,9 @@ Loss = Annotated[float | None, BeforeValidator(_finite_or_none)]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, from_attributes=True
+    )
 
 
 class ScoreSummary(_Model):
@@ -186,19 +187,9 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         InputError: ``path`` cannot be written.
     """
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only the owner can read; a result is for everybody.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        files.write(path, text.encode(), mode=0o644)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise InputError(
             f"cannot be written ({error.strerror})",
             hint="choose a path in a folder that exists and can be written to",

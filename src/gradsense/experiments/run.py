@@ -11,15 +11,14 @@ import numpy as np
 
 from gradsense.data.flows import class_numbers
 from gradsense.experiments import results
-from gradsense.experiments.bench import Bench, average, scores_row
+from gradsense.experiments.bench import Bench, average
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.update import GlobalModel
-from gradsense.learning.answers import answers, measure
+from gradsense.learning.answers import answers, fleet_score, measure
 from gradsense.learning.learner import FlowCost, Tensors
-from gradsense.learning.novelty import fleet_score
 from gradsense.models import folder
 from gradsense.models.heads.influence import SketchedInfluence
 from gradsense.models.heads.readout import Readout
@@ -37,8 +36,8 @@ class RunProgress:
 
     share: float
     aggregation: int
-    accuracy: float | None = None
-    f1_macro: float | None = None
+    accuracy: float
+    f1_macro: float
     uplink_bytes: int = 0
     virtual_s: float = 0.0
 
@@ -94,7 +93,7 @@ class FederatedRun:
 
     def start(self) -> None:
         """Measure version 0 and send it out."""
-        self._point(0, self.bench.initial)
+        self._on_model(self.simulator.coordinator.model)
         self.simulator.start()
 
     def step(self) -> bool:
@@ -124,20 +123,9 @@ class FederatedRun:
         )
 
     def _on_model(self, model: GlobalModel) -> None:
-        self._point(model.version, model.tensors)
-
-    def _point(self, version: int, tensors: Tensors) -> None:
-        loss, scores, _ = self.bench.evaluate(self.algorithm.weights(tensors))
-        self.curve.append(
-            results.Point(
-                aggregation=version,
-                virtual_s=self.simulator.now,
-                uplink_bytes=self.simulator.meter.uplink_bytes,
-                accuracy=scores.accuracy,
-                f1_macro=scores.f1_macro,
-                loss=loss,
-            )
-        )
+        now, uplink_bytes = self.simulator.now, self.simulator.meter.uplink_bytes
+        weights = self.algorithm.weights(model.tensors)
+        self.curve.append(self.bench.point(model.version, weights, now, uplink_bytes))
 
     def _on_last_work(self, client: Client) -> None:
         """Score a client's own model before a broadcast changes it.
@@ -151,10 +139,10 @@ class FederatedRun:
     def _score(self, client: Client) -> None:
         if client.name not in self.sample:
             return
-        self.clients[client.name] = scores_row(self.bench.evaluate(client.weights)[1])
+        self.clients[client.name] = self.bench.evaluate(client.weights)[1]
         own = self.bench.own_score(client.name, client.weights)
         if own is not None:
-            self.clients_own[client.name] = scores_row(own)
+            self.clients_own[client.name] = own
 
     # At rest --------------------------------------------------------------------------------
 
@@ -206,7 +194,6 @@ class FederatedRun:
         for client in simulator.clients.values():
             if client.name not in self.clients and client.steps:
                 self._score(client)
-        _, scores, predicted = self.bench.evaluate(self.final())
         central_s, client_s = simulator.central_latency_s(), simulator.client_latency_s()
         settings = self.bench.settings
         return results.Row(
@@ -215,10 +202,8 @@ class FederatedRun:
             seed=settings.seed,
             rounds=settings.rounds,
             synthetic=self.bench.corpus.synthetic,
-            central=scores_row(scores),
             clients=average(self.clients),
             clients_own=average(self.clients_own),
-            alarms=self.bench.alarms(self.final()),
             central_latency_s=central_s,
             client_latency_s=client_s,
             requests_per_min=60 / central_s if central_s else None,
@@ -235,17 +220,8 @@ class FederatedRun:
             triggers=dict(simulator.triggers),
             dropped_out=meter.dropped_out,
             curve=self.curve,
-            uploads_log=[
-                results.UploadMark(
-                    virtual_s=mark.virtual_s,
-                    client=mark.client,
-                    reason=mark.reason,
-                    bytes=mark.bytes,
-                    aggregation=mark.aggregation,
-                )
-                for mark in simulator.uploads
-            ],
-            **self.bench.details(predicted),
+            uploads_log=[results.UploadMark.model_validate(mark) for mark in simulator.uploads],
+            **self.bench.central(self.final()),
         )
 
 
@@ -321,7 +297,7 @@ def write_model(
     score: SketchedInfluence | None = None,
 ) -> None:
     """Write the model folder of these tensors, which gave this row, calibrated on validation."""
-    bench.trainer.load(tensors)
+    bench.trainer.classifier.load(tensors)
     extra = {
         "algorithm": row.algorithm,
         "alarm_threshold": None if row.alarms is None else row.alarms.threshold,

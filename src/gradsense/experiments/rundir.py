@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import tempfile
@@ -27,7 +26,7 @@ def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
         for column in ("client", "class", "text"):
             digest.update("\n".join(frame[column]).encode())
     return {
-        "settings": json.loads(settings.model_dump_json()),
+        "settings": settings.model_dump(mode="json"),
         "data_sha256": digest.hexdigest(),
     }
 
@@ -35,33 +34,45 @@ def fingerprint(settings: RunSettings, corpus: Corpus) -> dict[str, Any]:
 def claimable(out: Path, *, resume: bool) -> None:
     """Complain about a folder before minutes are spent on a run that could not use it.
 
-    Leaves no trace: an input error found later must not leave a folder behind.
+    Makes nothing: an input error found later must not leave a folder behind.
 
     Raises:
         InputError: ``out`` cannot be written, holds a run and no ``resume``, or something else.
     """
-    with contextlib.ExitStack() as traces:
-        for folder in writable(out):
-            traces.callback(_remove_empty, folder)
-    _unclaimed(out, resume=resume)
+    writable(out)
+    if (out / SETTINGS).exists():
+        if not resume:
+            raise InputError(
+                "the folder holds a run already",
+                hint="add --resume to continue it, or choose another --out",
+                file=out,
+            )
+        return
+    for name in (RESULTS, REPORT, MODEL, CHECKPOINT):
+        if (out / name).exists():  # without settings it is not of a run: a comparison, say
+            raise InputError(
+                f"the folder holds a {name} that no run of this kind wrote",
+                hint="choose another --out",
+                file=out,
+            )
 
 
-def writable(out: Path) -> list[Path]:
-    """Make the folder ``out``; the folders that it took, outermost first.
+def writable(out: Path) -> None:
+    """Complain about a folder that cannot be made or written to.
 
     Raises:
-        InputError: ``out`` cannot be made or written to.
+        InputError: it is one.
     """
     try:
-        made = [folder for folder in (out, *out.parents) if not folder.exists()][::-1]
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        nearest = next(folder for folder in (out, *out.parents) if folder.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(0, f"{nearest} is no folder")
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise InputError(
             f"cannot write here: {error.strerror}", hint="choose another --out", file=out
         ) from None
-    return made
 
 
 def load_row(out: Path) -> results.Row:
@@ -80,37 +91,14 @@ def load_row(out: Path) -> results.Row:
     return rows[0]
 
 
-def _remove_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _unclaimed(out: Path, *, resume: bool) -> None:
-    if (out / SETTINGS).exists():
-        if not resume:
-            raise InputError(
-                "the folder holds a run already",
-                hint="add --resume to continue it, or choose another --out",
-                file=out,
-            )
-        return
-    for name in (RESULTS, REPORT, MODEL, CHECKPOINT):
-        if (out / name).exists():  # without settings it is not of a run: a comparison, say
-            raise InputError(
-                f"the folder holds a {name} that no run of this kind wrote",
-                hint="choose another --out",
-                file=out,
-            )
-
-
 def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> results.Row | None:
     """Make ``out`` this run's folder; its row if the run is already finished.
 
     Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
     """
-    writable(out)
-    _unclaimed(out, resume=resume)
+    claimable(out, resume=resume)
+    out.mkdir(parents=True, exist_ok=True)
     own, path = fingerprint(settings, corpus), out / SETTINGS
     if not path.exists():
         results.write_text(path, json.dumps(own, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Table III: one line for each algorithm, mean ± spread over seeds.
 
-One list of columns feeds the terminal, the Markdown and the report, so that they cannot differ.
+One list of columns feeds the terminal and the report, so that they cannot differ.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradsense.experiments.results import Row, ScoreSummary
+from gradsense.experiments.results import Row
 
 NOTHING = "–"
 Part = Literal["quality", "cost"]
@@ -61,18 +61,10 @@ SECONDS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "d"))
 JOULES = ((1.0, "J"), (1e3, "kJ"), (1e6, "MJ"))
 
 
-def _score(part: str, name: str) -> Callable[[Row], float | None]:
+def _score(part: str, name: str, scale: float = 1.0) -> Callable[[Row], float | None]:
     def get(row: Row) -> float | None:
-        scores: ScoreSummary | None = getattr(row, part)
-        return None if scores is None else float(getattr(scores, name))
-
-    return get
-
-
-def _percent(name: str) -> Callable[[Row], float | None]:
-    def get(row: Row) -> float | None:
-        share: float | None = None if row.alarms is None else getattr(row.alarms, name)
-        return None if share is None else 100 * share
+        value: float | None = getattr(getattr(row, part), name, None)
+        return None if value is None else scale * value
 
     return get
 
@@ -84,8 +76,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("quality", "clients' average", "accuracy", _score("clients", "accuracy"), 3),
     Column("quality", "clients' average", "F1", _score("clients", "f1_weighted"), 3),
     Column("quality", "clients, own site", "accuracy", _score("clients_own", "accuracy"), 3),
-    Column("quality", "alarms, %", "false", _percent("false_alarms"), 2),
-    Column("quality", "alarms, %", "found", _percent("detected"), 1),
+    Column("quality", "alarms, %", "false", _score("alarms", "false_alarms", 100), 2),
+    Column("quality", "alarms, %", "found", _score("alarms", "detected", 100), 1),
     Column("cost", "latency, s", "central", lambda row: row.central_latency_s),
     Column("cost", "latency, s", "client", lambda row: row.client_latency_s),
     Column("cost", "requests a minute", "central", lambda row: row.requests_per_min),
@@ -233,30 +225,3 @@ def _drawn(summary: list[Line], part: Part, between: str, gap: int) -> Table:
         cells = [between.join(written(line.stats[i], column)).rstrip() for i, column in chosen]
         inner.add_row(escape(line.algorithm), *cells)
     return inner
-
-
-def markdown(rows: list[Row]) -> str:
-    """Table III as two Markdown tables with title and footnotes."""
-    summary = lines(rows)
-    blocks = [f"**{title(rows)}**"]
-    for part in ("quality", "cost"):
-        chosen = [(index, column) for index, column in enumerate(COLUMNS) if column.part == part]
-        heads = ["algorithm", *(f"{column.group}: {column.title}" for _, column in chosen)]
-        body = [
-            [
-                _plain(line.algorithm) + (" (reference)" if line.kind == "reference" else ""),
-                *(
-                    " ".join(written(line.stats[index], column)).rstrip()
-                    for index, column in chosen
-                ),
-            ]
-            for line in summary
-        ]
-        ruler = ["---", *("---:" for _ in chosen)]
-        blocks.append("\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ruler, *body)))
-    blocks.append("\n".join(f"- {note}" for note in footnotes().splitlines()))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _plain(name: str) -> str:
-    return name.replace("|", "\\|").replace("\n", " ")

@@ -8,61 +8,31 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from gradsense.agent.supervisor import die_with_parent
 from gradsense.config import RunSettings
 from gradsense.errors import GradsenseError
 from gradsense.experiments.bench import set_up
-from gradsense.experiments.corpus import Corpus, load_corpus
+from gradsense.experiments.corpus import load_corpus
 from gradsense.experiments.references import REFERENCES, run_reference
 from gradsense.experiments.run import RunProgress, train
 
-#: Settings that fix a corpus; the others say how it is learnt from.
-_CORPUS = {
-    "data",
-    "cap",
-    "view",
-    "unknown_labels",
-    "strict",
-    "contradictions",
-    "split",
-    "partition",
-    "clients",
-    "alpha",
-    "template",
-    "seed",
-}
+#: The corpus of the last job is kept, because the next job mostly has the same.
+_corpus = lru_cache(maxsize=1)(load_corpus)
 
 
-class Corpora:
-    """The corpus of the last job, kept because the next job mostly has the same."""
-
-    def __init__(self) -> None:
-        self._key = ""
-        self._corpus: Corpus | None = None
-
-    def get(self, settings: RunSettings) -> Corpus:
-        """The corpus of these settings."""
-        key = settings.model_dump_json(include=_CORPUS)
-        if self._corpus is None or key != self._key:
-            self._key, self._corpus = key, load_corpus(settings)
-        return self._corpus
-
-
-def run_job(
-    job: dict[str, Any], corpora: Corpora, report: Callable[[RunProgress], None]
-) -> tuple[str, ...]:
+def run_job(job: dict[str, Any], report: Callable[[RunProgress], None]) -> tuple[str, ...]:
     """One algorithm or reference with one seed, into its folder; the notes on its data."""
-    settings = RunSettings.model_validate(job["settings"])
-    corpus = corpora.get(settings)
+    settings, out = RunSettings.model_validate(job["settings"]), Path(job["out"])
+    # Jobs mostly differ in the seed and the algorithm, and no algorithm changes its data.
+    corpus = _corpus(settings.model_copy(update={"algorithm": ""}))
     bench = set_up(settings, corpus)
-    out = Path(job["out"])
     if settings.algorithm in REFERENCES:
         run_reference(bench, settings.algorithm, out, resume=job["resume"], on_progress=report)
     else:
@@ -70,56 +40,27 @@ def run_job(
     return corpus.notes
 
 
-def _received(jobs: TextIO, busy: threading.Event) -> Iterator[dict[str, Any]]:
-    """The jobs as they come; ``busy`` is set with each, and whoever is done with it clears it.
-
-    The comparison ends its list of jobs only while the worker is idle. Where the list ends before,
-    the comparison was killed, and a worker that went on would write into folders that a resumed
-    comparison uses.
-    """
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in jobs:
-            busy.set()
-            waiting.put(line)
-        if busy.is_set():
-            os._exit(1)
-        waiting.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    while line := waiting.get():
-        yield json.loads(line)
-
-
 def serve(jobs: TextIO, news: TextIO) -> None:
     """Work until the jobs end. Each job ends in one line, ``done`` or ``error``."""
 
-    def say(**message: object) -> None:
+    def send(event: str, **message: object) -> None:
         try:
-            print(json.dumps(message), file=news, flush=True)
+            print(json.dumps({"event": event, **message}), file=news, flush=True)
         except BrokenPipeError:  # the comparison is gone, and nobody is left to complain to
             os._exit(1)
 
-    corpora = Corpora()
-    busy = threading.Event()
-    for job in _received(jobs, busy):
-        number = job["number"]
-
-        def report(progress: RunProgress, number: int = number) -> None:
-            say(number=number, event="progress", **asdict(progress))
-
+    for job in jobs:
         try:
-            notes = run_job(job, corpora, report)
+            notes = run_job(json.loads(job), lambda now: send("progress", **asdict(now)))
         except GradsenseError as error:
-            busy.clear()
-            say(number=number, event="error", text=str(error), exit_code=error.exit_code)
+            send("error", text=str(error), exit_code=error.exit_code)
         else:
-            busy.clear()
-            say(number=number, event="done", notes=notes)
+            send("done", notes=notes)
 
 
 if __name__ == "__main__":
+    # A worker that outlived a killed comparison would write into folders that a resumed one uses.
+    die_with_parent(int(sys.argv[1]))
     # Whatever a library prints must not be taken for news.
     news, sys.stdout = sys.stdout, sys.stderr
     serve(sys.stdin, news)

@@ -6,10 +6,17 @@ virtual time, the agent and the coordinator process over MQTT. Tensors are numpy
 never changed in place, so that a thousand clients may share one global model.
 """
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = [
+    "Algorithm", "AllInvited", "AnyOf", "Arrived", "Broadcast", "Client", "Codec",
+    "Coordinator", "Count", "Decision", "DeltaRule", "EveryRound", "FedAvg", "GlobalModel",
+    "Gradient", "Joined", "Left", "LocalState", "Outgoing", "Performance", "Plan", "Pool",
+    "Pooled", "PooledUpdate", "Quorum", "Refuse", "Rule", "Send", "Sensed", "Silence", "Ticked",
+    "Transform", "Trigger", "TurnedAway", "Unexplained", "Update", "WakeAt", "WeightedSum",
+    "get_algorithm", "part",
+]  # fmt: skip
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, get_algorithm
     from gradsense.federation.algorithms.fedavg import FedAvg
@@ -42,48 +49,3 @@ if TYPE_CHECKING:
         Unexplained,
     )
     from gradsense.federation.update import GlobalModel, Update
-else:
-    export(__name__)
-
-__all__ = [
-    "Algorithm",
-    "AllInvited",
-    "AnyOf",
-    "Arrived",
-    "Broadcast",
-    "Client",
-    "Codec",
-    "Coordinator",
-    "Count",
-    "Decision",
-    "DeltaRule",
-    "EveryRound",
-    "FedAvg",
-    "GlobalModel",
-    "Gradient",
-    "Joined",
-    "Left",
-    "LocalState",
-    "Outgoing",
-    "Performance",
-    "Plan",
-    "Pool",
-    "Pooled",
-    "PooledUpdate",
-    "Quorum",
-    "Refuse",
-    "Rule",
-    "Send",
-    "Sensed",
-    "Silence",
-    "Ticked",
-    "Transform",
-    "Trigger",
-    "TurnedAway",
-    "Unexplained",
-    "Update",
-    "WakeAt",
-    "WeightedSum",
-    "get_algorithm",
-    "part",
-]

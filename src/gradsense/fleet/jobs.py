@@ -28,7 +28,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
 class Job(BaseModel):
-    """``job.json``. Fields that an algorithm does not use are ignored by it."""
+    """``job.json``. Fields that an algorithm does not use are ignored by it.
+
+    >>> Job(run="porch", labels=("Benign", "DDoS")).algorithm
+    'gsfs'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -16,6 +16,7 @@ from gradsense.storage.sqlite import StorageFull
 BATCH = 100
 #: Seconds until the retry after a failure: doubled each time, up to the second figure.
 FIRST_WAIT, LAST_WAIT = 1.0, 60.0
+_QUEUE_BYTES = 64 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +27,10 @@ class Outbox:
     A sink that is down delays no other sink.
 
     Args:
-        journal: the queue.
         sinks: receivers by their unique names.
-        most_bytes: of each sink's queue on disk; beyond it the oldest messages are dropped.
-        least: of each sink, the lowest severity that it is sent.
+        most_bytes: of a sink's queue on disk, 64 MiB where it is not named; beyond it the oldest
+            messages are dropped.
+        least: the lowest severity that a sink is sent; everything where it is not named.
         wait: sleeps for seconds or until the event is set; for tests.
     """
 
@@ -38,7 +39,7 @@ class Outbox:
         journal: GatewayStore,
         sinks: Mapping[str, Sink],
         *,
-        most_bytes: Mapping[str, int],
+        most_bytes: dict[str, int],
         least: Mapping[str, Severity],
         wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
     ) -> None:
@@ -66,7 +67,10 @@ class Outbox:
     def trim(self) -> int:
         """Cut every queue to its bound; returns how many messages were dropped."""
         try:
-            return sum(self._journal.trim(name, self._most_bytes[name]) for name in self._sinks)
+            return sum(
+                self._journal.trim(name, self._most_bytes.get(name, _QUEUE_BYTES))
+                for name in self._sinks
+            )
         except StorageFull:
             return 0  # the disk is full anyway; the next round trims
 
@@ -114,7 +118,7 @@ class Outbox:
         waiting = self._journal.waiting(name, BATCH)
         if not waiting:
             return False
-        least = SEVERITIES.index(self._least[name])
+        least = SEVERITIES.index(self._least.get(name, "info"))
         wanted = [alert for _, alert in waiting if SEVERITIES.index(alert.severity) >= least]
         refused = 0
         try:

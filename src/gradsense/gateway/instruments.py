@@ -21,11 +21,7 @@ _BATCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 
 
 class Metrics:
-    """All metrics of one process, in a registry of their own; docs/sinks.md lists them.
-
-    Args:
-        registry: where they are registered.
-    """
+    """All metrics of one process, in a registry of their own; docs/sinks.md lists them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -35,10 +31,18 @@ class Metrics:
             return Gauge(f"gradsense_{name}", text, labels, registry=registry)
 
         self.registry = registry
-        self.flows = counter("flows", "Flows read.")
-        self.dropped_lines = counter("dropped_lines", "Log lines without a flow.", "reason")
-        self.verdicts = counter("verdicts", "Verdicts of the model.", "label")
-        self.alarms = counter("alarms", "Flows that raised an alert, or joined an open one.")
+        #: By the name of the journal's counter, or by what is before its colon.
+        self.counted = {
+            "flows": counter("flows", "Flows read."),
+            "dropped": counter("dropped_lines", "Log lines without a flow.", "reason"),
+            "verdict": counter("verdicts", "Verdicts of the model.", "label"),
+            "alarms": counter("alarms", "Flows that raised an alert, or joined an open one."),
+            "retraining_recommendations": counter(
+                "retraining_recommendations", "Recommendations to retrain the model."
+            ),
+            "models_adopted": counter("model_swaps", "New models taken over while running."),
+            "escalated": counter("escalated", "Prompts for a larger model, by outcome.", "outcome"),
+        }
         self.alerts = counter("alerts", "Alerts opened.", "label", "severity")
         self.alerts_open = gauge("alerts_open", "Alerts open now.")
         self.cache_hits = counter("cache_hits", "Flows judged from the cache.")
@@ -55,20 +59,10 @@ class Metrics:
             "baselines", "Device baselines, by whether they are learnt.", "state"
         )
         self.drift_psi = gauge("drift_psi", "Population stability index against training.")
-        self.retraining_recommendations = counter(
-            "retraining_recommendations", "Recommendations to retrain the model."
-        )
-        self.model_swaps = counter("model_swaps", "New models taken over while running.")
-        self.escalated = counter("escalated", "Prompts for a larger model, by outcome.", "outcome")
 
 
 class Observer:
-    """Updates ``Metrics`` from one watch.
-
-    Args:
-        metrics: to be updated.
-        judge, grouper, journal: those of the watch.
-    """
+    """Updates ``Metrics`` from the parts of one watch."""
 
     def __init__(
         self, metrics: Metrics, judge: Judge, grouper: Grouper, journal: GatewayStore
@@ -80,23 +74,11 @@ class Observer:
     def committed(self, batch: StoreBatch, seconds: float) -> None:
         """Count a committed batch, which took ``seconds`` to judge."""
         metrics = self.metrics
-        by_label = {
-            "dropped": metrics.dropped_lines,
-            "verdict": metrics.verdicts,
-            "escalated": metrics.escalated,
-        }
-        plain = {
-            "flows": metrics.flows,
-            "alarms": metrics.alarms,
-            "retraining_recommendations": metrics.retraining_recommendations,
-            "models_adopted": metrics.model_swaps,
-        }
         for name, number in batch.counts.items():
             kind, _, label = name.partition(":")
-            if kind in by_label:
-                by_label[kind].labels(label).inc(number)
-            elif kind in plain:
-                plain[kind].inc(number)
+            if kind in metrics.counted:
+                counter = metrics.counted[kind]
+                (counter.labels(label) if label else counter).inc(number)
         if batch.counts.get("flows"):
             metrics.batch_seconds.observe(seconds)
         metrics.alerts_open.set(len(self._grouper))
@@ -104,19 +86,18 @@ class Observer:
     def round(self) -> None:
         """Update what is not counted batch by batch: cache, queues, drift."""
         metrics = self.metrics
-        detector = self._judge.detector
+        judge, detector = self._judge, self._judge.detector
         hits = detector.judged - detector.inferred
         metrics.cache_hits.inc(self._since("cache", "hits", hits))
         for name, queue in self._journal.backlogs().items():
             metrics.sink_queue.labels(name).set(queue.waiting)
             metrics.sink_dropped.labels(name).inc(self._since("dropped", name, queue.dropped))
             metrics.sink_delivered.labels(name).inc(self._since("delivered", name, queue.delivered))
-        baseline = self._judge.baseline
-        if baseline is not None:
-            metrics.baselines.labels("learnt").set(baseline.settled)
-            metrics.baselines.labels("learning").set(len(baseline) - baseline.settled)
-        report = None if self._judge.drift is None else self._judge.drift.report()
-        if report is not None:
+        if judge.baseline is not None:
+            learnt = judge.baseline.settled
+            metrics.baselines.labels("learnt").set(learnt)
+            metrics.baselines.labels("learning").set(len(judge.baseline) - learnt)
+        if judge.drift is not None and (report := judge.drift.report()) is not None:
             metrics.drift_psi.set(report.largest)
 
     def _since(self, kind: str, name: str, total: int) -> int:
@@ -137,8 +118,7 @@ def serve(registry: CollectorRegistry, address: str) -> Callable[[], None]:
         server, thread = start_http_server(parts.port or 0, parts.hostname or "", registry=registry)
     except OSError as error:
         raise InputError(
-            f"cannot listen on {address} ({error.strerror or error})",
-            hint="give another address",
+            f"cannot listen on {address} ({error.strerror or error})", hint="give another address"
         ) from error
 
     def close() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,9 +15,8 @@ from gradsense.data.networks import Networks
 from gradsense.detection.detector import Detector, Verdict
 from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
-from gradsense.gateway.alerting.advice import NOVEL
-from gradsense.gateway.alerting.alert import Example
-from gradsense.gateway.alerting.grouping import Alarm, Explain, LogClock
+from gradsense.gateway.alerting.alert import NOVEL, Example
+from gradsense.gateway.alerting.grouping import Alarm, LogClock
 
 if TYPE_CHECKING:  # it imports an HTTP library, which few gateways need
     from gradsense.gateway.escalation.escalate import Escalator
@@ -51,7 +49,6 @@ class Judge:
     unlike the training flows: both are needed, since every network is new to a model in some way.
 
     Args:
-        detector: the model.
         clock: log time.
         networks: the operator's own.
         baseline: of the devices; without it there are no ``Novel`` alerts.
@@ -89,10 +86,9 @@ class Judge:
         counts: Counter[str] = Counter()
         if self.escalator is not None:
             self._escalate(self.escalator, verdicts, phrase_ids, counts)
-        alarming = np.fromiter((verdict.alarm for verdict in verdicts), bool, len(verdicts))
+        alarming = np.array([verdict.alarm for verdict in verdicts], bool)
         if self.drift is not None:
-            sure = np.fromiter((v.probability for v in verdicts), np.float64, len(verdicts))
-            self.drift.add(phrase_ids, sure)
+            self.drift.add(phrase_ids, np.array([verdict.probability for verdict in verdicts]))
         novel = self._novel(flows, phrase_ids, verdicts, ~alarming)
         clocks = self._clocks(flows, now)
         alarms = []
@@ -101,13 +97,25 @@ class Judge:
         columns = [column(flows, name) for name in _ENDS] if raising else []
         ends = list(zip(self._devices(flows), *columns, strict=True)) if raising else []
         for row in raising:
-            find = partial(_example, log, flows, row)
-            prompt = phrase_ids[row].tobytes()
-            alarm = self._alarm(verdicts[row], prompt, clocks[row], ends[row], find)
-            if (alarm.device, prompt) in self.silenced:
+            device, orig_h, resp_h, ts, port = ends[row]
+            verdict, prompt = verdicts[row], phrase_ids[row].tobytes()
+            if (device, prompt) in self.silenced:
                 counts["silenced"] += 1
-            else:
-                alarms.append(alarm)
+                continue
+            alarms.append(
+                Alarm(
+                    device=device,
+                    peer=self.networks.peer(orig_h, resp_h),
+                    label=verdict.label if verdict.alarm else NOVEL,
+                    clock=clocks[row],
+                    ts=ts,
+                    port=port,
+                    probability=verdict.probability,
+                    novelty=verdict.novelty,
+                    prompt=prompt,
+                    example=partial(_example, log, flows, row),
+                )
+            )
         for label, number in Counter(verdict.label for verdict in verdicts).items():
             counts[f"verdict:{label}"] += number
         counts["alarms"] += len(alarms)
@@ -123,11 +131,17 @@ class Judge:
         Raises:
             InputError: the model's reference is of another template; nothing has changed.
         """
-        drift = None if self.drift is None else _begun_anew(self.drift, detector)
+        reference, drift = detector.manifest.reference, self.drift
+        drift = drift and drift.anew(detector.template, reference)
         # Totals are of the watch, not of one model.
         detector.judged += self.detector.judged
         detector.inferred += self.detector.inferred
         self.detector, self.drift = detector, drift
+
+    def explain(self, prompt: bytes) -> tuple[str, ...]:
+        """Reasons for the verdict on a prompt (the bytes of its phrase ids), in words."""
+        phrase_ids = np.frombuffer(prompt, np.uint16).reshape(1, -1)
+        return tuple(reason.in_words() for reason in self.detector.explain(phrase_ids))
 
     def silence(self, pairs: frozenset[tuple[str, bytes]]) -> None:
         """Raise no alert for exactly these (device, prompt) pairs; replaces the earlier ones.
@@ -187,8 +201,7 @@ class Judge:
         novel = np.zeros(len(verdicts), bool)
         novel[rows] = unusual
         unlike = np.fromiter((v.novel or v.novelty is None for v in verdicts), bool, len(verdicts))
-        result: NDArray[np.bool_] = novel & unlike & quiet
-        return result
+        return np.asarray(novel & unlike & quiet)
 
     def _devices(self, flows: Flows) -> list[str]:
         return self.detector.template.task.devices(flows, self.networks)
@@ -200,53 +213,9 @@ class Judge:
         ends = np.minimum(ts + np.nan_to_num(duration), now + _AHEAD_S)
         ends = np.maximum.accumulate(np.maximum(ends, self.clock.value))
         self.clock.advance(float(ends[-1]))
-        clocks: list[float] = ends.tolist()
-        return clocks
-
-    def _alarm(
-        self,
-        verdict: Verdict,
-        prompt: bytes,
-        clock: float,
-        ends: tuple[str, str, str, float, int | None],
-        example: Callable[[], Example],
-    ) -> Alarm:
-        device, orig_h, resp_h, ts, port = ends
-        return Alarm(
-            device=device,
-            peer=self.networks.peer(orig_h, resp_h),
-            label=verdict.label if verdict.alarm else NOVEL,
-            clock=clock,
-            ts=ts,
-            port=port,
-            probability=verdict.probability,
-            novelty=verdict.novelty,
-            prompt=prompt,
-            example=example,
-        )
+        return list(ends.tolist())
 
 
 def _example(log: str, flows: Flows, place: int) -> Example:
     flow = row_of(flows, place)
     return Example(log=log, **{name: flow[name] for name in Example.model_fields if name != "log"})
-
-
-def _begun_anew(drift: Drift, detector: Detector) -> Drift:
-    """An empty window for this model; the time of the last recommendation is kept."""
-    fresh = Drift(detector.template, detector.manifest.reference, drift.settings)
-    empty = fresh.state().model_copy(update={"recommended_at": drift.state().recommended_at})
-    fresh.restore(empty.model_dump_json())
-    return fresh
-
-
-def explainer(judge: Judge) -> Explain:
-    """A function from a prompt (the bytes of its phrase ids) to reasons for its verdict, in words.
-
-    It uses the detector that the judge has when it is called.
-    """
-
-    def explain(prompt: bytes) -> tuple[str, ...]:
-        phrase_ids = np.frombuffer(prompt, np.uint16).reshape(1, -1)
-        return tuple(reason.in_words() for reason in judge.detector.explain(phrase_ids))
-
-    return explain

@@ -1,4 +1,4 @@
-"""The settings file of ``gradsense watch``: TOML, every key checked, secrets from environment.
+"""The settings file of ``gradsense watch``: TOML, every key checked, secrets from elsewhere.
 
 A sink's keys are in its own file, in ``alerting/sinks/``.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -25,7 +26,7 @@ from pydantic import (
 )
 
 from gradsense.data.networks import is_loopback
-from gradsense.errors import InputError
+from gradsense.errors import InputError, input_errors
 from gradsense.gateway.adapt.baseline import BaselineSettings
 from gradsense.gateway.alerting import sinks
 from gradsense.gateway.alerting.sink import SinkSettings
@@ -33,7 +34,13 @@ from gradsense.gateway.alerting.sink import SinkSettings
 #: A settings file is small; a larger one is something else.
 _MAX_BYTES = 1 << 20
 
-_UNKNOWN = "unknown key"
+_MAX_TOKEN_BYTES = 4096
+#: Shorter tokens could be guessed.
+_LEAST_TOKEN = 16
+_MAKE_TOKEN = "make one: (umask 077; openssl rand -hex 32 > token)"
+
+_File = TypeVar("_File", bound=BaseModel)
+_Loc = tuple[int | str, ...]
 
 #: A part of an MQTT topic, and of names made from it.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -83,10 +90,6 @@ class EscalateSettings(_Model):
         return self
 
 
-def _host_name() -> str:
-    return socket.gethostname().split(".")[0]
-
-
 class Settings(_Model):
     """The whole file.
 
@@ -99,9 +102,14 @@ class Settings(_Model):
         baseline: how the baselines of devices are learnt.
         escalate: the larger model to ask; without it none is asked.
         sink: receivers, each with its own name.
+
+    >>> Settings(sensor="hall", networks=["203.0.113.0/24"]).window_s
+    300
     """
 
-    sensor: Name = Field(default_factory=_host_name, validate_default=True)
+    sensor: Name = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0], validate_default=True
+    )
     window_s: float = Field(default=300, gt=0, le=86_400)
     max_s: float = Field(default=86_400, gt=0, le=31_536_000)
     networks: tuple[IPvAnyNetwork, ...] = ()
@@ -128,36 +136,49 @@ def read(path: Path | str, *, environ: Mapping[str, str] = os.environ) -> Settin
     Raises:
         InputError: the file cannot be read, is no TOML, or a key is unknown, missing or wrong.
     """
-    path, values = Path(path), dict[str, Any]()
     hint = "docs/sinks.md and docs/edge.md have all keys"
+    return read_toml(path, Settings, _place, hint=hint, context=environ)
+
+
+def read_toml(
+    path: Path | str,
+    model: type[_File],
+    place: Callable[[_Loc, dict[str, Any]], str | None],
+    *,
+    hint: str,
+    missing: str = "Field required",
+    context: Any = None,
+) -> _File:
+    """A small TOML file as a model.
+
+    Args:
+        place: from where pydantic has a fault, and the file's values, to words for people.
+        hint: where the keys are documented.
+        missing: what to say of a key that is not there.
+        context: for the model's validators.
+
+    Raises:
+        InputError: the file cannot be read, is no TOML, or a key is unknown, missing or wrong.
+    """
+    path, values = Path(path), dict[str, Any]()
+    with input_errors("cannot be read", hint="check the path", file=path), path.open("rb") as file:
+        text = file.read(_MAX_BYTES + 1)
     try:
-        with path.open("rb") as stream:
-            text = stream.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise InputError("the file is larger than 1 MiB", hint=hint, file=path)
         values = tomllib.loads(text.decode())
-        return Settings.model_validate(values, context=environ)
-    except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror or error})", hint="check the path", file=path
-        ) from error
+        return model.model_validate(values, context=context)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        raise InputError(
-            _UNKNOWN if fault["type"] == "extra_forbidden" else _plain(fault["msg"]),
-            hint=hint,
-            file=path,
-            field=_place(fault["loc"], values),
-        ) from None  # its text would show what was given
+        plain = {"extra_forbidden": "unknown key", "missing": missing}
+        what = plain.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+        # Without its cause, whose text would show what was given.
+        raise InputError(what, hint=hint, file=path, field=place(fault["loc"], values)) from None
     except ValueError as error:  # no TOML, or no UTF-8
         raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
 
 
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
-
-
-def _place(loc: tuple[int | str, ...], values: dict[str, Any]) -> str | None:
+def _place(loc: _Loc, values: dict[str, Any]) -> str | None:
     """``sink 2 (webhook): url`` for ``("sink", 1, "url")``."""
     match loc:
         case ():
@@ -167,3 +188,35 @@ def _place(loc: tuple[int | str, ...], values: dict[str, Any]) -> str | None:
             shown = f"sink {index + 1} ({kind})" if kind in sinks.types() else f"sink {index + 1}"
             return ": ".join([shown, *map(str, rest)])
     return ".".join(str(part) for part in loc)
+
+
+def read_secret(file: Path) -> str:
+    """The token in ``file``, without white space around it.
+
+    Raises:
+        InputError: the file cannot be read, other users may read it, or it holds no token: 16 or
+            more printable ASCII characters without spaces.
+    """
+    with input_errors("cannot be read", hint=_MAKE_TOKEN, file=file), file.open("rb") as stream:
+        mode, body = file.stat().st_mode, stream.read(_MAX_TOKEN_BYTES + 1)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise InputError(
+            "other users may read or write the token", hint=f"chmod 600 {file}", file=file
+        )
+    return checked_secret(body.decode("ascii", errors="replace").strip(), file)
+
+
+def checked_secret(token: str, source: Path | str) -> str:
+    """``token``, if it fits a header and is long enough. ``source`` is named in the error.
+
+    Raises:
+        InputError: it is not.
+    """
+    printable = all("!" <= sign <= "~" for sign in token)
+    if not printable or not _LEAST_TOKEN <= len(token) <= _MAX_TOKEN_BYTES:
+        raise InputError(
+            f"no token of {_LEAST_TOKEN} or more printable characters",
+            hint=_MAKE_TOKEN,
+            file=source,
+        )
+    return token

@@ -7,27 +7,36 @@ lose the last transactions, whole ones, whose flows are then judged again under 
 
 Messages to sinks are a queue on disk. Every sink has its own place in it, so a dead sink delays no
 other, and its backlog has a bound beyond which the oldest messages are dropped and counted.
+
+Beside it stands the file of all verdicts, where one is wanted, whose length the journal keeps.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradsense.errors import InputError
+import polars as pl
+
+from gradsense.data.flows import Flows, column
+from gradsense.errors import InputError, input_errors
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import GROUP, Group
-from gradsense.storage import files
 from gradsense.storage.sqlite import Database, Schema
 from gradsense.tasks.task import get_task
+
+if TYPE_CHECKING:  # it brings a runtime of graphs, which readers of the state do without
+    from gradsense.detection.detector import Verdict
 
 FILE = "watch.sqlite3"
 #: Closed alerts that are kept for feedback; older ones are deleted.
 KEPT_ALERTS = 10_000
+_VERDICT_COLUMNS = ("line", "ts", "uid", "orig_h", "orig_p", "resp_h", "resp_p")
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS places (log TEXT PRIMARY KEY, body TEXT NOT NULL);
@@ -97,6 +106,8 @@ class Feedback:
 class GatewayStore:
     """One gateway's state. Threads may share it; a lock serialises them.
 
+    What writes raises ``StorageFull`` if it could not, and then no part is written; try again.
+
     Args:
         folder: made if it is not there.
         exclusive: refuse to open what another process watches with.
@@ -107,43 +118,18 @@ class GatewayStore:
 
     def __init__(self, folder: Path, *, exclusive: bool = True) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            busy = InputError(
-                "another gradsense watch works with this state",
-                hint="stop it, or give another --state",
-                file=folder,
-            )
-            self._guard = files.lock(folder / "lock", busy) if exclusive else None
-        except OSError as error:
-            raise InputError(
-                f"cannot keep its state there ({error.strerror or error})",
-                hint="give a writable folder as --state",
-                file=folder,
-            ) from error
-        try:
-            self._db = Database(folder / FILE, _SCHEMA)
-        except BaseException:
-            self._unlock()
-            raise
+        busy = "another gradsense watch works with this state"
+        lock = "lock" if exclusive else None
+        self._db = Database.of_state(folder, FILE, _SCHEMA, lock=lock, busy=busy)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""
         self._db.close()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self._guard is not None:
-            self._guard.close()
 
     # Watching -------------------------------------------------------------------------------
 
     def commit(self, batch: StoreBatch) -> None:
-        """Commit one step.
-
-        Raises:
-            StorageFull: it could not be written, and no part of it was; try again.
-        """
+        """Commit one step."""
         with self._db.transaction() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO places VALUES (?, ?)",
@@ -225,11 +211,7 @@ class GatewayStore:
         return [(seq, Alert.model_validate_json(body)) for seq, body in rows]
 
     def delivered(self, sink: str, seq: int, *, count: int, refused: int = 0) -> None:
-        """Move a sink's place to ``seq``: it took ``count`` messages and refused the others.
-
-        Raises:
-            StorageFull: it could not be written; the sink will get these messages again.
-        """
+        """Move a sink's place to ``seq``: it took ``count`` messages and refused the others."""
         with self._db.transaction() as db:
             db.execute(
                 "UPDATE sinks SET seq = max(seq, ?), delivered = delivered + ?, "
@@ -239,33 +221,21 @@ class GatewayStore:
             _forget_delivered(db)
 
     def trim(self, sink: str, most_bytes: int) -> int:
-        """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many.
-
-        Raises:
-            StorageFull: it could not be written.
-        """
+        """Drop a sink's oldest messages while more than ``most_bytes`` wait; returns how many."""
         with self._db.transaction() as db:
-            (size,) = db.execute(
-                "SELECT coalesce(sum(m.bytes), 0) FROM messages m, sinks s "
-                "WHERE s.name = ? AND m.seq > s.seq",
-                (sink,),
+            gone, last = db.execute(
+                "SELECT count(*), max(seq) FROM (SELECT m.seq, sum(m.bytes) OVER "
+                "(ORDER BY m.seq DESC) AS upto FROM messages m, sinks s "
+                "WHERE s.name = ? AND m.seq > s.seq) WHERE upto > ?",
+                (sink, most_bytes),
             ).fetchone()
-            if size <= most_bytes:
-                return 0
-            gone, last = 0, 0
-            for seq, length in db.execute(
-                "SELECT m.seq, m.bytes FROM messages m, sinks s "
-                "WHERE s.name = ? AND m.seq > s.seq ORDER BY m.seq",
-                (sink,),
-            ):
-                if size <= most_bytes:
-                    break
-                size, gone, last = size - length, gone + 1, seq
-            db.execute(
-                "UPDATE sinks SET seq = ?, dropped = dropped + ? WHERE name = ?", (last, gone, sink)
-            )
-            _forget_delivered(db)
-            return gone
+            if gone:
+                db.execute(
+                    "UPDATE sinks SET seq = ?, dropped = dropped + ? WHERE name = ?",
+                    (last, gone, sink),
+                )
+                _forget_delivered(db)
+            return int(gone)
 
     def backlogs(self) -> dict[str, Backlog]:
         """Every sink's queue."""
@@ -335,6 +305,64 @@ class GatewayStore:
             (get_task().normal,),
         )
         return frozenset((device, prompt) for device, prompt in rows)
+
+
+class VerdictLog:
+    """Appends verdicts; the file's length is part of the journal's transaction.
+
+    The lines of a batch are written before its transaction. A process that is killed in between
+    leaves lines that are not in the journal; ``cut`` removes them at the next start, and their
+    flows are judged again.
+
+    Raises:
+        InputError: ``path`` cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        #: Under which the journal keeps the length, among the places in logs.
+        self.key = f"verdicts:{path}"
+        hint = "give a writable file as --verdicts"
+        with input_errors("cannot write there", hint=hint, file=path):
+            self._file = path.open("ab", buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def cut(self, size: int) -> None:
+        """Remove everything after ``size`` bytes."""
+        if size < self.size:
+            self._file.truncate(size)
+            self.size = size
+
+    def add(self, log: str, flows: Flows, verdicts: list[Verdict]) -> None:
+        """Append one line for each flow, all or none.
+
+        Raises:
+            OSError: the disk is full, say; the file is unchanged.
+        """
+        table = pl.DataFrame(
+            {
+                "log": pl.repeat(log, len(verdicts), eager=True),
+                **{name: column(flows, name) for name in _VERDICT_COLUMNS},
+                "verdict": [one.label for one in verdicts],
+                "probability": [round(one.probability, 6) for one in verdicts],
+                "suspicion": [round(one.suspicion, 6) for one in verdicts],
+                "alarm": [one.alarm for one in verdicts],
+                "novelty": [one.novelty for one in verdicts],
+            },
+            schema_overrides={"novelty": pl.Float64},
+        )
+        data = table.write_ndjson().encode()
+        try:
+            written = 0
+            while written < len(data):
+                written += self._file.write(data[written:]) or 0
+        except OSError:
+            self._file.truncate(self.size)
+            raise
+        self.size += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 def _newest(db: sqlite3.Connection) -> int:

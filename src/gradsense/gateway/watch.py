@@ -1,4 +1,7 @@
-"""The watch: a loop that reads new log lines, judges their flows, commits and delivers."""
+"""The watch: a loop that reads new log lines, judges their flows, commits and delivers.
+
+A new bundle on disk is detected and loaded in the background, and judges from then on.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsense.data.sources.following import LiveLog
 from gradsense.data.tally import Tally
-from gradsense.detection.detector import Verdict
+from gradsense.detection.bundle import GRAPH_FILE, HEAD_FILE, MANIFEST_FILE, TOKENIZER_FILE
+from gradsense.detection.detector import Detector, Verdict
 from gradsense.errors import GradsenseError
 from gradsense.gateway.alerting.grouping import Grouper
 from gradsense.gateway.delivery import Outbox
 from gradsense.gateway.judge import Judge
-from gradsense.gateway.reload import Successor
-from gradsense.gateway.store import GatewayStore, StoreBatch
-from gradsense.gateway.verdicts import VerdictLog
+from gradsense.gateway.store import GatewayStore, StoreBatch, VerdictLog
 from gradsense.storage.sqlite import StorageFull
 
 if TYPE_CHECKING:  # it needs a library that not every gateway has
@@ -31,8 +35,96 @@ CHUNK_BYTES = 1 << 17
 #: Seconds between polls of logs that do not grow, between retries on a full disk, and between
 #: rounds of the work that is not done with every batch.
 POLL_S, RETRY_S, ROUND_S = 0.1, 1.0, 10.0
+#: Seconds between two checks of the folder; a check is four calls of ``stat``.
+LOOK_S = 1.0
+
+#: Inode, size and modification time of every file of a bundle. A folder that replaces another has
+#: other inodes, even if its times are the same.
+_Stamp = tuple[tuple[int, int, int], ...]
 
 _log = logging.getLogger(__name__)
+
+
+class Successor:
+    """Finds the detector that succeeds the current one.
+
+    Args:
+        path: the bundle's folder, which other processes may replace at any moment.
+        load: opens the bundle there.
+
+    Attributes:
+        current: the last detector that could be used.
+    """
+
+    def __init__(self, path: Path, load: Callable[[], Detector]) -> None:
+        self.path, self._load = path, load
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="bundle")
+        self._coming: tuple[_Stamp, Future[Detector]] | None = None
+        self._next_look = 0.0
+        self._seen = self._stamp()  # before the load, so that a change during it is detected
+        self.current = load()
+
+    def look(self, now: float) -> Detector | None:
+        """The detector of a new bundle once it is loaded, else None at once.
+
+        Args:
+            now: monotonic seconds.
+
+        Raises:
+            GradsenseError: a new bundle cannot be used: it is damaged, or of another template,
+                which baselines and feedback would not fit. Raised once; the bundle is tried again
+                when one of its files changes.
+        """
+        if self._coming is not None:
+            return self._arrived(*self._coming) if self._coming[1].done() else None
+        if now < self._next_look:
+            return None
+        self._next_look = now + LOOK_S
+        stamp = self._stamp()
+        if stamp and stamp != self._seen:
+            self._coming = stamp, self._pool.submit(self._load)
+        return None
+
+    def close(self) -> None:
+        """Load nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _arrived(self, stamp: _Stamp, loaded: Future[Detector]) -> Detector | None:
+        self._coming = None
+        if self._stamp() != stamp:
+            return None  # replaced while it was read; the parts may be of two bundles
+        self._seen = stamp
+        try:
+            fresh = loaded.result()
+        except GradsenseError:
+            raise
+        except Exception as error:  # memory, say: the old one stays in use whatever it was
+            raise GradsenseError(
+                f"{self.path}: the new bundle cannot be opened: {error}"
+            ) from error
+        own, other = self.current.template, fresh.template
+        if (own.name, own.version) != (other.name, other.version):
+            raise GradsenseError(
+                f"{self.path}: the new bundle's template is '{other.name}' version "
+                f"{other.version}, not '{own.name}' version {own.version}; restart to change it"
+            )
+        if fresh.manifest.id == self.current.manifest.id:
+            return None
+        self.current = fresh
+        return fresh
+
+    def _stamp(self) -> _Stamp:
+        """The stamp of the bundle as it is now; empty while there is none."""
+        found = []
+        for name in (MANIFEST_FILE, GRAPH_FILE, TOKENIZER_FILE, HEAD_FILE):
+            try:
+                status = (self.path / name).stat()
+            except OSError:
+                if name == MANIFEST_FILE:
+                    return ()
+            else:
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return tuple(found)
 
 
 class Watch:
@@ -43,16 +135,10 @@ class Watch:
     While the disk is full, reading stops and the transaction is retried: the log is the buffer.
 
     Args:
-        sources: the logs.
-        judge, grouper, journal: see there. Open alerts and device baselines are restored from
-            the journal.
-        outbox: delivers messages; None if there are no sinks.
-        verdicts: the file of all verdicts, or None.
+        journal: open alerts and device baselines are restored from it.
         clock: seconds since the epoch.
-        timer: monotonic seconds, to measure durations.
-        wait: sleeps for seconds or until the event is set.
-        observer: updates metrics with each batch that was committed, and once a round.
-        successor: finds a new bundle; None to keep the judge's detector.
+        verdicts, observer, successor: None for no file of all verdicts, no metrics, and the
+            judge's detector for good.
     """
 
     def __init__(
@@ -61,24 +147,22 @@ class Watch:
         judge: Judge,
         grouper: Grouper,
         journal: GatewayStore,
+        outbox: Outbox,
         *,
-        outbox: Outbox | None = None,
         verdicts: VerdictLog | None = None,
         clock: Callable[[], float] = time.time,
-        timer: Callable[[], float] = time.perf_counter,
-        wait: Callable[[threading.Event, float], bool] = threading.Event.wait,
         observer: Observer | None = None,
         successor: Successor | None = None,
     ) -> None:
         self.sources, self.judge, self.grouper, self.journal = sources, judge, grouper, journal
         self.outbox, self.verdicts = outbox, verdicts
-        self._clock, self._timer, self._wait, self._observer = clock, timer, wait, observer
-        self._successor = successor
+        self._observer, self._successor = observer, successor
+        self._clock, self._timer = clock, time.perf_counter
         self.tally = Tally()
         self.counts: Counter[str] = Counter()
         self.stop = threading.Event()
         self._next_round, self._warned = 0.0, False
-        if verdicts is not None and (size := journal.places().get(_verdicts_key(verdicts))):
+        if verdicts is not None and (size := journal.places().get(verdicts.key)):
             verdicts.cut(size)  # lines that were written and never committed
         grouper.restore(journal.open_groups())
         if judge.baseline is not None:
@@ -97,15 +181,14 @@ class Watch:
             GradsenseError: stopped while the disk was full. The next run continues after the
                 last commit.
         """
-        if self.outbox is not None:
-            self.outbox.start()
+        self.outbox.start()
         while not self.stop.is_set():
             moved = [self.step(source, final=once) for source in self.sources]
             self.round(once=once)
             if not any(moved):
                 if once or all(source.ended for source in self.sources):
                     break
-                self._wait(self.stop, POLL_S)
+                self.stop.wait(POLL_S)
         self.finish(close_alerts=once and not self.stop.is_set())
 
     def step(self, source: LiveLog, *, final: bool = False) -> bool:
@@ -130,16 +213,12 @@ class Watch:
         batch.counts["alerts"] = sum(alert.state == "open" for alert in batch.messages)
         for reason, drop in tally.dropped.items():
             batch.counts[f"dropped:{reason}"] = drop.count
-        place = source.place()
-        if place is not None:
-            batch.places[str(source.log)] = place
+        log, file = str(source.log), self.verdicts
+        if (place := source.place()) is not None:
+            batch.places[log] = place
         self.tally.merge(tally)
-        if self.verdicts is None:
-            self._commit(batch, seconds)
-        else:
-            self._commit(
-                batch, seconds, partial(self.verdicts.add, str(source.log), flows, verdicts)
-            )
+        write = None if file is None else partial(file.add, log, flows, verdicts)
+        self._commit(batch, seconds, write)
         return True
 
     def round(self, *, once: bool = False) -> None:
@@ -163,16 +242,12 @@ class Watch:
                 "hardly any flow has a local address at either end; name your own networks: "
                 'networks = ["203.0.113.0/24"] in the settings file'
             )
-        if self.outbox is not None:
-            self.outbox.trim()
+        self.outbox.trim()
         if self._observer is not None:
             self._observer.round()
 
     def _take_over(self, now: float) -> None:
-        """Use the new bundle from now on, if there is one.
-
-        This happens between two steps, so each flow is judged by one model only.
-        """
+        """Use the new bundle from now on; between two steps, so one model judges each flow."""
         if self._successor is None:
             return
         try:
@@ -198,13 +273,11 @@ class Watch:
         batch.groups = self.grouper.changed()
         self._save_learnt(batch)
         self._commit(batch)
-        if self.outbox is not None:
-            self.outbox.flush(5.0)
-            self.outbox.close()
-        if self.verdicts is not None:
-            self.verdicts.close()
-        if self._successor is not None:
-            self._successor.close()
+        self.outbox.flush(5.0)
+        self.outbox.close()
+        for part in (self.verdicts, self._successor):
+            if part is not None:
+                part.close()
 
     def summary(self) -> dict[str, Any]:
         """The result of this run as JSON values: ``flows, alarms, alerts, verdicts, dropped,
@@ -237,9 +310,7 @@ class Watch:
             batch.blobs["drift", "state"] = self.judge.drift.state().model_dump_json().encode()
 
     def _check_drift(self, batch: StoreBatch, now: float) -> None:
-        if self.judge.drift is None:
-            return
-        found = self.judge.drift.recommend(now)
+        found = None if self.judge.drift is None else self.judge.drift.recommend(now)
         if found is not None:
             batch.blobs["retraining", f"{found.at:.3f}"] = found.model_dump_json().encode()
             batch.counts["retraining_recommendations"] = 1
@@ -260,7 +331,7 @@ class Watch:
             try:
                 if write is not None and self.verdicts is not None:
                     write()
-                    batch.places[_verdicts_key(self.verdicts)] = self.verdicts.size
+                    batch.places[self.verdicts.key] = self.verdicts.size
                 self.journal.commit(batch)
                 break
             except (StorageFull, OSError) as error:
@@ -275,13 +346,9 @@ class Watch:
                         f"stopped while the state could not be written ({error}); "
                         "nothing is lost, the next run continues after the last commit"
                     ) from error
-                self._wait(self.stop, RETRY_S)
+                self.stop.wait(RETRY_S)
         self.counts.update(batch.counts)
         if self._observer is not None:
             self._observer.committed(batch, seconds)
-        if batch.messages and self.outbox is not None:
+        if batch.messages:
             self.outbox.wake()
-
-
-def _verdicts_key(verdicts: VerdictLog) -> str:
-    return f"verdicts:{verdicts.path}"

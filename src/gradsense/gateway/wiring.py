@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gradsense.data.networks import Networks
 from gradsense.data.sources.following import STDIN, LiveLog
@@ -16,23 +15,13 @@ from gradsense.detection.detector import CACHE_SIZE, Detector
 from gradsense.errors import InputError
 from gradsense.gateway.adapt.baseline import DeviceBaseline
 from gradsense.gateway.adapt.drift import Drift
-from gradsense.gateway.alerting.alert import Severity
 from gradsense.gateway.alerting.grouping import Grouper, LogClock
 from gradsense.gateway.alerting.sink import Sink, SinkContext
 from gradsense.gateway.delivery import Outbox
-from gradsense.gateway.judge import Judge, explainer
-from gradsense.gateway.reload import Successor
+from gradsense.gateway.judge import Judge
 from gradsense.gateway.settings import Settings
-from gradsense.gateway.store import GatewayStore
-from gradsense.gateway.verdicts import VerdictLog
-from gradsense.gateway.watch import Watch
-
-if TYPE_CHECKING:
-    from gradsense.gateway.escalation.escalate import Escalator
-    from gradsense.gateway.instruments import Observer
-
-#: Bound of the queue of a sink without settings.
-_QUEUE_BYTES = 64 << 20
+from gradsense.gateway.store import GatewayStore, VerdictLog
+from gradsense.gateway.watch import Successor, Watch
 
 
 @dataclass(frozen=True)
@@ -85,6 +74,11 @@ def open_watch(
     journal = GatewayStore(plan.state)
     places = journal.places()
     sources = [LiveLog(log, places.get(str(log)), archive=settings.archive) for log in plan.logs]
+    escalator, observer = None, None
+    if settings.escalate is not None:
+        from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415
+
+        escalator = Escalator(settings.escalate, detector.template)
     judge = Judge(
         detector,
         LogClock(),
@@ -92,16 +86,21 @@ def open_watch(
         # One reading of a log is not enough to learn what is normal.
         baseline=None if plan.once else DeviceBaseline(detector.template, settings.baseline),
         drift=Drift(detector.template, detector.manifest.reference),
-        escalator=_escalator(settings, detector),
+        escalator=escalator,
     )
     grouper = Grouper(
         settings.sensor,
         detector.manifest.id,
         window_s=settings.window_s,
         max_s=settings.max_s,
-        explain=explainer(judge),
+        explain=judge.explain,
     )
-    observer = _observer(settings, judge, grouper, journal)
+    if any(setting.needs_metrics for setting in settings.sink):
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415
+
+        from gradsense.gateway.instruments import Metrics, Observer  # noqa: PLC0415
+
+        observer = Observer(Metrics(CollectorRegistry()), judge, grouper, journal)
     context = SinkContext(
         settings.sensor,
         metrics=None if observer is None else observer.metrics,
@@ -109,17 +108,18 @@ def open_watch(
     )
     receivers = dict(extra or {})
     receivers |= {setting.name: setting.open(context) for setting in settings.sink}
-    most_bytes = dict.fromkeys(receivers, _QUEUE_BYTES)
-    most_bytes |= {one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink}
-    least: dict[str, Severity] = dict.fromkeys(receivers, "info")
-    least |= {one.name: one.min_severity for one in settings.sink}
-    outbox = Outbox(journal, receivers, most_bytes=most_bytes, least=least)
+    outbox = Outbox(
+        journal,
+        receivers,
+        most_bytes={one.name: int(one.queue_mb * (1 << 20)) for one in settings.sink},
+        least={one.name: one.min_severity for one in settings.sink},
+    )
     return Watch(
         sources,
         judge,
         grouper,
         journal,
-        outbox=outbox,
+        outbox,
         verdicts=None if plan.verdicts is None else VerdictLog(plan.verdicts),
         clock=clock,
         observer=observer,
@@ -130,31 +130,6 @@ def open_watch(
 def _check_readable(log: Path) -> None:
     """A log that is read once must be readable now."""
     if log != STDIN and not os.access(log, os.R_OK):
-        there = os.path.lexists(log)
-        raise InputError(
-            "may not be read" if there else "no such file",
-            hint="check its permissions" if there else "check the path",
-            file=log,
-        )
-
-
-def _observer(
-    settings: Settings, judge: Judge, grouper: Grouper, journal: GatewayStore
-) -> Observer | None:
-    """What updates the metrics, if a sink serves them."""
-    if not any(setting.needs_metrics for setting in settings.sink):
-        return None
-    from prometheus_client import CollectorRegistry  # noqa: PLC0415
-
-    from gradsense.gateway.instruments import Metrics, Observer  # noqa: PLC0415
-
-    return Observer(Metrics(CollectorRegistry()), judge, grouper, journal)
-
-
-def _escalator(settings: Settings, detector: Detector) -> Escalator | None:
-    """What asks a larger model, if one is configured."""
-    if settings.escalate is None:
-        return None
-    from gradsense.gateway.escalation.escalate import Escalator  # noqa: PLC0415
-
-    return Escalator(settings.escalate, detector.template)
+        if os.path.lexists(log):
+            raise InputError("may not be read", hint="check its permissions", file=log)
+        raise InputError("no such file", hint="check the path", file=log)

@@ -115,19 +115,25 @@ def novelty_threshold(scores: Floats) -> AlarmThreshold:
     return _passed(scores, float(np.sort(scores)[::-1][allowed]))
 
 
-def reference(indices: NDArray[np.uint16], template: Template, confidence: Floats) -> Reference:
+def reference(
+    indices: NDArray[np.uint16],
+    template: Template,
+    confidence: Floats,
+    weights: NDArray[np.int64] | None = None,
+) -> Reference:
     """What these flows look like, as the base of drift.
 
     Args:
         indices: the phrases that they pick, [n, fields], from ``Template.indices``.
         confidence: the verdicts' probabilities, [n].
+        weights: how many flows each row stands for, [n]; one each by default.
     """
-    flows = len(indices)
+    flows = len(indices) if weights is None else int(weights.sum())
     shares = {
-        field.name: tuple((np.bincount(column, minlength=len(field.phrases)) / flows).tolist())
+        field.name: tuple((np.bincount(column, weights, len(field.phrases)) / flows).tolist())
         for field, column in zip(template.fields, indices.T, strict=True)
     }
-    histogram = np.histogram(confidence, bins=10, range=(0.0, 1.0))[0] / flows
+    histogram = np.histogram(confidence, 10, (0.0, 1.0), weights=weights)[0] / flows
     return Reference(flows=flows, fields=shares, confidence=tuple(histogram.tolist()))
 
 

@@ -89,10 +89,6 @@ class Trainer:
             return torch.optim.SGD(parameters, lr=self.lr)
         return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=0.01, fused=True)
 
-    def load(self, tensors: Tensors) -> None:
-        """Make the one model this client's."""
-        self.classifier.load(tensors)
-
     def train(
         self,
         examples: Examples,
@@ -117,7 +113,7 @@ class Trainer:
             correction: what SCAFFOLD adds to every gradient, c − c_k.
             optimizer: from ``new_optimizer``, to go on with its moments; None starts afresh.
         """
-        self.load(tensors)
+        self.classifier.load(tensors)
         model = self.classifier.model
         model.train()
         # Dropout, where a model has it, draws from torch's own generator.
@@ -193,7 +189,7 @@ class Trainer:
             rows: which flows of ``examples``, int64.
             tolerance: see ``statistics.factorise``.
         """
-        self.load(tensors)
+        self.classifier.load(tensors)
         self.classifier.model.eval()
         classes = len(self.classifier.labels)
         pairs, counts = torch.unique(
@@ -224,7 +220,7 @@ class Trainer:
 
     def evaluate(self, examples: Examples, tensors: Tensors) -> tuple[float, np.ndarray]:
         """Mean cross-entropy in nats, and the predicted class of each flow, shape [flows]."""
-        self.load(tensors)
+        self.classifier.load(tensors)
         # Identical prompts get identical answers: each distinct one is computed once.
         logits = self.logits(examples)[examples.index]
         loss = functional.cross_entropy(logits, examples.labels).item()

@@ -16,9 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from gradsense.coordinator.opening import open_run
 from gradsense.coordinator.service import read_status
@@ -53,6 +53,7 @@ class LocalDevice:
         return self.folder / "logs" / self.source.name
 
 
+@dataclass
 class LocalFleet:
     """Creates, starts, observes and stops a fleet. A ``with`` block ends all of its processes.
 
@@ -69,30 +70,27 @@ class LocalFleet:
         InputError: no broker is installed, ``out`` is not empty, or there are too few captures.
     """
 
-    def __init__(
-        self,
-        out: Path,
-        devices: int,
-        *,
-        captures: Path | None = None,
-        flows: int = 2000,
-        play_s: float = 20.0,
-        job: Callable[[tuple[str, ...]], Job],
-        seed: int = 0,
-    ) -> None:
+    out: Path
+    devices: int
+    _: KW_ONLY
+    captures: Path | None = None
+    flows: int = 2000
+    play_s: float = 20.0
+    job: Callable[[tuple[str, ...]], Job]
+    seed: int = 0
+
+    def __post_init__(self) -> None:
         self._program = program()
-        if out.exists() and any(out.iterdir()):
-            raise InputError("is not empty", hint="give a new folder as --out", file=out)
-        self.out, self._devices, self._captures = out, devices, captures
-        self._flows, self._play_s, self._job, self._seed = flows, play_s, job, seed
-        self.fleet = out / "fleet"
+        if self.out.exists() and any(self.out.iterdir()):
+            raise InputError("is not empty", hint="give a new folder as --out", file=self.out)
+        self.fleet = self.out / "fleet"
         self.sites: list[LocalDevice] = []
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._outputs: list[BinaryIO] = []
         self._began = 0.0
         self.run = ""
 
-    def __enter__(self) -> LocalFleet:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,25 +100,25 @@ class LocalFleet:
 
     def prepare(self, on_step: Callable[[str], None] = lambda step: None) -> None:
         """Make captures, fleet, run and bundles."""
-        captures = self._captures
+        captures = self.captures
         if captures is None:
             on_step("making synthetic traffic")
             captures = self.out / "captures"
-            sites = max(self._devices, _LEAST_SITES)
-            write_fleet(captures, sites=sites, flows=self._flows, seed=self._seed)
+            sites = max(self.devices, _LEAST_SITES)
+            write_fleet(captures, sites=sites, flows=self.flows, seed=self.seed)
         found = discover(captures)
-        if len(found) < self._devices:
+        if len(found) < self.devices:
             raise InputError(
-                f"holds {len(found)} captures for {self._devices} devices",
+                f"holds {len(found)} captures for {self.devices} devices",
                 hint="give fewer --devices",
                 file=captures,
             )
-        job = self._job(load(captures, cap=50, seed=self._seed).classes)
+        job = self.job(load(captures, cap=50, seed=self.seed).classes)
         self.run = job.run
         on_step("making certificates")
         create(self.fleet, None, free_port(), now=time.time())
         open_run(self.fleet, job, on_step=on_step)
-        for number, capture in enumerate(found[: self._devices], 1):
+        for number, capture in enumerate(found[: self.devices], 1):
             site = LocalDevice(
                 f"site-{number:02d}", capture.path, self.out / "devices" / f"site-{number:02d}"
             )
@@ -144,7 +142,7 @@ class LocalFleet:
                 elif not site.lines:  # the header; Zeek's last line begins so too
                     with site.log.open("ab") as log:
                         log.write(line)
-                if len(site.lines) >= self._flows:
+                if len(site.lines) >= self.flows:
                     break
 
     # Processes ------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ class LocalFleet:
     def play(self) -> bool:
         """Append the lines that are due; False when all are played. Call it periodically."""
         passed = time.monotonic() - self._began
-        share = 1.0 if self._play_s <= 0 else min(1.0, passed / self._play_s)
+        share = 1.0 if self.play_s <= 0 else min(1.0, passed / self.play_s)
         for site in self.sites:
             until = round(share * len(site.lines))
             if until > site.played:

@@ -23,6 +23,9 @@ class Template(Wording):
 
     Args:
         task: whose records they are.
+
+    >>> get_template("compact").needs_context, get_template("context").needs_context
+    (False, True)
     """
 
     task: Task = field(default_factory=get_task, repr=False, compare=False)

@@ -1,12 +1,8 @@
 """A larger model behind HTTP, which gateways ask about their unsure verdicts."""
 
-from typing import TYPE_CHECKING
-
-from gradsense.exports import export
-
-if TYPE_CHECKING:
-    from gradsense.serving.server import LargerModel, create_app
-else:
-    export(__name__)
+from gradsense.exports import TYPE_CHECKING, export
 
 __all__ = ["LargerModel", "create_app"]
+export(__name__)
+if TYPE_CHECKING:
+    from gradsense.serving.server import LargerModel, create_app

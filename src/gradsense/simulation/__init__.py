@@ -1,14 +1,10 @@
 """A fleet in virtual time: the same state machines as over MQTT, on one machine."""
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = ["DeviceProfile", "Faults", "Meter", "Simulator", "assign"]
+export(__name__)
 if TYPE_CHECKING:
     from gradsense.simulation.cost import Meter
     from gradsense.simulation.devices import DeviceProfile, assign
     from gradsense.simulation.simulator import Faults, Simulator
-else:
-    export(__name__)
-
-__all__ = ["DeviceProfile", "Faults", "Meter", "Simulator", "assign"]

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from gradsense.errors import GradsenseError, InputError
+from gradsense.errors import GradsenseError, InputError, input_errors
+from gradsense.storage import files
 
 Rows = list[tuple[Any, ...]]
 
@@ -58,6 +59,7 @@ class Database:
 
     def __init__(self, file: Path, schema: Schema) -> None:
         self.file, self._schema, self._lock = file, schema, threading.RLock()
+        self._guard: BinaryIO | None = None
         try:
             file.touch(mode=0o600)  # SQLite gives its side files the same mode
         except OSError as error:
@@ -72,6 +74,36 @@ class Database:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of_state(
+        cls, folder: Path, name: str, schema: Schema, *, lock: str | None, busy: str
+    ) -> Database:
+        """A file in a state folder, which is made if it is not there.
+
+        Args:
+            lock: a file beside it that keeps other processes out until this one closes the
+                database; None lets them in.
+            busy: what to say them.
+
+        Raises:
+            InputError: the folder cannot be used, another process holds the lock, or the file is
+                damaged, foreign or of a newer gradsense.
+            StorageFull: it cannot be opened for now.
+        """
+        hint = "give a writable folder as --state"
+        with input_errors("cannot keep its state there", hint=hint, file=folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            taken = InputError(busy, hint="stop it, or give another --state", file=folder)
+            guard = None if lock is None else files.lock(folder / lock, taken)
+        try:
+            database = cls(folder / name, schema)
+        except BaseException:
+            if guard is not None:
+                guard.close()
+            raise
+        database._guard = guard
+        return database
 
     def _pragma(self, name: str) -> int:
         return int(self.connection.execute(f"PRAGMA {name}").fetchone()[0])
@@ -104,6 +136,8 @@ class Database:
         """Close the file. Nothing is lost if this is never called."""
         with self._lock:
             self.connection.close()
+        if self._guard is not None:
+            self._guard.close()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,12 +1,8 @@
 """What a record is, its classes and its words: one folder a task, found by being there."""
 
-from typing import TYPE_CHECKING
+from gradsense.exports import TYPE_CHECKING, export
 
-from gradsense.exports import export
-
+__all__ = ["ClassAdvice", "Task", "Wording", "get_task"]
+export(__name__)
 if TYPE_CHECKING:
-    from gradsense.tasks.task import Task, Wording, get_task
-else:
-    export(__name__)
-
-__all__ = ["Task", "Wording", "get_task"]
+    from gradsense.tasks.task import ClassAdvice, Task, Wording, get_task

@@ -108,7 +108,11 @@ def tasks() -> dict[str, Task]:
 
 
 def get_task(name: str = DEFAULT) -> Task:
-    """A task by name. Raises InputError for an unknown name."""
+    """A task by name. Raises InputError for an unknown name.
+
+    >>> get_task("flows").normal
+    'Benign'
+    """
     known = tasks()
     if name not in known:
         raise InputError(f"unknown task '{name}'", hint=f"use one of {', '.join(known)}")

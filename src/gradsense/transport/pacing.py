@@ -20,6 +20,10 @@ class Rate:
 
     Raises:
         ValueError: the rate or the burst is not positive.
+
+    >>> rate = Rate(bytes_per_s=1000.0, burst=4000)
+    >>> rate.take(4000, now=0.0), rate.wait_s(500, now=0.0)
+    (True, 0.5)
     """
 
     def __init__(self, bytes_per_s: float | None, burst: int) -> None:

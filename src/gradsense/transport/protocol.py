@@ -100,6 +100,9 @@ class Topic:
         device: the sender, or the receiver of an ack or resume; ``COORDINATOR`` for the model,
             which all devices receive.
         index: of a model's chunk, since each needs a topic of its own to be retained.
+
+    >>> print(Topic("porch", "update", "porch-cam"))
+    gradsense/v2/porch/up/porch-cam/update
     """
 
     run: str

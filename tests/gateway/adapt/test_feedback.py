@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 import torch
 
 from gradsense.config import settings
@@ -19,6 +20,7 @@ from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.learning.statistics import STATISTICS, solve
 
 
+@pytest.mark.slow
 def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: Path) -> None:
     write_fleet(tmp_path / "captures", sites=3, flows=200, seed=0)
     run = settings(data=tmp_path / "captures", cap=100, rounds=3, seed=0)

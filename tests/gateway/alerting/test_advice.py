@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gradsense.data.datasets.iot23 import BENIGN, CLASSES, MALICIOUS
-from gradsense.gateway.alerting.advice import NOVEL, TECHNIQUES, describe
-from gradsense.gateway.alerting.alert import SEVERITIES
+from gradsense.gateway.alerting.alert import NOVEL, SEVERITIES, TECHNIQUES
+from gradsense.gateway.alerting.grouping import describe
 
 FLOWS = {"device": "10.0.0.2", "peers": 1, "ports": [(80, 3)], "first_ts": 0.0}
 

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.gateway.alerting import homeassistant
-from gradsense.gateway.alerting.homeassistant import HomeAssistant, slug
 from gradsense.gateway.alerting.sink import Sink, SinkContext, SinkError
-from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
+from gradsense.gateway.alerting.sinks import mqtt as mqtt_sink
+from gradsense.gateway.alerting.sinks.mqtt import HomeAssistant, MqttSettings, slug
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 
@@ -41,6 +40,7 @@ def mqtt(port: int, **more: Any) -> Sink:
     return setting.open(SinkContext("gateway-1"))
 
 
+@pytest.mark.broker
 def test_an_alert_and_its_entity(broker: Broker) -> None:
     with closing(Listener(broker.port)) as ear, closing(mqtt(broker.port)) as sink:
         ear.expect(STATUS, "online")
@@ -66,6 +66,7 @@ def test_an_alert_and_its_entity(broker: Broker) -> None:
         assert all(topic != ALERT for topic, _, _ in late.got)
 
 
+@pytest.mark.broker
 def test_the_format_and_no_discovery(broker: Broker) -> None:
     plain = mqtt(broker.port, discovery="", format="ocsf", topic="site/7")
     with closing(Listener(broker.port)) as ear, closing(plain) as sink:
@@ -75,6 +76,7 @@ def test_the_format_and_no_discovery(broker: Broker) -> None:
         assert ear.got == []
 
 
+@pytest.mark.broker
 def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
     with closing(mqtt(broker.port)) as sink:
         sink.send([sample()])
@@ -90,16 +92,18 @@ def test_a_broker_that_forgot_everything_gets_it_again(broker: Broker) -> None:
 
 DYING = """
 import sys, time
-from gradsense.gateway.alerting.sinks.mqtt import MqttSettings, MqttSink
+from gradsense.gateway.alerting.sink import SinkContext
+from gradsense.gateway.alerting.sinks.mqtt import MqttSettings
 from tests.support.mosquitto import WAIT_S, Broker, Listener
 from tests.support.sample_alerts import sample
 setting = MqttSettings(type="mqtt", name="mqtt", host="127.0.0.1", port=int(sys.argv[1]))
-MqttSink(setting, sensor="gateway-1").send([sample()])
+setting.open(SinkContext("gateway-1")).send([sample()])
 print("sent", flush=True)
 time.sleep(60)
 """
 
 
+@pytest.mark.broker
 def test_the_last_will_of_a_killed_process(broker: Broker) -> None:
     with closing(Listener(broker.port)) as ear:
         with subprocess.Popen(
@@ -124,6 +128,7 @@ def test_without_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
             sink.send([sample()])
 
 
+@pytest.mark.broker
 def test_a_wrong_password_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._CONNECT_S", 0.5)
     closed = Broker(tmp_path, "allow_anonymous false\n")
@@ -133,6 +138,7 @@ def test_a_wrong_password_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     closed.stop()
 
 
+@pytest.mark.broker
 def test_a_forbidden_topic_is_named(tmp_path: Path) -> None:
     (tmp_path / "acl").write_text(f"topic read {ALERT}\ntopic write {STATUS}\n", encoding="utf-8")
     strict = Broker(tmp_path, f"allow_anonymous true\nacl_file {tmp_path / 'acl'}\n")
@@ -143,6 +149,7 @@ def test_a_forbidden_topic_is_named(tmp_path: Path) -> None:
     strict.stop()
 
 
+@pytest.mark.broker
 def test_a_broker_that_hangs(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """No acknowledgement is an error; what waits for one is not published twice."""
     monkeypatch.setattr("gradsense.gateway.alerting.sinks.mqtt._ACK_S", 0.3)
@@ -196,7 +203,7 @@ def test_only_what_changed_is_said() -> None:
 def test_devices_beyond_the_bound_are_counted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(homeassistant, "MAX_DEVICES", 2)
+    monkeypatch.setattr(mqtt_sink, "MAX_DEVICES", 2)
     entities = home()
     for device in ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.3", "10.0.0.1"):
         entities.take(sample(device=device))

@@ -440,7 +440,7 @@ def test_prometheus_counts_alerts_once_by_label_and_severity() -> None:
         with pytest.raises(InputError, match="cannot listen"):
             made(setting)
     metrics = Metrics(CollectorRegistry())
-    metrics.dropped_lines.labels("bad-count").inc(3)
+    metrics.counted["dropped"].labels("bad-count").inc(3)
     with closing(made(setting, metrics=metrics)) as sink:
         sink.send([sample(), sample(state="update"), sample(state="closed"), sample(id="f" * 16)])
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:

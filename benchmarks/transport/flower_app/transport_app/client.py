@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 app = ClientApp()
 
 
-@app.query()
+@app.query()  # type: ignore[untyped-decorator]
 def upload(message: Message, _context: Context) -> Message:
     """Random bytes as an ``ArrayRecord``, and when their upload was decided (Unix time, ns).
 

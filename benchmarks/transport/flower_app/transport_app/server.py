@@ -23,7 +23,7 @@ WARM_UP = {"eager": True, "bytes": 100, "repeats": 1}
 app = ServerApp()
 
 
-@app.main()
+@app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
     """Write the figures of all windows, or the error, to the file ``output`` as JSON."""
     config = context.run_config

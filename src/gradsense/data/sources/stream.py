@@ -231,6 +231,11 @@ class LogStream:
 
     Args:
         path: the log's name in the tally.
+
+    >>> ends = b'"id.orig_h":"10.0.0.7","id.orig_p":4097,"id.resp_h":"203.0.113.9","id.resp_p":23'
+    >>> line = b'{"ts":1.5,"uid":"C1",' + ends + b',"proto":"tcp","conn_state":"S0"}\\n'
+    >>> len(LogStream(Path("conn.log")).parse(line, Tally()))
+    1
     """
 
     def __init__(self, path: Path) -> None:

@@ -6,15 +6,16 @@ rate, a telnet connection is surprising, whatever the model's verdict on it.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gradsense.gateway.adapt.phrase_counts import PhraseLayout
 from gradsense.prompts.templates import Template
 
 DAY_S = 86_400.0
@@ -26,6 +27,41 @@ _ONE = np.uint32(1)
 #: magic, format, phrases; fingerprint; first and last time; flows, held flows, settled; threshold.
 _HEADER = struct.Struct("<4sHH16sddIIIf")
 _MAGIC, _FORMAT = b"GSBL", 1
+
+
+@dataclass(frozen=True)
+class PhraseLayout:
+    """The phrases of all fields, one after the other.
+
+    Attributes:
+        fields: names in the template's order.
+        sizes: int64 [fields], phrases of each field.
+        offsets: int64 [fields], where each field begins.
+        width: phrases of all fields together.
+        fingerprint: 16 bytes, a hash of all phrases. Counts under another fingerprint cannot be
+            used.
+    """
+
+    fields: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    width: int
+    fingerprint: bytes
+
+    @classmethod
+    def of(cls, template: Template) -> PhraseLayout:
+        """The layout of ``template``."""
+        sizes = np.array([len(field.phrases) for field in template.fields], dtype=np.int64)
+        words = [template.name, str(template.version)]
+        for field in template.fields:
+            words += [field.name, *field.phrases, ""]
+        return cls(
+            tuple(field.name for field in template.fields),
+            sizes,
+            np.concatenate(([0], np.cumsum(sizes)[:-1])),
+            int(sizes.sum()),
+            hashlib.blake2b("\n".join(words).encode(), digest_size=16).digest(),
+        )
 
 
 class BaselineSettings(BaseModel):
@@ -201,8 +237,7 @@ class DeviceBaseline:
         row = self._rows.pop(device, None)
         if row is None:
             if not self._free:
-                oldest = next(iter(self._rows))
-                self.forget(oldest)
+                self.forget(next(iter(self._rows)))
                 self.evicted += 1
             row = self._free.pop()
         self._rows[device] = row
@@ -265,38 +300,29 @@ class DeviceBaseline:
                     self._flows[row] >>= 1
 
     def _clear(self, row: int) -> None:
-        for values in (self._counts, self._flows, self._held, self._settled, self._bound):
+        for values in (self._counts, *self._figures()):
             values[row] = 0
         self._first[row], self._last[row] = np.inf, -np.inf
 
+    def _figures(self) -> tuple[NDArray[Any], ...]:
+        """All of a device but its counts, in the header's order."""
+        return self._first, self._last, self._flows, self._held, self._settled, self._bound
+
     def _pack(self, row: int) -> bytes:
-        head = _HEADER.pack(
-            _MAGIC,
-            _FORMAT,
-            self._layout.width,
-            self._layout.fingerprint,
-            self._first[row],
-            self._last[row],
-            self._flows[row],
-            self._held[row],
-            int(self._settled[row]),
-            self._bound[row],
-        )
+        figures = (values[row].item() for values in self._figures())
+        layout = self._layout
+        head = _HEADER.pack(_MAGIC, _FORMAT, layout.width, layout.fingerprint, *figures)
         return head + bytes(self._counts[row].astype("<u4"))
 
     def _fits(self, body: bytes) -> bool:
-        width = self._layout.width
-        if len(body) != _HEADER.size + 4 * width:
+        layout = self._layout
+        if len(body) != _HEADER.size + 4 * layout.width:
             return False
-        magic, version, phrases, fingerprint, first, last, _, _, settled, bound = (
-            _HEADER.unpack_from(body)
-        )
-        made_here = (magic, version, phrases) == (_MAGIC, _FORMAT, width)
+        *made, first, last, _, _, settled, bound = _HEADER.unpack_from(body)
         sane = not (np.isnan(first) or np.isnan(last)) and settled in {0, 1} and bound >= 0
-        return bool(made_here and fingerprint == self._layout.fingerprint and sane)
+        return bool(sane and made == [_MAGIC, _FORMAT, layout.width, layout.fingerprint])
 
     def _unpack(self, row: int, body: bytes) -> None:
-        values = _HEADER.unpack_from(body)
-        self._first[row], self._last[row] = values[4:6]
-        self._flows[row], self._held[row], self._settled[row], self._bound[row] = values[6:]
+        for values, figure in zip(self._figures(), _HEADER.unpack_from(body)[4:], strict=True):
+            values[row] = figure
         self._counts[row] = np.frombuffer(body, dtype="<u4", offset=_HEADER.size)

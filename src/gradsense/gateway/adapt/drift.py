@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from gradsense.errors import InputError
-from gradsense.gateway.adapt.phrase_counts import PhraseLayout
+from gradsense.gateway.adapt.baseline import PhraseLayout
 from gradsense.models.card import Reference
 from gradsense.prompts.templates import Template
 
@@ -139,6 +139,12 @@ class Drift:
         self._streak = 0
         self._recommended_at: float | None = None
 
+    def anew(self, template: Template, reference: Reference | None) -> Drift:
+        """An empty window against another reference; the last recommendation's time is kept."""
+        fresh = Drift(template, reference, self.settings)
+        fresh._recommended_at = self._recommended_at
+        return fresh
+
     def add(self, phrase_ids: NDArray[np.uint16], confidence: NDArray[np.floating]) -> None:
         """Count flows.
 
@@ -146,11 +152,10 @@ class Drift:
             phrase_ids: phrase indices of the template, [n, fields].
             confidence: the verdicts' probability, 0..1, [n].
         """
-        start = 0
-        while start < len(phrase_ids):
+        while len(phrase_ids):
             room = self._room()
-            self._count(phrase_ids[start : start + room], confidence[start : start + room])
-            start += room
+            self._count(phrase_ids[:room], confidence[:room])
+            phrase_ids, confidence = phrase_ids[room:], confidence[room:]
 
     def report(self) -> DriftReport | None:
         """How far the window is from the reference; None before there are enough flows."""
@@ -200,10 +205,9 @@ class Drift:
         """Restore the JSON of an earlier ``state``; one that does not fit counts as dropped."""
         try:
             state = DriftState.model_validate_json(text)
-        except ValidationError:
-            self.dropped += 1
-            return
-        if not self._usable(state):
+            if not self._usable(state):
+                raise ValueError("it is of another template or window")
+        except ValueError:  # pydantic's are too
             self.dropped += 1
             return
         if not self._given and state.reference is not None:

@@ -11,6 +11,19 @@ from gradsense.tasks import task
 State = Literal["open", "update", "closed"]
 Severity = task.Severity
 
+#: The label of flows that resemble nothing the model was trained on.
+NOVEL = "Novel"
+
+#: Names of the techniques of MITRE ATT&CK for Enterprise, version 14, that tasks refer to.
+TECHNIQUES: dict[str, str] = {
+    "T1046": "Network Service Discovery",
+    "T1071": "Application Layer Protocol",
+    "T1105": "Ingress Tool Transfer",
+    "T1210": "Exploitation of Remote Services",
+    "T1498": "Network Denial of Service",
+    "T1584": "Compromise Infrastructure",
+}
+
 #: In rising order; formats number them by place.
 SEVERITIES: tuple[Severity, ...] = ("info", "low", "medium", "high", "critical")
 

@@ -1,16 +1,17 @@
-"""Groups many flows of one kind from one device into one alert that counts them."""
+"""Groups many flows of one kind from one device into one alert that counts and describes them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AliasChoices, Field, TypeAdapter
 
-from gradsense.gateway.alerting.advice import describe
-from gradsense.gateway.alerting.alert import Alert, Example, State
+from gradsense.gateway.alerting.alert import NOVEL, Alert, Example, State
+from gradsense.tasks.task import Severity, get_task
 
 #: Distinct peers, ports and prompts that an open alert keeps; beyond, it only counts flows.
 MAX_PEERS, MAX_PORTS, MAX_PROMPTS = 256, 64, 32
@@ -24,7 +25,6 @@ class Alarm(NamedTuple):
     """One flow that raises an alert or joins an open one.
 
     Args:
-        device, peer: addresses.
         label: the class, or ``Novel``.
         clock: log time when it was read, monotonic seconds since the epoch.
         ts, port: when the flow began, and the responder's port.
@@ -83,8 +83,7 @@ class Grouper:
     Args:
         sensor: name of the gateway.
         model: ``Manifest.id``.
-        window_s: log seconds of quiet after which an alert is over.
-        max_s: log seconds after which it is over in any case; the next flow opens another.
+        window_s, max_s: as in ``Settings``, in log seconds.
         explain: reasons for the verdict on a prompt, in words; called once for each alert.
     """
 
@@ -103,14 +102,11 @@ class Grouper:
         messages = []
         for alarm in alarms:
             key = alarm.device, alarm.label
-            group = self._groups.pop(key, None)
-            if group is not None and self._over(group, alarm.clock):
-                messages.append(self._end(group, alarm.clock))
-                group = None
-            fresh = group is None
-            if group is None:
-                group = self._open(alarm)
-            self._groups[key] = group
+            if key in self._groups and self._over(self._groups[key], alarm.clock):
+                messages.append(self._close(key, alarm.clock))
+            fresh = key not in self._groups
+            group = self._open(alarm) if fresh else self._groups.pop(key)
+            self._groups[key] = group  # now the last
             self._touched.add(key)
             _take(group, alarm)
             if fresh:
@@ -118,7 +114,7 @@ class Grouper:
             elif group.flows >= group.next_flows or alarm.clock - group.reported > REPEAT_S:
                 messages.append(self._message(group, "update", alarm.clock))
         while len(self._groups) > MAX_OPEN:
-            messages.append(self._close(next(iter(self._groups)), None))
+            messages.append(self._close(next(iter(self._groups))))
         return messages
 
     def tick(self, clock: float) -> list[Alert]:
@@ -128,7 +124,7 @@ class Grouper:
 
     def close_all(self) -> list[Alert]:
         """Close every alert, at the end of a batch."""
-        return [self._close(key, None) for key in list(self._groups)]
+        return [self._close(key) for key in list(self._groups)]
 
     def changed(self) -> list[Group]:
         """Groups that changed or ended since the last call."""
@@ -164,13 +160,10 @@ class Grouper:
             example=example,
         )
 
-    def _close(self, key: tuple[str, str], clock: float | None) -> Alert:
+    def _close(self, key: tuple[str, str], clock: float | None = None) -> Alert:
         group = self._groups.pop(key)
-        return self._end(group, group.seen if clock is None else clock)
-
-    def _end(self, group: Group, clock: float) -> Alert:
         self._ended.append(group)
-        return self._message(group, "closed", clock)
+        return self._message(group, "closed", group.seen if clock is None else clock)
 
     def _message(self, group: Group, state: State, clock: float) -> Alert:
         if state != "open":
@@ -187,24 +180,20 @@ class Grouper:
             "first_ts": group.first_ts,
             "last_ts": group.last_ts,
         }
-        text = describe(group.label, more_peers=len(group.peers) >= MAX_PEERS, **known)
+        words = describe(group.label, more_peers=len(group.peers) >= MAX_PEERS, **known)
         return Alert(
             id=group.id,
             state=state,
             revision=group.revision,
             sensor=self.sensor,
             label=group.label,
-            severity=text.severity,
-            title=text.title,
-            sentence=text.sentence,
-            advice=text.advice,
-            technique=text.technique,
             probability=group.probability,
             novelty=group.novelty,
             why=group.why,
             model=self.model,
             example=group.example,
             **known,
+            **words._asdict(),
         )
 
 
@@ -225,6 +214,69 @@ def _take(group: Group, alarm: Alarm) -> None:
     prompt = alarm.prompt.hex()
     if prompt in group.prompts or len(group.prompts) < MAX_PROMPTS:
         group.prompts[prompt] = group.prompts.get(prompt, 0) + 1
+
+
+class Advice(NamedTuple):
+    """The words of one alert; see ``Alert`` for the fields."""
+
+    severity: Severity
+    title: str
+    sentence: str
+    advice: str
+    technique: str | None
+
+
+def describe(
+    label: str,
+    *,
+    device: str,
+    flows: int,
+    peers: int,
+    ports: Sequence[tuple[int, int]],
+    first_ts: float,
+    last_ts: float,
+    more_peers: bool = False,
+) -> Advice:
+    """The words for an alert so far.
+
+    The task has the words of each class (``Task.advice``); the counts are the alert's own.
+
+    Args:
+        label: a model's class or ``NOVEL``; an unknown one gets general words.
+        device: address of the device that it is about.
+        flows, peers: connections, and distinct addresses at the other end.
+        ports: (responder port, flows), most frequent first; may be shortened.
+        first_ts, last_ts: seconds since the epoch.
+        more_peers: ``peers`` is a lower bound.
+    """
+    task = get_task()
+    known = task.novel if label == NOVEL else task.advice.get(label, task.other)
+    title, meaning = (text.replace("{label}", label) for text in (known.title, known.meaning))
+    span = f" {_span(last_ts - first_ts)}" if flows > 1 else ""
+    others = f"at least {peers:,} addresses" if more_peers else _count(peers, "address", "es")
+    what = f"{device} sent {_count(flows, 'connection')} to {others}{_ports(ports, flows)}{span}"
+    return Advice(known.severity, title, f"{what}: {meaning}.", known.advice, known.technique)
+
+
+def _count(number: int, noun: str, plural: str = "s") -> str:
+    return f"{number:,} {noun}{'' if number == 1 else plural}"
+
+
+def _ports(ports: Sequence[tuple[int, int]], flows: int) -> str:
+    """For example `` (ports 23, 2323 and others)``."""
+    if not ports:
+        return ""
+    names = ", ".join(str(port) for port, _ in ports)
+    others = " and others" if sum(count for _, count in ports) < flows else ""
+    return f" (port{'s' if len(ports) > 1 or others else ''} {names}{others})"
+
+
+def _span(seconds: float) -> str:
+    """For example ``within 3 minutes``, rounded up."""
+    for unit, size, limit in (("second", 1, 120), ("minute", 60, 7_200), ("hour", 3_600, 172_800)):
+        if seconds <= limit:
+            return f"within {_count(max(1, math.ceil(seconds / size)), unit)}"
+    return f"within {_count(math.ceil(seconds / 86_400), 'day')}"
 
 
 class LogClock:

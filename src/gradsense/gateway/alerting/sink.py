@@ -38,9 +38,7 @@ class SinkError(GradsenseError):
 class Refused(SinkError):
     """The receiver will never take some alerts of this batch (HTTP 400, say) and has the others.
 
-    Args:
-        text: the receiver's reason.
-        count: how many it will not take; the outbox counts them as dropped.
+    ``text`` is its reason; the outbox counts ``count`` alerts as dropped.
     """
 
     def __init__(self, text: str, count: int = 1) -> None:

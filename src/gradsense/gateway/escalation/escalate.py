@@ -15,22 +15,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import httpx
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from gradsense.detection.detector import Verdict
 from gradsense.gateway.alerting.sink import tls_context
-from gradsense.gateway.escalation.secret import checked, read_secret
-from gradsense.gateway.settings import EscalateSettings
+from gradsense.gateway.settings import EscalateSettings, checked_secret, read_secret
 from gradsense.prompts.templates import Template
 
 #: Why a prompt kept its local verdict.
@@ -45,14 +38,8 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 300.0
 _KEEP_ALIVE_S = 30.0
 #: Request line, headers and TLS record of one request.
 _OVERHEAD_BYTES = 400
-_STATUS: dict[int, Reason] = {
-    401: "refused",
-    403: "refused",
-    404: "refused",
-    409: "mismatch",
-    413: "refused",
-    422: "refused",
-}
+_STATUS: dict[int, Reason] = dict.fromkeys((401, 403, 404, 413, 422), "refused")
+_STATUS[409] = "mismatch"
 
 
 class _Answer(BaseModel):
@@ -93,18 +80,14 @@ class ByteBudget:
     """
 
     per_minute: int
-    _left: float = field(init=False)
-    _at: float | None = field(init=False, default=None)
-
-    def __post_init__(self) -> None:
-        self._left = float(self.per_minute)
+    _left: float = 0.0
+    _at: float = -math.inf  # so it begins full
 
     def left(self, now: float) -> int:
         """Bytes that ``take`` would grant at ``now`` (seconds of any monotonic clock)."""
-        if self._at is None or now > self._at:
-            since = 0.0 if self._at is None else now - self._at
-            self._left = min(self.per_minute, self._left + since * self.per_minute / 60)
-            self._at = now
+        if now > self._at:
+            refill = (now - self._at) * self.per_minute / 60 if self.per_minute else 0.0
+            self._left, self._at = min(self.per_minute, self._left + refill), now
         return int(self._left)
 
     def take(self, size: int, now: float) -> bool:
@@ -115,26 +98,18 @@ class ByteBudget:
         return True
 
 
+@dataclass
 class _Breaker:
-    """Exponential back-off: after k failures in a row no request is sent for 2^(k-1) s."""
+    """Exponential back-off: after k failures in a row no request for 2^(k-1) s, so ``until``."""
 
-    def __init__(self) -> None:
-        self._failures = 0
-        self._until = -math.inf
-
-    def closed(self, now: float) -> bool:
-        """Whether a request may be sent."""
-        return now >= self._until
+    failures: int = 0
+    until: float = -math.inf
 
     def fail(self, now: float, least_s: float = 0.0) -> None:
         """Open it, for ``least_s`` at least."""
-        wait = min(_FIRST_WAIT_S * 2.0 ** min(self._failures, 60), _LONGEST_WAIT_S)
-        self._failures += 1
-        self._until = now + min(max(wait, least_s), _LONGEST_WAIT_S)
-
-    def heal(self) -> None:
-        """The service answered."""
-        self._failures, self._until = 0, -math.inf
+        wait = min(_FIRST_WAIT_S * 2.0 ** min(self.failures, 60), _LONGEST_WAIT_S)
+        self.failures += 1
+        self.until = now + min(max(wait, least_s), _LONGEST_WAIT_S)
 
 
 class Escalator:
@@ -209,7 +184,7 @@ class Escalator:
         if self._running is not None and not self._running.done():
             return {}, dict.fromkeys(texts, "busy")
         with self._lock:
-            if not self._breaker.closed(now):
+            if now < self._breaker.until:
                 return {}, dict.fromkeys(texts, "waiting")
         chosen, body = self._fitting(texts, now)
         failed: dict[str, Reason] = dict.fromkeys(texts[len(chosen) :], "budget")
@@ -256,7 +231,7 @@ class Escalator:
         found, now = dict(zip(texts, verdicts, strict=True)), self._clock()
         with self._lock:
             if now < deadline:
-                self._breaker.heal()
+                self._breaker = _Breaker()
             else:
                 self._breaker.fail(now)
             for text, verdict in found.items():
@@ -304,11 +279,8 @@ class Escalator:
 
 def _client(settings: EscalateSettings) -> httpx.Client:
     # No compressed answers: decompression would defeat the bound on their size.
-    headers = {
-        "User-Agent": "gradsense",
-        "Content-Type": "application/json",
-        "Accept-Encoding": "identity",
-    }
+    headers = {"User-Agent": "gradsense", "Accept-Encoding": "identity"}
+    headers["Content-Type"] = "application/json"
     token = _token(settings)
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
@@ -327,7 +299,7 @@ def _token(settings: EscalateSettings) -> str | None:
         return read_secret(settings.token_file)
     if settings.token_env is None:
         return None
-    return checked(os.environ.get(settings.token_env, ""), f"${settings.token_env}")
+    return checked_secret(os.environ.get(settings.token_env, ""), f"${settings.token_env}")
 
 
 def _retry_s(response: httpx.Response) -> float:

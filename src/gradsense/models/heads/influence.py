@@ -1,6 +1,6 @@
 """The novelty score as a layer: small enough to run beside the model on a gateway.
 
-``learning.novelty`` explains the score, and makes this layer from a fleet's sufficient statistics.
+``learning.answers.fleet_score`` explains it, and makes this layer from a fleet's statistics.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-#: ε of ``learning.novelty.influence``, of squared residuals whose scale is 1: a quarter of a
-#: known flow's median.
+#: ε, of squared residuals whose scale is 1: a quarter of a known flow's median.
 LEAST_RESIDUAL = 1e-3
 #: Influence is held between 1e-12 and 1e12, so that its logarithm is always finite.
 _BOUND = 1e12
@@ -31,7 +30,7 @@ class SketchedInfluence(nn.Module):
         super().__init__()
         self.projection = nn.Linear(features, rows)
         #: What the regression's outputs Wx + b were multiplied with to become logits
-        #: (``federation.least_squares``).
+        #: (``federation.algorithms.gsfs``).
         self.sharpness: torch.Tensor
         self.register_buffer("sharpness", torch.ones(1))
         self.requires_grad_(False)

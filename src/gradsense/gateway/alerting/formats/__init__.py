@@ -48,6 +48,11 @@ def as_json(alert: Alert, name: str) -> str:
     return json.dumps(document(alert, name), ensure_ascii=False, separators=(",", ":"))
 
 
+def present(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that are not known: schemas want them absent, not null."""
+    return {key: value for key, value in fields.items() if value is not None}
+
+
 def milliseconds(ts: float) -> int:
     """Whole milliseconds since the epoch of a log's time in seconds."""
     return round(min(max(ts, 0.0), _LAST_SECOND) * 1000)

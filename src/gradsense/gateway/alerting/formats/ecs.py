@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats import iso, milliseconds
+from gradsense.gateway.alerting.alert import TECHNIQUES, Alert
+from gradsense.gateway.alerting.formats import iso, milliseconds, present
 
 VERSION = "8.11.0"
 
@@ -71,22 +70,22 @@ def document(alert: Alert) -> dict[str, Any]:
 
 
 def _endpoint(address: str, port: int | None) -> dict[str, Any]:
-    ends: dict[str, Any] = {"address": address, "ip": address}
-    return ends if port is None else {**ends, "port": port}
+    return present({"address": address, "ip": address, "port": port})
 
 
 def _network(alert: Alert) -> dict[str, Any]:
     flow = alert.example
-    network = {"type": "ipv6" if ":" in flow.resp_h else "ipv4"}
-    if flow.proto:
-        network["transport"] = flow.proto.lower()
-    if flow.service:
-        network["protocol"] = flow.service.lower()
-    return network
+    return present(
+        {
+            "type": "ipv6" if ":" in flow.resp_h else "ipv4",
+            "transport": flow.proto.lower() if flow.proto else None,
+            "protocol": flow.service.lower() if flow.service else None,
+        }
+    )
 
 
 def _own(alert: Alert) -> dict[str, Any]:
-    own: dict[str, Any] = {
+    own = {
         "advice": alert.advice,
         "flows": alert.flows,
         "peers": alert.peers,
@@ -95,9 +94,7 @@ def _own(alert: Alert) -> dict[str, Any]:
         "why": list(alert.why),
         "log": alert.example.log,
         "line": alert.example.line,
+        "uid": alert.example.uid,
+        "novelty": alert.novelty,
     }
-    if alert.example.uid is not None:
-        own["uid"] = alert.example.uid
-    if alert.novelty is not None:
-        own["novelty"] = alert.novelty
-    return own
+    return present(own)

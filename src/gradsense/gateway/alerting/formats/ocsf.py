@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gradsense
-from gradsense.gateway.alerting.advice import TECHNIQUES
-from gradsense.gateway.alerting.alert import SEVERITIES, Alert
-from gradsense.gateway.alerting.formats import milliseconds
+from gradsense.gateway.alerting.alert import SEVERITIES, TECHNIQUES, Alert
+from gradsense.gateway.alerting.formats import milliseconds, present
 
 VERSION = "1.5.0"
 
@@ -92,7 +91,7 @@ def _finding(alert: Alert, first: int, last: int) -> dict[str, Any]:
     }
     if alert.technique is not None:
         technique = {"uid": alert.technique, "name": TECHNIQUES.get(alert.technique)}
-        finding["attacks"] = [{"technique": _present(technique)}]
+        finding["attacks"] = [{"technique": present(technique)}]
     return finding
 
 
@@ -107,12 +106,10 @@ def _evidence(alert: Alert) -> dict[str, Any]:
         "uid": flow.uid,
     }
     return {
-        "connection_info": _present(connection),
-        "src_endpoint": _present({"ip": flow.orig_h, "port": flow.orig_p}),
-        "dst_endpoint": _present(
-            {"ip": flow.resp_h, "port": flow.resp_p, "svc_name": flow.service}
-        ),
-        "data": _present(
+        "connection_info": present(connection),
+        "src_endpoint": present({"ip": flow.orig_h, "port": flow.orig_p}),
+        "dst_endpoint": present({"ip": flow.resp_h, "port": flow.resp_p, "svc_name": flow.service}),
+        "data": present(
             {
                 "log": flow.log,
                 "line": flow.line,
@@ -127,8 +124,3 @@ def _evidence(alert: Alert) -> dict[str, Any]:
 
 def _address(name: str, value: str) -> dict[str, Any]:
     return {"name": name, "type_id": 2, "type": "IP Address", "value": value}
-
-
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that are not known: schemas want them absent, not null."""
-    return {key: value for key, value in fields.items() if value is not None}

@@ -41,11 +41,7 @@ class JsonlSink:
         self._file: int | None = None
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Append all of them or none.
-
-        Raises:
-            SinkError: the file cannot be opened or written, or the disk is full.
-        """
+        """Append all of them or none."""
         data = "".join(f"{as_json(alert, self._format)}\n" for alert in alerts).encode()
         try:
             if self._path == "-":

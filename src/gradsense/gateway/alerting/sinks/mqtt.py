@@ -1,12 +1,21 @@
-"""Alerts over MQTT 5, at least once, with Home Assistant's entities."""
+"""Alerts over MQTT 5, at least once, with Home Assistant's entities.
+
+Its discovery: https://www.home-assistant.io/integrations/mqtt/#mqtt-discovery and
+.../binary_sensor.mqtt/; one binary sensor for each device, on while an alert is open.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import ipaddress
+import json
+import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +24,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 from pydantic import Field, model_validator
 
+import gradsense
 from gradsense.gateway.alerting.alert import Alert
-from gradsense.gateway.alerting.formats import PLAIN, Format, as_json
-from gradsense.gateway.alerting.homeassistant import DiscoveryMessage, HomeAssistant
+from gradsense.gateway.alerting.formats import PLAIN, Format, as_json, iso
 from gradsense.gateway.alerting.sink import (
     Secret,
     SinkContext,
@@ -31,6 +40,10 @@ from gradsense.gateway.alerting.sink import (
 _CONNECT_S = 5.0
 _ACK_S = 5.0
 _OFFLINE_S = 1.0
+#: Entities that one gateway may create: a scan with forged senders must not flood the user's home.
+MAX_DEVICES = 1000
+
+_log = logging.getLogger(__name__)
 
 Topic = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=128)]
 
@@ -60,7 +73,7 @@ class MqttSettings(SinkSettings):
         return self
 
     def open(self, context: SinkContext) -> MqttSink:
-        return MqttSink(self, sensor=context.sensor, open_alerts=context.open_alerts)
+        return MqttSink(self, context)
 
 
 class MqttSink:
@@ -69,18 +82,10 @@ class MqttSink:
     A thread of the library connects from the start on and keeps the connection alive, so that the
     availability topic is right while there is no alert. After every connection all retained
     messages are published again: the broker may have lost them.
-
-    Args:
-        sensor: the gateway's name.
-        open_alerts: those that were open when the process last ended.
-
-    Raises:
-        InputError: a certificate file cannot be used.
     """
 
-    def __init__(
-        self, setting: MqttSettings, *, sensor: str, open_alerts: Iterable[Alert] = ()
-    ) -> None:
+    def __init__(self, setting: MqttSettings, context: SinkContext) -> None:
+        sensor = context.sensor
         self.name = setting.name
         self._setting = setting
         self._topic = f"{setting.topic}/{sensor}"
@@ -96,20 +101,16 @@ class MqttSink:
         self._problem = "not connected yet"
         self._denied: set[int] = set()
         self._in_flight: dict[str, paho.MQTTMessageInfo] = {}
-        for alert in open_alerts:
+        for alert in context.open_alerts:
             self._take(alert)
         self._client = self._start(f"gradsense-{sensor}-{setting.name}")
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Publish all of them and wait for the broker's acknowledgements (PUBACK).
-
-        Raises:
-            SinkError: no connection, no acknowledgement in time, or the broker does not allow it.
-        """
+        """Publish all of them and wait for the broker's acknowledgements (PUBACK)."""
         if not self._connected.wait(_CONNECT_S):
             raise SinkError(f"{self._address}: {self._problem}")
         with self._lock:
-            retained = [self._retain(message) for alert in alerts for message in self._take(alert)]
+            retained = [self._retain(one) for alert in alerts for one in self._take(alert)]
             published = {alert.key: self._publish(alert) for alert in alerts}
         self._in_flight.update(published)
         deadline = time.monotonic() + _ACK_S
@@ -206,3 +207,124 @@ class MqttSink:
     ) -> None:
         if code.is_failure:  # without the lock: the library holds one of its own here
             self._denied.add(mid)
+
+
+@dataclass(frozen=True)
+class DiscoveryMessage:
+    """One MQTT message, retained by the broker."""
+
+    topic: str
+    payload: str
+
+
+@dataclass
+class _Device:
+    """A device's open alerts, and the messages last published about it."""
+
+    open: set[str] = field(default_factory=set)
+    published: dict[str, DiscoveryMessage] = field(default_factory=dict)
+
+
+def slug(device: str) -> str:
+    """An address as part of a topic: letters, digits, hyphens; no two addresses share one.
+
+    ``192.168.1.5`` is ``192-168-1-5``, an IPv6 address its eight groups in full, anything else
+    (a zone, a host name) a hash.
+    """
+    try:
+        address = ipaddress.ip_address(device)
+    except ValueError:
+        address = None
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address).replace(".", "-")
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is None:
+        return address.packed.hex("-", 2)
+    return "x" + hashlib.blake2b(device.encode(), digest_size=12).hexdigest()
+
+
+class HomeAssistant:
+    """Keeps which devices have open alerts, and the retained messages that show it.
+
+    Args:
+        sensor: the gateway's name.
+        topic: prefix of the state topics, such as ``gradsense/gateway-1``.
+        discovery: Home Assistant's discovery prefix.
+
+    ``left_out`` counts alerts about devices beyond ``MAX_DEVICES``.
+    """
+
+    def __init__(self, *, sensor: str, topic: str, discovery: str) -> None:
+        self.left_out = 0
+        self._sensor, self._topic, self._discovery = sensor, topic, discovery
+        self._devices: dict[str, _Device] = {}
+
+    def take(self, alert: Alert) -> list[DiscoveryMessage]:
+        """The messages that an alert changes: config at a device's first, attributes, state."""
+        name = slug(alert.device)
+        own = f"{self._topic}/device/{name}"
+        device = self._devices.get(name)
+        if device is None:
+            if len(self._devices) >= MAX_DEVICES:
+                if not self.left_out:
+                    _log.warning("Home Assistant gets no entity of a device beyond %d", MAX_DEVICES)
+                self.left_out += 1
+                return []
+            device = self._devices[name] = _Device()
+        if alert.state == "closed":
+            device.open.discard(alert.id)
+        else:
+            device.open.add(alert.id)
+        wanted = {
+            "config": self._config(alert.device, name),
+            "attributes": DiscoveryMessage(
+                f"{own}/attributes", _json(_short(alert, len(device.open)))
+            ),
+            "state": DiscoveryMessage(f"{own}/state", "ON" if device.open else "OFF"),
+        }
+        before, device.published = device.published, wanted
+        return [message for key, message in wanted.items() if before.get(key) != message]
+
+    def everything(self) -> list[DiscoveryMessage]:
+        """All messages that the broker should retain, for one that may have lost them."""
+        return [one for device in self._devices.values() for one in device.published.values()]
+
+    def _config(self, device: str, name: str) -> DiscoveryMessage:
+        unique = f"gradsense_{self._sensor}_{name}"
+        own = f"{self._topic}/device/{name}"
+        payload = {
+            "name": device,
+            "unique_id": unique,
+            "device_class": "problem",
+            "state_topic": f"{own}/state",
+            "json_attributes_topic": f"{own}/attributes",
+            "availability_topic": f"{self._topic}/status",
+            "qos": 1,
+            "device": {
+                "identifiers": [f"gradsense_{self._sensor}"],
+                "name": f"gradsense {self._sensor}",
+                "manufacturer": "gradsense",
+                "model": "Gateway",
+                "sw_version": gradsense.__version__,
+            },
+            "origin": {"name": "gradsense", "sw_version": gradsense.__version__},
+        }
+        return DiscoveryMessage(f"{self._discovery}/binary_sensor/{unique}/config", _json(payload))
+
+
+def _short(alert: Alert, open_alerts: int) -> dict[str, Any]:
+    """The latest alert, as attributes of the entity."""
+    return {
+        "open_alerts": open_alerts,
+        "class": alert.label,
+        "severity": alert.severity,
+        "title": alert.title,
+        "what_happened": alert.sentence,
+        "what_to_do": alert.advice,
+        "since": iso(alert.first_ts),
+        "last": iso(alert.last_ts),
+        "alert": alert.id,
+    }
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -33,14 +33,7 @@ class PrometheusSettings(SinkSettings):
 
 
 class PrometheusSink:
-    """Serves ``/metrics`` from its construction on, so that a gateway without alerts is seen too.
-
-    Args:
-        metrics: those of the process; a registry of its own if None.
-
-    Raises:
-        InputError: the address is taken.
-    """
+    """Serves ``/metrics`` from the start on, so that a gateway without alerts is seen too."""
 
     def __init__(self, setting: PrometheusSettings, metrics: Metrics | None) -> None:
         self.name = setting.name

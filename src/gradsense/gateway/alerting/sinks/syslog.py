@@ -105,9 +105,6 @@ class SyslogSink:
     """Sends each alert as one message.
 
     Syslog has no acknowledgement: a message lost on the way, or by a receiver that fails, is lost.
-
-    Raises:
-        InputError: a certificate file cannot be used.
     """
 
     def __init__(self, setting: SyslogSettings, *, sensor: str) -> None:
@@ -123,11 +120,7 @@ class SyslogSink:
         self._socket: socket.socket | None = None
 
     def send(self, alerts: Sequence[Alert]) -> None:
-        """Send all of them.
-
-        Raises:
-            SinkError: no connection, or it broke.
-        """
+        """Send all of them."""
         messages = [self._message(alert) for alert in alerts]
         try:
             connection = self._connected()

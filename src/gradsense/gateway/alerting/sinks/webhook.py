@@ -52,9 +52,6 @@ class WebhookSink:
     """One POST an alert, the body one JSON object, in order.
 
     ``Idempotency-Key`` is the same whenever the same message is sent again.
-
-    Raises:
-        InputError: the file of authorities cannot be used.
     """
 
     def __init__(self, setting: WebhookSettings) -> None:

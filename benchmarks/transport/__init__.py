@@ -1,0 +1,1 @@
+"""How long an upload takes: gradsense, Flower, and a plain TLS socket."""
