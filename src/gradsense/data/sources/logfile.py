@@ -11,6 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -298,3 +299,19 @@ class LogFile:
             self.damaged = True
         self.over = filled == 0
         return filled
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """A file that was once the log. ``modified`` is its last write, ns since the epoch."""
+
+    path: Path
+    identity: tuple[int, int]
+    modified: int
+    size: int
+
+    @classmethod
+    def at(cls, path: Path) -> Rotated:
+        """Raises OSError."""
+        status = path.stat()
+        return cls(path, (status.st_dev, status.st_ino), status.st_mtime_ns, status.st_size)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from gradsense.data.sources.logfile import Rotated
 
 _DATED_FOLDER = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 #: What a rotation adds to a name: a number, a date, a time or a range of times.
@@ -14,22 +15,6 @@ _ADDED = re.compile(r"[-_.:TZ0-9]*(\.old|\.bak)?")
 _NUMBER = re.compile(r"\.([0-9]{1,4})$")
 #: Some packers keep only whole seconds of a file's time.
 _SLACK_NS = 2 * 10**9
-
-
-@dataclass(frozen=True)
-class Rotated:
-    """A file that was once the log. ``modified`` is its last write, ns since the epoch."""
-
-    path: Path
-    identity: tuple[int, int]
-    modified: int
-    size: int
-
-    @classmethod
-    def at(cls, path: Path) -> Rotated:
-        """Raises OSError."""
-        status = path.stat()
-        return cls(path, (status.st_dev, status.st_ino), status.st_mtime_ns, status.st_size)
 
 
 def rotated(path: Path, archive: Path | None, since: int) -> list[Rotated]:

@@ -25,9 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from gradsense import registry
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources import lines as checks
-from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, undecodable
+from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, Tally, undecodable
 from gradsense.data.sources.logfile import BOM, read_blocks, read_head
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
 BLOCK_BYTES = 8 << 20
