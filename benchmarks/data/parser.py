@@ -26,9 +26,9 @@ import pandas as pd
 import polars as pl
 from zat.log_to_dataframe import LogToDataFrame
 
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import WORKERS, read_log
 from gradsense.data.synthetic.traffic import write_sample
-from gradsense.data.tally import Tally
 
 ROUNDS = 5
 DATA = Path(os.environ.get("GRADSENSE_DATA", Path(__file__).parents[3] / "shared" / "data"))

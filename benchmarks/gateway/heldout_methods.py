@@ -16,8 +16,8 @@ from sklearn.ensemble import IsolationForest, RandomForestClassifier
 from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, classed
 from gradsense.data.flows import CONTEXT_SCHEMA, ContextWindow, class_numbers
 from gradsense.data.networks import Networks
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import read_log
-from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.calibrate import Traffic, calibrate, log_odds

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from gradsense.data.flows import ContextWindow
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import LogStream
-from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector
 from gradsense.gateway.wiring import WatchPlan, open_watch
 

@@ -20,9 +20,9 @@ from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
 from gradsense.data.datasets.captures import Dataset, load
 from gradsense.data.flows import ContextWindow, class_numbers
 from gradsense.data.networks import Networks
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import read_log
 from gradsense.data.synthetic.traffic import write_fleet, write_sample
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.alerting.alert import Alert
 from gradsense.gateway.alerting.grouping import Group

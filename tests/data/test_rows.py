@@ -12,11 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.lines import Row
+from gradsense.data.sources.lines import Row, Tally
 from gradsense.data.sources.stream import read_log
 from gradsense.data.sources.zeek_json import json_row
 from gradsense.data.sources.zeek_tsv import Header, tsv_rows, zeek_name
-from gradsense.data.tally import Tally
 from tests.support.flow_rows import ROW as WRITTEN
 
 ROW: Row = {**WRITTEN, "line": 7}

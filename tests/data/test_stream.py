@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.lines import MAX_LINE_BYTES, Row
+from gradsense.data.sources.lines import MAX_LINE_BYTES, Row, Tally
 from gradsense.data.sources.stream import FEW_LINES, LogStream, read_log
 from gradsense.data.sources.suricata import OTHER_EVENT
 from gradsense.data.sources.zeek_tsv import NO_HEADER
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
 PATH = Path("conn.log")

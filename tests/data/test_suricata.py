@@ -11,9 +11,8 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.lines import Lines
+from gradsense.data.sources.lines import Lines, Tally
 from gradsense.data.sources.suricata import OTHER_EVENT, SuricataEve, eve_row
-from gradsense.data.tally import Tally
 from tests.support.flow_rows import EVENT
 
 

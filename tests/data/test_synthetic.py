@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import FLOW_SCHEMA
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic, read_log
 from gradsense.data.synthetic import profiles
 from gradsense.data.synthetic.traffic import NOTICE, write_fleet, write_sample
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.prompts.templates import templates
 

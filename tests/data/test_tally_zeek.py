@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.lines import MAX_LINE_BYTES
+from gradsense.data.sources.lines import EXAMPLE_CHARS, MAX_LINE_BYTES, Tally
 from gradsense.data.sources.stream import is_synthetic, read_log
-from gradsense.data.tally import EXAMPLE_CHARS, Tally
 from gradsense.errors import InputError
 from tests.support.flow_rows import ROW
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import read_log
-from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.bundle import BundleThreshold, Manifest, TemplateName, Tokens
 from gradsense.detection.calibrate import MARGIN, Traffic, calibrate, log_odds, read

@@ -13,8 +13,8 @@ import polars as pl
 import pytest
 
 from gradsense.data.flows import ContextWindow
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import read_log
-from gradsense.data.tally import Tally
 from gradsense.detection import bundle
 from gradsense.detection.detector import Detector, Reason, Verdict
 from gradsense.errors import InputError

@@ -23,7 +23,7 @@ from gradsense.agent.reader import distinct_rows
 from gradsense.data.datasets.captures import discover
 from gradsense.data.networks import Networks
 from gradsense.data.sources.following import LiveLog
-from gradsense.data.tally import Tally
+from gradsense.data.sources.lines import Tally
 from gradsense.errors import InputError
 from gradsense.gateway.store import FILE, GatewayStore
 from gradsense.prompts.templates import Template

@@ -127,8 +127,8 @@ def _classes(path: Path) -> dict[str, int]:
     import polars as pl
 
     from gradsense.data.datasets.iot23 import classed
+    from gradsense.data.sources.lines import Tally
     from gradsense.data.sources.stream import read_log
-    from gradsense.data.tally import Tally
 
     flows = classed(pl.concat(read_log(path, tally=Tally())))
     return dict(flows["class"].value_counts().iter_rows())

@@ -12,6 +12,6 @@ if TYPE_CHECKING:
     from gradsense.data.flows import ContextWindow
     from gradsense.data.networks import Networks
     from gradsense.data.sources.following import LiveLog
+    from gradsense.data.sources.lines import Tally
     from gradsense.data.sources.stream import LogStream, RecordSource, read_log
     from gradsense.data.synthetic.traffic import write_fleet, write_sample
-    from gradsense.data.tally import Tally

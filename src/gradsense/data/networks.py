@@ -64,11 +64,7 @@ class Networks:
             table = {end: self._masked(end) for end in ends if self._masked(end) != end}
             return flows.with_columns(pl.col("orig_h", "resp_h").replace(table))
         return [
-            {
-                **flow,
-                "orig_h": self._masked(flow["orig_h"]),
-                "resp_h": self._masked(flow["resp_h"]),
-            }
+            {**flow, "orig_h": self._masked(flow["orig_h"]), "resp_h": self._masked(flow["resp_h"])}
             for flow in flows
         ]
 

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from gradsense.data.flows import ContextWindow
 from gradsense.data.networks import Networks
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.logfile import read_blocks
 from gradsense.data.sources.stream import LogStream
-from gradsense.data.tally import Tally
 from gradsense.detection.bundle import BundleThreshold, Manifest
 from gradsense.detection.detector import Detector
 from gradsense.detection.session import PhraseIds

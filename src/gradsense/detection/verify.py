@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from gradsense.data.datasets.captures import Reservoir, discover, in_context
 from gradsense.data.flows import class_numbers
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
 from gradsense.data.synthetic.traffic import write_fleet
-from gradsense.data.tally import Tally
 from gradsense.detection.detector import Detector
 from gradsense.detection.session import PhraseIds
 from gradsense.errors import GradsenseError, InputError

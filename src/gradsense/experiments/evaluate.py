@@ -15,8 +15,8 @@ import polars as pl
 import torch
 
 from gradsense.data.datasets.captures import Capture, discover, in_context
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 from gradsense.learning.metrics import score
 from gradsense.models import folder

@@ -64,6 +64,9 @@ _SCHEMA = Schema(
     synchronous="NORMAL",
 )
 
+#: Feedback with this label silences.
+_NORMAL = get_task().normal
+
 
 @dataclass
 class StoreBatch:
@@ -302,7 +305,7 @@ class GatewayStore:
         rows = self._db.all(
             "SELECT f.device, e.prompt FROM feedback f JOIN examples e ON e.alert = f.alert "
             "WHERE f.label = ?",
-            (get_task().normal,),
+            (_NORMAL,),
         )
         return frozenset((device, prompt) for device, prompt in rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradsense.data.sources.following import LiveLog
-from gradsense.data.tally import Tally
+from gradsense.data.sources.lines import Tally
 from gradsense.detection.bundle import GRAPH_FILE, HEAD_FILE, MANIFEST_FILE, TOKENIZER_FILE
 from gradsense.detection.detector import Detector, Verdict
 from gradsense.errors import GradsenseError

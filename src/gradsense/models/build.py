@@ -12,11 +12,7 @@ import torch
 from huggingface_hub import model_info, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as hf_logging
 

@@ -15,9 +15,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from gradsense.data.sources.lines import MAX_LINE_BYTES, undecodable
+from gradsense.data.sources.lines import MAX_LINE_BYTES, Tally, undecodable
 from gradsense.data.sources.stream import LogStream
-from gradsense.data.tally import Tally
 from tests.support.fuzz_lines import HEADS, mutated
 
 PATH = Path("fuzz.log")

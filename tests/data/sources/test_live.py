@@ -9,7 +9,7 @@ import pytest
 
 from gradsense.data.flows import column
 from gradsense.data.sources.following import LiveLog
-from gradsense.data.tally import Tally
+from gradsense.data.sources.lines import Tally
 from gradsense.errors import InputError
 
 

@@ -12,9 +12,8 @@ import pytest
 import gradsense.data.sources
 from gradsense.data.datasets.captures import discover
 from gradsense.data.flows import FLOW_SCHEMA
-from gradsense.data.sources.lines import Lines
+from gradsense.data.sources.lines import Lines, Tally
 from gradsense.data.sources.stream import LogStream, RecordSource, log_names, read_log, sources
-from gradsense.data.tally import Tally
 
 SPACED = """
     from functools import partial

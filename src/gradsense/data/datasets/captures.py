@@ -14,8 +14,8 @@ import polars as pl
 
 from gradsense.data.datasets.iot23 import View, class_order, classed
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, ContextWindow
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic, log_names, read_log
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
 UNLABELLED = "unlabelled"

@@ -14,8 +14,8 @@ import polars as pl
 from gradsense.data.datasets.captures import discover, in_context
 from gradsense.data.datasets.contradictions import ContradictionReport, report_counts, text_counts
 from gradsense.data.datasets.iot23 import CLASSES, classed
+from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
-from gradsense.data.tally import Tally
 
 _TOP = 10
 #: Pending text counts are merged when they reach this many rows.

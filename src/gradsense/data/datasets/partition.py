@@ -16,12 +16,7 @@ _Ints = NDArray[np.int64]
 
 
 def partition(
-    parts: Split,
-    *,
-    how: How = "natural",
-    clients: int | None = None,
-    alpha: float = 0.5,
-    seed: int,
+    parts: Split, *, how: How = "natural", clients: int | None = None, alpha: float = 0.5, seed: int
 ) -> Split:
     """Add a ``client`` column to all three parts, so that a client's mix is the same in each.
 

@@ -17,10 +17,10 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gradsense.data.flows import ContextWindow, Flows
-from gradsense.data.sources.logfile import LogFile, LogHead
-from gradsense.data.sources.rotation import Rotated, rotated
+from gradsense.data.sources.lines import Tally
+from gradsense.data.sources.logfile import LogFile, LogHead, Rotated
+from gradsense.data.sources.rotation import rotated
 from gradsense.data.sources.stream import LogStream
-from gradsense.data.tally import Tally
 from gradsense.errors import InputError
 
 #: The name that means standard input.
@@ -307,11 +307,9 @@ def _is_folder(path: Path) -> bool:
 
 def _status(path: Path) -> Rotated | None:
     try:
-        status = path.stat()
+        return Rotated.at(path)
     except FileNotFoundError:
         return None
-    identity = (status.st_dev, status.st_ino)
-    return Rotated(path, identity, status.st_mtime_ns, status.st_size)
 
 
 class LiveLog:

@@ -11,6 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -44,17 +45,16 @@ class WholeLines:
         self._rest: list[bytes] = []
         self._kept = 0
 
-    def add(self, buffer: bytearray, begin: int, end: int) -> bytes:
-        """Take in ``buffer[begin:end]``; returns the lines that are now whole, or nothing."""
-        cut = buffer.rfind(b"\n", begin, end) + 1
+    def add(self, buffer: bytearray, end: int) -> bytes:
+        """Take in ``buffer[:end]``; returns the lines that are now whole, or nothing."""
+        cut = buffer.rfind(b"\n", 0, end) + 1
         view = memoryview(buffer)
         whole = b""
         if cut:
-            whole = b"".join([*self._rest, view[begin:cut]])
+            whole = b"".join([*self._rest, view[:cut]])
             self._clear()
-            begin = cut
-        self.pending += end - begin
-        tail = bytes(view[begin:end][: MAX_LINE_BYTES + 2 - self._kept])  # 2: room for "\r"
+        self.pending += end - cut
+        tail = bytes(view[cut:end][: MAX_LINE_BYTES + 2 - self._kept])  # 2: room for "\r"
         if tail:
             self._rest.append(tail)
             self._kept += len(tail)
@@ -113,7 +113,7 @@ def read_head(path: Path) -> bytes:
 
 
 def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
-    """Blocks of whole lines, each ending in a newline, together the whole file.
+    """Blocks of whole lines, each ending in a newline, together the whole file as it is.
 
     A line over ``MAX_LINE_BYTES`` comes cut but still over it, so that the parser can count it.
 
@@ -123,12 +123,9 @@ def read_blocks(path: Path, block_bytes: int) -> Iterator[bytes]:
     with _opened(path) as stream:
         lines = WholeLines()
         # One buffer for all reads: fresh memory costs more than the reading itself.
-        buffer = bytearray(max(block_bytes, len(BOM)))
-        first = True
+        buffer = bytearray(block_bytes)
         while size := stream.readinto(buffer):  # type: ignore[attr-defined]
-            begin = len(BOM) if first and buffer.startswith(BOM) else 0
-            first = False
-            if whole := lines.add(buffer, begin, size):
+            if whole := lines.add(buffer, size):
                 yield whole
         if last := lines.finish():
             yield last
@@ -246,7 +243,7 @@ class LogFile:
             if len(self._first) < HEAD_BYTES:
                 self._first += bytes(buffer[: min(size, HEAD_BYTES - len(self._first))])
             self.consumed += size
-            if whole := self._lines.add(buffer, 0, size):
+            if whole := self._lines.add(buffer, size):
                 return whole
         return b""
 
@@ -302,3 +299,19 @@ class LogFile:
             self.damaged = True
         self.over = filled == 0
         return filled
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """A file that was once the log. ``modified`` is its last write, ns since the epoch."""
+
+    path: Path
+    identity: tuple[int, int]
+    modified: int
+    size: int
+
+    @classmethod
+    def at(cls, path: Path) -> Rotated:
+        """Raises OSError."""
+        status = path.stat()
+        return cls(path, (status.st_dev, status.st_ino), status.st_mtime_ns, status.st_size)

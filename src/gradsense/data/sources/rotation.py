@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from gradsense.data.sources.logfile import Rotated
 
 _DATED_FOLDER = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 #: What a rotation adds to a name: a number, a date, a time or a range of times.
@@ -14,16 +15,6 @@ _ADDED = re.compile(r"[-_.:TZ0-9]*(\.old|\.bak)?")
 _NUMBER = re.compile(r"\.([0-9]{1,4})$")
 #: Some packers keep only whole seconds of a file's time.
 _SLACK_NS = 2 * 10**9
-
-
-@dataclass(frozen=True)
-class Rotated:
-    """A file that was once the log. ``modified`` is its last write, ns since the epoch."""
-
-    path: Path
-    identity: tuple[int, int]
-    modified: int
-    size: int
 
 
 def rotated(path: Path, archive: Path | None, since: int) -> list[Rotated]:
@@ -54,9 +45,9 @@ def _folders(path: Path, archive: Path | None, since: int) -> Iterator[Path]:
     for entry in _entries(archive):
         # A folder's own time is that of the last file put into it.
         dated = _DATED_FOLDER.fullmatch(entry.name) and entry.is_dir()
-        status = _status(entry) if dated else None
-        if status is not None and status.st_mtime_ns >= since - _SLACK_NS:
-            yield Path(entry.path)
+        found = _still_there(entry) if dated else None
+        if found is not None and found.modified >= since - _SLACK_NS:
+            yield found.path
 
 
 def _of(folder: Path, log: str) -> Iterator[Rotated]:
@@ -66,10 +57,9 @@ def _of(folder: Path, log: str) -> Iterator[Rotated]:
         packing = entry.name.endswith(".gz") and entry.name.removesuffix(".gz") in names
         if entry.name == log or packing or not _belongs(entry.name, log):
             continue
-        status = _status(entry)
-        if status is not None and entry.is_file():
-            identity = (status.st_dev, status.st_ino)
-            yield Rotated(Path(entry.path), identity, status.st_mtime_ns, status.st_size)
+        found = _still_there(entry)
+        if found is not None and entry.is_file():
+            yield found
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -80,10 +70,10 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """None where the file went away after its folder was listed."""
+def _still_there(entry: os.DirEntry[str]) -> Rotated | None:
+    """None where it went away after its folder was listed."""
     try:
-        return entry.stat()
+        return Rotated.at(Path(entry.path))
     except OSError:
         return None
 

@@ -24,9 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.data.flows import FLOW_SCHEMA
 from gradsense.data.sources import lines as checks
-from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, undecodable
+from gradsense.data.sources.lines import SHOWN_BYTES, Lines, Row, Tally, undecodable
 from gradsense.data.sources.logfile import BOM, read_blocks, read_head
-from gradsense.data.tally import Tally
 from gradsense.discovery import members
 from gradsense.errors import InputError
 
@@ -150,7 +149,7 @@ def read_log(
         pending: deque[Future[_Block]] = deque()
         first_line = 1
         for block in read_blocks(path, block_bytes):
-            lines = Lines(block, first_line, path)
+            lines = Lines(block.removeprefix(BOM) if first_line == 1 else block, first_line, path)
             pending.append(pool.submit(_run, source.plan(lines), lines.faults))
             first_line += len(lines)
             if len(pending) > WORKERS:

@@ -20,15 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from gradsense.data.flows import FLOW_SCHEMA, REQUIRED
-from gradsense.data.sources.lines import (
-    COLUMNS,
-    Lines,
-    Row,
-    complete,
-    legible,
-    to_flows,
-    typed_row,
-)
+from gradsense.data.sources.lines import COLUMNS, Lines, Row, complete, legible, to_flows, typed_row
 from gradsense.data.sources.stream import Calls, RecordSource, RowParser
 from gradsense.errors import InputError
 

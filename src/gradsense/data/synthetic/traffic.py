@@ -284,11 +284,7 @@ def _header(last: str, start: float) -> str:
 def _write(path: Path, frame: pl.DataFrame, start: float) -> None:
     """Writes Zeek columns and a last one (named by the frame) as a Zeek log."""
     rows = frame.write_csv(
-        include_header=False,
-        separator="\t",
-        null_value="-",
-        float_precision=6,
-        quote_style="never",
+        include_header=False, separator="\t", null_value="-", float_precision=6, quote_style="never"
     )
     closed = datetime.fromtimestamp(float(frame["ts"][-1]), UTC).strftime("%Y-%m-%d-%H-%M-%S")
     try:

@@ -20,6 +20,8 @@ MAX_OPEN = 10_000
 #: A growing alert is updated at every tenfold of its flows, and at least so often (log seconds).
 REPEAT_S = 3600.0
 
+_TASK = get_task()
+
 
 class Alarm(NamedTuple):
     """One flow that raises an alert or joins an open one.
@@ -249,8 +251,7 @@ def describe(
         first_ts, last_ts: seconds since the epoch.
         more_peers: ``peers`` is a lower bound.
     """
-    task = get_task()
-    known = task.novel if label == NOVEL else task.advice.get(label, task.other)
+    known = _TASK.novel if label == NOVEL else _TASK.advice.get(label, _TASK.other)
     title, meaning = (text.replace("{label}", label) for text in (known.title, known.meaning))
     span = f" {_span(last_ts - first_ts)}" if flows > 1 else ""
     others = f"at least {peers:,} addresses" if more_peers else _count(peers, "address", "es")
