@@ -49,7 +49,7 @@ class PoolStatus:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """One device; ``sequence``, ``seen``, ``bytes`` and ``held`` as in ``rows.Device``.
+    """One device; ``sequence``, ``seen``, ``bytes`` and ``held`` as in ``journal.DeviceRecord``.
 
     Attributes:
         updates: pooled since the run began.

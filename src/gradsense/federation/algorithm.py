@@ -239,17 +239,17 @@ def get_algorithm(spec: str) -> Algorithm[Any]:
     algorithm = algorithms()[name]
     for change in changes:
         key, _, text = change.partition("=")
-        try:
-            algorithm = _changed(algorithm, key, text)
-        except NoSuchField:
-            keys = {*_NAMED, *(found for found, _ in fields_of(algorithm))}
+        present = dict(fields_of(algorithm))
+        if key not in {*_NAMED, *present}:
             raise InputError(
                 f"algorithm '{name}' has no setting '{key}'",
-                hint=f"write {name}:key=value with one of {', '.join(sorted(keys))}",
-            ) from None
+                hint=f"write {name}:key=value with one of {', '.join(sorted({*_NAMED, *present}))}",
+            )
+        try:
+            algorithm = _changed(algorithm, key, text)
         except ValueError as error:
-            present = dict(fields_of(algorithm)).get(key)
-            like = "" if present is None else f"give a value like the present {json.dumps(present)}"
+            known = present.get(key)
+            like = "" if known is None else f"give a value like the present {json.dumps(known)}"
             reason = str(error)
             if isinstance(error, ValidationError):
                 reason = error.errors()[0]["msg"]
@@ -266,10 +266,6 @@ _NAMED: dict[str, Callable[[], Mapping[str, Any]]] = {
     "codec": transforms.codecs,
     "transforms": transforms.transforms,
 }
-
-
-class NoSuchField(KeyError):
-    """No part has a field of this name."""
 
 
 def fields_of(value: Any) -> Iterator[tuple[str, Any]]:
@@ -291,7 +287,6 @@ def _changed(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
     """The algorithm with every field ``key`` inside it set to what ``text`` says: JSON, or a word.
 
     Raises:
-        NoSuchField: no field has this name.
         ValueError: the value does not fit; the message says what would.
     """
     if key in _NAMED:
@@ -301,8 +296,6 @@ def _changed(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
         chosen = tuple(found[name] for name in names)
         part_of: dict[str, Any] = {key: chosen if key == "transforms" else chosen[0]}
         return dataclasses.replace(algorithm, **part_of)
-    if key not in dict(fields_of(algorithm)):
-        raise NoSuchField(key)
     try:
         new = json.loads(text)
     except ValueError:

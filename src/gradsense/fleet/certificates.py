@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -66,16 +67,18 @@ class Authority:
 
     def __init__(self, certificate: bytes, key: bytes) -> None:
         self.certificate, self.key = certificate, key
-        try:
+        private = None
+        with suppress(ValueError):  # its text may quote the file
             self._own = x509.load_pem_x509_certificate(certificate)
             private = load_pem_private_key(key, password=None)
-        except ValueError:  # its text may quote the file
-            raise _unusable() from None
         if (
             not isinstance(private, ec.EllipticCurvePrivateKey)
             or private.public_key() != self._own.public_key()
         ):
-            raise _unusable()
+            raise InputError(
+                "the authority's certificate and key are damaged or do not belong together",
+                hint="restore ca/ of the fleet folder from its backup",
+            )
         self._private = private
 
     @classmethod
@@ -199,11 +202,4 @@ def _key_usage(*, authority: bool) -> x509.KeyUsage:
         key_agreement=False,
         encipher_only=False,
         decipher_only=False,
-    )
-
-
-def _unusable() -> InputError:
-    return InputError(
-        "the authority's certificate and key are damaged or do not belong together",
-        hint="restore ca/ of the fleet folder from its backup",
     )

@@ -12,7 +12,6 @@ import json
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -118,7 +117,16 @@ def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
         TooLarge: they would take more.
         BadBody: it is no update, or holds numbers that no client sends.
     """
-    fields, frame = _split_update(body)
+    try:
+        (length,) = struct.unpack_from("<I", body)
+        if length > _MAX_UPDATE_HEADER:
+            raise BadBody(f"an update header of {length} bytes")
+        fields = _Header.model_validate_json(body[4 : 4 + length]).model_dump()
+    except (struct.error, ValidationError) as error:
+        raise BadBody(f"no update header: {error}") from None
+    if fields["codec"] not in codecs():
+        raise BadBody("unknown codec")
+    frame = body[4 + length :]
     packed = expand(frame, limit) if fields["codec"] == "none" else frame
     try:
         delta = codecs()[fields["codec"]].unpack(packed, limit)
@@ -128,20 +136,6 @@ def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
     except (InputError, ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise BadBody(f"no update: {error}") from None
     return Update(header.device, header.base_version, header.sequence, delta=delta, **fields)
-
-
-def _split_update(body: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header's fields within their bounds, and the frame."""
-    try:
-        (length,) = struct.unpack_from("<I", body)
-        if length > _MAX_UPDATE_HEADER:
-            raise BadBody(f"an update header of {length} bytes")
-        header = _Header.model_validate_json(body[4 : 4 + length])
-    except (struct.error, ValidationError) as error:
-        raise BadBody(f"no update header: {error}") from None
-    if header.codec not in codecs():
-        raise BadBody("unknown codec")
-    return header.model_dump(), body[4 + length :]
 
 
 # Models -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rules that any algorithm of its kind may take, one file each; others stand in their algorithm."""
+"""Rules for any algorithm, one file each but the mean; others stand in their algorithm."""
 
 from __future__ import annotations
 

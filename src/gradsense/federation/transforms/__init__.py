@@ -1,4 +1,4 @@
-"""What an update passes through on its way out: transforms, then a codec. One file each."""
+"""What an update passes through: transforms, then a codec. One file each but ``none``."""
 
 from __future__ import annotations
 
