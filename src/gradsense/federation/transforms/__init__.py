@@ -1,4 +1,4 @@
-"""What an update passes through: transforms, then a codec. One file each but ``none``."""
+"""What an update passes through: transforms, one file each, then a codec, one file each."""
 
 from __future__ import annotations
 
