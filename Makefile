@@ -32,8 +32,8 @@ demo: $(BIN)/gradsense  ## the whole story on synthetic traffic: train, compare,
 test: $(VENV)/.test broker  ## every test
 	$(PYTEST)
 
-test-fast: $(VENV)/.test  ## in a minute: without what is slow and what needs a broker
-	$(PYTEST) -m "not slow and not broker"
+test-fast: $(VENV)/.test  ## in a minute: without what is slow, and what needs a broker or torch
+	$(PYTEST) -m "not slow and not broker and not torch"
 
 lint: $(VENV)/.test  ## ruff over everything, mypy --strict over src and benchmarks
 	$(BIN)/ruff check .

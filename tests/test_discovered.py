@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA
 from gradsense.federation.algorithm import algorithms, fields_of, get_algorithm
 from gradsense.federation.client import Client
 from gradsense.federation.coordinator import Coordinator
@@ -331,7 +330,7 @@ def test_device_is_positive_and_has_a_source(name: str) -> None:
 def test_template_stays_in_its_vocabulary_and_budget(name: str) -> None:
     template = TEMPLATES[name]
     assert (template.name, template.version >= 1) == (name, True)
-    schema = FLOW_SCHEMA | CONTEXT_SCHEMA
+    schema = {**template.task.schema, **template.task.history}
     unset = pl.DataFrame({column: [None] for column in schema}, schema=schema)
     words = template.render(unset)[0].split()
     assert 0 < len(words) <= template.budget

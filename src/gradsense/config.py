@@ -46,7 +46,7 @@ class RunSettings(BaseModel):
     clients: int | None = Field(None, ge=1, description="How many clients, unless natural.")
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small is more skewed.")
 
-    template: str = Field("context", description="Prompt template: compact, plain or context.")
+    template: str = Field("context", description="Prompt template; docs/data.md has them.")
     model: str = Field(
         "nano",
         description="nano, micro, mini, a Hugging Face folder, or a hub name such as "

@@ -457,14 +457,14 @@ def test_a_full_disk_takes_nothing_in_and_passes(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
     speak(run, *sent(update("a", delta={"w": ONE}), base))
     before = run.status()
-    pages = run._ledger._db.connection.execute("PRAGMA page_count").fetchone()[0]
-    run._ledger._db.connection.execute(f"PRAGMA max_page_count={pages}")
+    pages = run._journal._db.connection.execute("PRAGMA page_count").fetchone()[0]
+    run._journal._db.connection.execute(f"PRAGMA max_page_count={pages}")
     crowd = [status(f"device-{number:064d}"[:60] + str(number)) for number in range(300)]
     other = sent(update("b", delta={"w": TWO}), base)
     with pytest.raises(StorageFull):
         speak(run, *crowd, *other)
     assert replace(run.status(), journal_bytes=0) == replace(before, journal_bytes=0)
-    run._ledger._db.connection.execute("PRAGMA max_page_count=1000000")
+    run._journal._db.connection.execute("PRAGMA max_page_count=1000000")
     assert acks(speak(run, *other)) == {("b", 1): ""}
     assert run.status().version == 1
 

@@ -11,7 +11,7 @@ from gradsense.experiments.table import (
     COLUMNS,
     Column,
     Stat,
-    by_strategy,
+    by_algorithm,
     footnotes,
     human_bytes,
     human_seconds,
@@ -79,7 +79,7 @@ def test_human_units() -> None:
 
 def test_references_stand_below_the_strategies() -> None:
     rows = [reference("forest"), federated("gsfs"), federated("fedavg")]
-    assert list(by_strategy(rows)) == ["gsfs", "fedavg", "forest"]
+    assert list(by_algorithm(rows)) == ["gsfs", "fedavg", "forest"]
     text = printed(rows, 120)
     assert text.index("fedavg") < text.index("forest")
 

@@ -141,7 +141,7 @@ class Agent:
         )
         self._batcher = BatchBuilder(settle_s=plan.settle_s)
         self._newer: GlobalModel | None = None
-        self._insists = False  # the last local round was interrupted
+        self._was_interrupted = False  # the last local round was interrupted
         self._refused: list[Ack] = []
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         self._downlink = Downlink(
@@ -203,20 +203,20 @@ class Agent:
         wake = self._uplink.wake_at(now)
         wait = _IDLE_S if wake is None else min(_IDLE_S, wake - now)
         if self.link.unacked:
-            wait = _LEAST_S  # the link frees its window without a word
+            wait = _LEAST_S  # a PUBACK does not wake this wait
         with suppress(queue.Empty):
             self._take(self._inbox.get(timeout=max(wait, _LEAST_S)))
 
     # Messages -------------------------------------------------------------------------------
 
     def _wanted(self) -> bool:
-        """Between two blocks of training: receive and send; whether training must make way.
+        """Exchange messages; whether to interrupt training.
 
-        A round after one that was interrupted is not: where models come faster than a slow device
-        can read, it would never upload.
+        A round that follows an interrupted one is not interrupted again; otherwise a slow device
+        would never upload.
         """
         self._exchange()
-        return (self._newer is not None and not self._insists) or self.stop.is_set()
+        return (self._newer is not None and not self._was_interrupted) or self.stop.is_set()
 
     def _exchange(self) -> None:
         """Receive what has come and send what may go."""
@@ -264,7 +264,7 @@ class Agent:
         return presence(run, me.name, body, self.memory.held(), me.signing_key)
 
     def _take_back(self) -> None:
-        """What was refused counts as never sent."""
+        """Roll the client back for each refused update."""
         for ack in filter(self._uplink.expects, self._refused):
             _log.warning("update %d was refused: %s", ack.sequence, ack.refusal)
             if ack.refusal == Replay.reason:
@@ -305,9 +305,9 @@ class Agent:
             update = self.client.work(self._budget())
         except Interrupted:
             self.counts["interrupted"] += 1
-            self._insists = True
+            self._was_interrupted = True
             return True
-        self._insists = False
+        self._was_interrupted = False
         self.counts["local_rounds"] += 1
         signed = None if update is None else self._sign(update)
         self.memory.save(self.client.snapshot(), update=signed)
@@ -320,7 +320,7 @@ class Agent:
         client = self.client
         if client.version < 0 or not self._invited or self.memory.full or not len(self.memory):
             return False
-        return not client.rests and client.plan(self._budget()).steps > 0
+        return not client.waiting and client.plan(self._budget()).steps > 0
 
     def _budget(self) -> int:
         """Steps of one round at most: what statistics are taken of is in memory at once."""

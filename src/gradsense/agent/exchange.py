@@ -200,8 +200,8 @@ class Uplink:
 
     Args:
         memory: the outbox, and which model the device holds.
-        key: the device's; updates are signed with it again, as they may wait for longer than the
-            key lived that they were made under.
+        key: the device's; updates are signed again with it, because the key may have been
+            rotated while they waited.
         rate: what the link may carry; its burst is more than a chunk.
         window: publishes that the broker has not confirmed yet, at most.
         retry_s, max_retry_s: seconds without an answer until the first repeat, and the most

@@ -30,7 +30,7 @@ from gradsense.prompts.templates import Template
 
 #: Bytes of one log read at once, about a thousand flows.
 CHUNK_BYTES = 1 << 17
-#: Distinct rows of a batch, unless told otherwise. A batch goes beyond it by what its last step
+#: Distinct rows of a batch, by default. A batch goes beyond it by what its last step
 #: brought: a step is never split, as its place in the log is not.
 MOST_ROWS = 512
 

@@ -64,7 +64,7 @@ _SCHEMA = Schema(
     hint="move it away or give another --state",
 )
 
-#: What ``federation.Client.state`` gives and ``restore`` takes: values, and groups of tensors.
+#: What ``federation.Client.snapshot`` gives and ``restore`` takes: values, and groups of tensors.
 ClientState = tuple[Mapping[str, Any], Mapping[str, Tensors]]
 
 
@@ -140,7 +140,7 @@ class AgentStore:
         """Keep the client's state and what goes with it: all or nothing.
 
         Args:
-            client: what ``federation.Client.state`` gives.
+            client: what ``federation.Client.snapshot`` gives.
             update: that it has just made, signed; it waits in the outbox from now on.
                 It is taken in even where the outbox is ``full``, since the state counts it as sent.
             model: the global model that it has just adopted, in place of the one before.

@@ -24,7 +24,7 @@ _WELL_S = 120.0
 _STOP_S = 15.0
 _LOOK_S = 0.5
 _PR_SET_PDEATHSIG = 1
-#: Unless told otherwise: a thread for each core would make training slower, and detection too.
+#: By default one: a thread for each core would make training slower, and detection too.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"}
 
 _log = logging.getLogger(__name__)

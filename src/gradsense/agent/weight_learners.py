@@ -16,7 +16,7 @@ from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
 
-#: Every so-manieth distinct prompt is kept for validation, which two triggers ask for (eq 7).
+#: One in this many distinct prompts is held out for validation (eq 7).
 _VALIDATION = 10
 
 

@@ -40,7 +40,7 @@ FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody)
 
 @dataclass(frozen=True)
 class Setting:
-    """What a run is given from outside; see ``run.Run``."""
+    """Settings of a run that do not come from its journal; see ``run.Run``."""
 
     key_of: KeyOf
     identity: Identity

@@ -52,7 +52,7 @@ class IssuedModel:
         event: id of the last event that it includes.
         contributors: devices whose updates went into it, in order of arrival.
         took_s: seconds that the aggregation took.
-        file, file_sha256, state: the snapshot, with ``Coordinator.state()``'s values as JSON;
+        file, file_sha256, state: the snapshot, with ``Coordinator.snapshot()``'s values as JSON;
             None where newer ones have replaced it.
     """
 

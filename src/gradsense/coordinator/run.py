@@ -34,14 +34,14 @@ class PoolStatus:
 
     Attributes:
         updates: pooled.
-        speakers: distinct devices that sent them.
+        clients: distinct devices that sent them.
         invited: connected devices that the pool may wait for.
-        needed: how many speakers it waits for; of FedBuff's pool, updates.
+        needed: how many clients it waits for; of FedBuff's pool, updates.
         deadline: when it is closed as it is, in the run's time; None: not known yet, or never.
     """
 
     updates: int
-    speakers: int
+    clients: int
     invited: int
     needed: int
     deadline: float | None
@@ -49,7 +49,7 @@ class PoolStatus:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """One device; ``sequence``, ``seen``, ``bytes`` and ``held`` as in ``journal.DeviceRecord``.
+    """One device; ``sequence``, ``seen``, ``bytes`` and ``held`` as in ``records.DeviceRecord``.
 
     Attributes:
         updates: pooled since the run began.
@@ -152,12 +152,12 @@ class Run:
         self._setting = Setting(key_of, identity, quota or Quota(), limits or SizeLimits(), timer)
         self._memory: RunState | None = None
         self._signed: SignedMessage | None = None
-        self._ledger = RunJournal(folder)
+        self._journal = RunJournal(folder)
         try:
-            self._ledger.sweep()
+            self._journal.sweep()
             self._remember()
         except BaseException:
-            self._ledger.close()
+            self._journal.close()
             raise
 
     @classmethod
@@ -185,7 +185,7 @@ class Run:
 
     def close(self) -> None:
         """Close the journal. Nothing is lost if this is never called."""
-        self._ledger.close()
+        self._journal.close()
 
     # Steps ----------------------------------------------------------------------------------
 
@@ -216,12 +216,12 @@ class Run:
     def _remember(self) -> RunState:
         if self._memory is None:
             self._signed = None
-            self._memory = RunState(self._ledger, self._setting)
+            self._memory = RunState(self._journal, self._setting)
         return self._memory
 
     @contextmanager
     def _step(self, now: float) -> Iterator[tuple[RunState, Step]]:
-        """What the block does to memory is in the journal afterwards, or forgotten."""
+        """A transaction: committed to the journal on success, the state discarded on an error."""
         memory, self._memory = self._remember(), None
         step = Step(JournalEntry(max(now, memory.now)))
         memory.inbox.expire(step.batch.now)
@@ -238,7 +238,7 @@ class Run:
         if step.snapshot is not None:
             values, groups = step.snapshot
             newest = batch.models[-1]
-            name, sha256 = self._ledger.save(newest.version, groups)  # before the journal names it
+            name, sha256 = self._journal.save(newest.version, groups)  # before the journal names it
             state = json.dumps(values)
             batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=state)
             if not memory.job.keep_updates:
@@ -249,10 +249,10 @@ class Run:
                 ]
         if not batch:
             return
-        self._ledger.commit(batch)
+        self._journal.commit(batch)
         memory.written(batch)
         if batch.models:
-            self._ledger.sweep()
+            self._journal.sweep()
 
     # Messages out ---------------------------------------------------------------------------
 
@@ -285,7 +285,7 @@ class Run:
         if not memory.coordinator.started:
             return []
         self._signed = self._signed or self._sign_model(memory)
-        surplus = range(self._signed.properties.chunk_count, self._ledger.widest())
+        surplus = range(self._signed.properties.chunk_count, self._journal.widest())
         topics = [str(Topic(memory.job.run, "model", index=index)) for index in surplus]
         cleared = [Message(topic, retain=True) for topic in topics]
         return [*cleared, *messages(self._signed, retain=True)]
@@ -336,7 +336,7 @@ class Run:
             pooled=len(pooled),
             pool=PoolStatus(
                 updates=len(pooled),
-                speakers=len(senders(pooled)),
+                clients=len(senders(pooled)),
                 invited=invited,
                 needed=coordinator.algorithm.pool.needed(invited),
                 deadline=coordinator.deadline(),
@@ -362,7 +362,7 @@ class Run:
             aggregations=version,
             bytes_in=sum(device.bytes for device in memory.devices.values()),
             waiting_bytes=memory.inbox.held,
-            journal_bytes=self._ledger.size(),
+            journal_bytes=self._journal.size(),
             given_up=given_up,
             last=(
                 LastAggregation(version, newest.at, newest.contributors, newest.took_s)

@@ -39,7 +39,7 @@ _RECEIVE = 256
 #: The broker keeps for us what comes while this process is restarted.
 _SESSION_S = 3600
 _SUBSCRIPTIONS = (f"{ROOT}/+/up/#",)
-#: Seconds: between looks at nothing, for new runs, and at a full disk.
+#: Polling intervals in seconds: when idle, for new runs, on a full disk.
 _POLL_S, _LOOK_S, _RETRY_S = 0.25, 5.0, 1.0
 
 _log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class CoordinatorService:
             self.stop.wait(_RETRY_S)
 
     def _look_after(self) -> None:
-        """What is done now and then."""
+        """Periodic work."""
         if self._connected.is_set():
             self._connected.clear()
             self._announce(self._runs)

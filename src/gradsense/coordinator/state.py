@@ -109,10 +109,10 @@ class RunState:
         self.inbox = Inbox(self.job.run, setting, journal.pieces())
 
     def _replay(self, row: JournalEvent) -> None:
-        """Let happen again what came after the snapshot.
+        """Replay an event that follows the snapshot.
 
         Raises:
-            InputError: it leads elsewhere than it once did.
+            InputError: the replay gives another result than the original run.
         """
         update = None
         if row.kind == "update":
@@ -128,12 +128,12 @@ class RunState:
                     raise _elsewhere(row, f"gave version {effect.model.version}")
 
     def finish(self, step: Step) -> None:
-        """Nothing more happens in this step."""
+        """Finish a step before it is written."""
         for reason, number in self.inbox.flush(step.batch).items():
             self._count(step, "", GIVEN_UP + reason, number)
 
     def written(self, batch: JournalEntry) -> None:
-        """The journal has it now."""
+        """Called after the batch was committed."""
         self.now = batch.now
         self.last_event += len(batch.events)
         if batch.models:
@@ -289,7 +289,7 @@ class RunState:
         )
 
     def _apply(self, step: Step, row: JournalEvent, update: Update | None = None) -> str:
-        """Let an event happen and put it into the batch.
+        """Handle an event and put it into the batch.
 
         Returns:
             the name under which the coordinator refused ``update``; empty: it did not.

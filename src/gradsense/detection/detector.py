@@ -50,7 +50,7 @@ class Verdict:
     """The model's verdict on one prompt.
 
     Args:
-        label: the likeliest class but benign if ``alarm``, else benign.
+        label: if ``alarm``, the most probable class other than benign; else benign, else benign.
         probability: of that class, 0..1, after temperature scaling.
         suspicion: 1 - p(benign), 0..1.
         alarm: the suspicion is above the bundle's threshold: the flow raises an alert.

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from gradsense.experiments.results import Point, Row
-from gradsense.experiments.table import Stat, by_strategy, human_bytes, human_seconds, stat
+from gradsense.experiments.table import Stat, by_algorithm, human_bytes, human_seconds, stat
 
 #: The algorithm that savings are measured against, as in the paper.
 BASELINE = "fedavg"
@@ -20,7 +20,7 @@ def findings(rows: Sequence[Row]) -> list[str]:
     Differences smaller than the two spreads together are called so, and costs are only compared
     where the quality is the same or better.
     """
-    groups = by_strategy(rows)
+    groups = by_algorithm(rows)
     federated = {name: group for name, group in groups.items() if group[0].kind == "federated"}
     found = [
         _best(federated),

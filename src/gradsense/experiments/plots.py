@@ -23,7 +23,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gradsense.experiments.results import Point, Row, UploadMark
-from gradsense.experiments.table import by_strategy, human_bytes, human_seconds
+from gradsense.experiments.table import by_algorithm, human_bytes, human_seconds
 
 #: How many algorithms get a colour of their own (``--s1`` .. ``--s12`` in report.css).
 COLOURS = 12
@@ -96,7 +96,7 @@ def dashes(index: int) -> tuple[float, ...]:
 
 def federated_algorithms(rows: Sequence[Row]) -> list[str]:
     """Names of the federated algorithms, in order; their positions choose colour and dashes."""
-    return [name for name, group in by_strategy(rows).items() if group[0].kind == "federated"]
+    return [name for name, group in by_algorithm(rows).items() if group[0].kind == "federated"]
 
 
 def curves(rows: Sequence[Row], x: Axis, y: Axis, *, name: str) -> str:

@@ -147,7 +147,7 @@ def _heat(
 ) -> HeatMap:
     groups = {
         algorithm: found
-        for algorithm, group in table3.by_strategy(rows).items()
+        for algorithm, group in table3.by_algorithm(rows).items()
         if any(found := [values(row) for row in group])
     }
     flows: dict[str, float] = {}
@@ -185,7 +185,7 @@ def _counts(rows: Sequence[Row]) -> list[tuple[str, str, str, str]]:
             _added(row.refused for row in group),
             str(sum(row.dropped_out for row in group)),
         )
-        for algorithm, group in table3.by_strategy(rows).items()
+        for algorithm, group in table3.by_algorithm(rows).items()
         if group[0].kind == "federated"
     ]
 

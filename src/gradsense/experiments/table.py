@@ -98,7 +98,7 @@ def stat(values: Iterable[float | None]) -> Stat | None:
     return Stat(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
-def by_strategy(rows: Iterable[Row]) -> dict[str, list[Row]]:
+def by_algorithm(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows by algorithm in order of first appearance, federated ones before references."""
     groups: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: row.kind):  # stable; 'federated' < 'reference'
@@ -115,7 +115,7 @@ def lines(rows: Iterable[Row]) -> list[Line]:
             seeds=len({row.seed for row in group}),
             stats=tuple(stat(column.get(row) for row in group) for column in COLUMNS),
         )
-        for algorithm, group in by_strategy(rows).items()
+        for algorithm, group in by_algorithm(rows).items()
     ]
 
 

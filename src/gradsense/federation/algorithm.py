@@ -43,7 +43,7 @@ class LocalState:
     Attributes:
         local: the model that the client works with.
         sensing: the trigger's state.
-        fresh: a model was adopted and not looked at yet.
+        fresh: a model was adopted since the last local round.
     """
 
     local: Tensors = field(default_factory=dict)
@@ -58,7 +58,7 @@ class LocalState:
 
     @classmethod
     def joined(cls, values: Mapping[str, Any], groups: Mapping[str, Tensors]) -> Self:
-        """The state that ``split`` was asked for."""
+        """Rebuild the state from the output of ``split``."""
         own = {one.name for one in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in {**values, **groups}.items() if name in own})
 
@@ -69,7 +69,7 @@ class Plan:
 
     Attributes:
         steps: batches; 0 where there is nothing to do.
-        passes: over D_k^val.
+        passes: validation passes over D_k^val.
     """
 
     steps: int
@@ -153,13 +153,13 @@ class Algorithm(ABC, Generic[S]):
         """
 
     def sent(self, state: S, outgoing: Outgoing, arrives: Tensors) -> None:
-        """What was decided is on its way; ``arrives`` is what the coordinator will decode."""
+        """Called after an upload was packed; ``arrives`` is what the coordinator will decode."""
 
     def refused(self, state: S) -> None:
         """The coordinator turned the last upload away."""
 
     def reported_steps(self, state: S) -> int:
-        """Of a client that only reads: steps of its first epoch that the cloud knows."""
+        """Steps already reported to the coordinator, by an algorithm that does not train."""
         return 0
 
     def flop(self, cost: FlowCost, learner: Learner, plan: Plan) -> float:

@@ -63,11 +63,11 @@ class Client:
 
     @property
     def reported_steps(self) -> int:
-        """Of a client that only reads: steps of its first epoch that the cloud knows."""
+        """Steps already reported to the coordinator, by an algorithm that does not train."""
         return self.algorithm.reported_steps(self.state)
 
     @property
-    def rests(self) -> bool:
+    def waiting(self) -> bool:
         """It has uploaded on the current model and waits for the next one."""
         return self.algorithm.wait and self.sent_on >= self.version
 
@@ -125,7 +125,7 @@ class Client:
         )
 
     def _pack(self, tensors: Tensors) -> tuple[Tensors, bytes]:
-        """What the coordinator will decode, and the bytes that say so."""
+        """The tensors that the coordinator will decode, and their packed bytes."""
         codec = self.algorithm.codec
         rng = np.random.default_rng([self.seed, zlib.crc32(self.name.encode()), self.sequence])
         for transform in self.algorithm.transforms:
@@ -138,7 +138,7 @@ class Client:
         if sequence == self.sequence:
             self.algorithm.refused(self.state)
 
-    # Rest -----------------------------------------------------------------------------------
+    # Snapshots ------------------------------------------------------------------------------
 
     _COUNTERS = ("version", "sequence", "sent_on", "steps", "rounds")
 

@@ -17,10 +17,10 @@ from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors
 
-#: Who is refused so has not failed to answer the current model, and is still waited for.
+#: Refusals after which the coordinator still waits for the client's update.
 _STILL_AWAITED = {errors.Replay.reason, errors.RunFinished.reason}
 
-#: Attributes of a coordinator that rest as they are.
+#: Attributes that a snapshot saves unchanged.
 _PLAIN = ("started", "last_sequence", "submissions", "refused")
 
 
@@ -93,7 +93,7 @@ class Coordinator:
     # Events ---------------------------------------------------------------------------------
 
     def handle(self, event: events.Event) -> list[events.Effect]:
-        """Let an event happen; what is to be done about it, in order."""
+        """Handle an event; the effects, in order."""
         match event:
             case events.Joined():
                 return self._join(event.client)
@@ -212,11 +212,11 @@ class Coordinator:
 
     @property
     def finished(self) -> bool:
-        """All the models that the run is to make are made."""
+        """Whether the run has made all its aggregations."""
         return self.rounds is not None and self.model.version >= self.rounds
 
     def deadline(self) -> float | None:
-        """When ``Ticked`` will aggregate, in the engine's seconds; None: not known yet."""
+        """When ``Ticked`` will aggregate, in the driver's seconds; None: not known yet."""
         seconds = self.algorithm.pool.deadline_s
         if seconds is None or not self.pooled:
             return None
@@ -247,7 +247,7 @@ class Coordinator:
             events.Broadcast(self.model, tuple(entry.update.client for entry in pooled.updates))
         ]
 
-    # Rest -----------------------------------------------------------------------------------
+    # Snapshots ------------------------------------------------------------------------------
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Mapping[str, Array]]]:
         """All that a resumed coordinator needs: JSON-able values, and named groups of tensors."""

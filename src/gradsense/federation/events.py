@@ -30,7 +30,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Arrived:
-    """An update is here; ``at`` in the engine's seconds."""
+    """An update is here; ``at`` in the driver's seconds."""
 
     update: Update = field(repr=False)
     at: float
@@ -46,7 +46,7 @@ class TurnedAway:
 
 @dataclass(frozen=True)
 class Ticked:
-    """Time has passed; ``at`` in the engine's seconds."""
+    """Time has passed; ``at`` in the driver's seconds."""
 
     at: float
 
@@ -86,7 +86,7 @@ class Refuse:
 
 @dataclass(frozen=True)
 class WakeAt:
-    """Send a ``Ticked`` at this time, in the engine's seconds."""
+    """Send a ``Ticked`` at this time, in the driver's seconds."""
 
     at: float
 

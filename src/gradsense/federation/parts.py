@@ -1,11 +1,6 @@
-"""Parts of an algorithm: frozen values whose fields carry their own bounds.
+"""Frozen dataclasses whose fields carry their bounds.
 
-Here are the two that say when: triggers (when does a client upload?) and pools (when does the cloud
-aggregate?). Rules and transforms are parts too, and so is an algorithm itself.
-
-A trigger has three verbs over a small state that the client keeps: ``init`` makes the state,
-``sense`` looks at one local round and decides, ``reset`` follows an upload or a broadcast. The
-state is a flat JSON-able mapping, so it survives a kill with the client.
+Triggers, pools, rules, transforms and algorithms are parts.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class PooledUpdate:
 
     Attributes:
         update: what arrived.
-        arrived_s: when, in the engine's seconds.
+        arrived_s: when, in the driver's seconds.
         staleness: global versions issued since the update's base, counted on arrival.
     """
 

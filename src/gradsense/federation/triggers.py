@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 
-#: A trigger's.
+#: The state of a trigger: flat, JSON-able.
 State = dict[str, float]
 
 
@@ -153,11 +153,11 @@ class Gradient(Trigger):
 
 @part
 class Unexplained(Trigger):
-    """Upload when some class's records still pull at the head (for sites that only read).
+    """Upload when some class's records still have a large gradient (for sites that only read).
 
     There the norms are by class and relative: 1 where the global head knows nothing of a class,
-    0 where it cannot do better. The loudest class decides, so a few flows of a rare attack are
-    not drowned by a site's thousand benign ones.
+    0 where it cannot do better. The class with the largest norm decides, so a few flows of a rare
+    attack count beside a site's thousand benign ones.
 
     Attributes:
         floor: relative norms up to this are no news. 0 reports everything.

@@ -39,7 +39,7 @@ class Update:
     packed: bytes = field(default=b"", repr=False)
 
     def values(self) -> dict[str, Any]:
-        """What rests of it as JSON: its tensors rest beside it, its bytes are needed no more."""
+        """The fields to save as JSON; tensors are saved beside them, packed bytes are not saved."""
         return {name: getattr(self, name) for name in _VALUES}
 
     @property
@@ -67,7 +67,7 @@ class GlobalModel:
         return self.participants is None or client in self.participants
 
     def values(self) -> dict[str, Any]:
-        """What rests of it as JSON, beside its tensors."""
+        """The fields to save as JSON, without the tensors."""
         invited = self.participants
         return {
             "version": self.version,

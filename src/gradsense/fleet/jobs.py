@@ -67,7 +67,7 @@ class Job(BaseModel):
 
     @field_validator("algorithm")
     @classmethod
-    def _is_strategy(cls, value: str) -> str:
+    def _is_algorithm(cls, value: str) -> str:
         try:
             get_algorithm(value)
         except InputError as error:

@@ -1,4 +1,6 @@
-"""From probabilities to alarms: a threshold on suspicion, chosen for an operator's patience.
+"""From probabilities to alarms: a threshold on suspicion.
+
+It is chosen so that at most a given share of benign flows raises an alarm.
 
 Suspicion is 1 − p(benign). Which attack it is does not matter for whether to raise an alarm.
 """

@@ -37,7 +37,7 @@ class Proximal:
 
 
 class Control:
-    """SCAFFOLD (see ``federation.scaffold``): + c − c_k, after noting the raw gradient for c_k.
+    """SCAFFOLD (``federation.algorithms.scaffold``): + c − c_k, after the raw gradient is noted.
 
     Args:
         shift: c − c_k.

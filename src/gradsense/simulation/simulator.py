@@ -189,7 +189,7 @@ class Simulator:
         client = self.clients[name]
         client.adopt(model)
         # A device that came back may get the same model twice; a round has one answer.
-        if model.invites(name) and not client.rests:
+        if model.invites(name) and not client.waiting:
             self._begin(name)
 
     def _begin(self, name: str) -> None:

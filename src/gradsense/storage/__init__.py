@@ -1,1 +1,1 @@
-"""What rests on a disk: whole files and folders, SQLite files, checkpoints."""
+"""Storage: whole files and folders, SQLite files, checkpoints."""

@@ -1,4 +1,4 @@
-"""A run at rest: one file, written whole or not at all, from which a run continues exactly.
+"""A run's checkpoint: one file, written whole or not at all, from which a run continues exactly.
 
 zstd around safetensors, with the JSON values in the safetensors metadata. An array that several
 clients share is stored once and shared again after loading. ``dumps`` and ``loads`` give and take

@@ -57,7 +57,7 @@ class Rate:
         return True
 
     def _available(self, rate: float, now: float) -> float:
-        passed = max(0.0, now - self._at)  # a clock that falls brings nothing and takes nothing
+        passed = max(0.0, now - self._at)  # ignore a clock that runs backwards
         return min(float(self._burst), self._tokens + rate * passed)
 
 

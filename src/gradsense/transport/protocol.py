@@ -168,7 +168,7 @@ _PLACE: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class MessageHeader:
-    """Where a message stands: known before its body is.
+    """The fields of a message that do not depend on its body.
 
     Attributes:
         kind, run, device: as in its topic.

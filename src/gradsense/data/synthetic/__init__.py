@@ -1,1 +1,1 @@
-"""Traffic that never was: an IoT fleet's flows from a seed."""
+"""Synthetic traffic: an IoT fleet's flows from a seed."""

@@ -38,7 +38,7 @@ class StalenessMean(WeightedSum):
 
 @part
 class FedBuff(FedAvg):
-    """FedAvg that waits for nobody in particular."""
+    """Asynchronous FedAvg: aggregates every K updates."""
 
     name: ClassVar[str] = "fedbuff"
     summary: ClassVar[str] = (

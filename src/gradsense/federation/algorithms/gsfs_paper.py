@@ -39,7 +39,7 @@ class FrequencyMean(WeightedSum):
             without letting them drown the small.
         frequency_power: use s_k^p. 1 is the paper, 0 ignores frequency.
         frequency_bound: s_k counts at most this many times the pool's smallest; None is the
-            paper. It keeps a chatty client from deciding for the fleet.
+            paper. It keeps a frequent uploader from deciding for the fleet.
         staleness_exponent: discount (1 + staleness)^-a; 0 is the paper.
         full_step_share: a pool with fewer of the clients that have sent so far than this share
             moves the model in proportion only; 0 is the paper. A deadline can close a pool that

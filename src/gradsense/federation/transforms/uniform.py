@@ -17,8 +17,8 @@ _TOP = 32_000  # folded, it fits two bytes
 class Uniform(TensorCodec):
     """Whole numbers of one step for the whole tensor, as few bits each as their spread needs.
 
-    For a factor of statistics, whose rows run from loud to faint: every direction is off by the
-    same absolute amount, so the faint ones, which are many, take few bits. That is how a given
+    For a factor of statistics, whose rows run from large to small: every direction is off by the
+    same absolute amount, so the small ones, which are many, take few bits. That is how a given
     total error costs least (reverse water-filling: Cover and Thomas 2006, §10.3.3). zstd's entropy
     coder turns small spread into few bits.
 
@@ -36,11 +36,11 @@ class Uniform(TensorCodec):
         """The step of this tensor; 0 where it holds only zeros."""
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
         loudness = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1))
-        audible = loudness[loudness > 0]
-        if not audible.size:
+        nonzero = loudness[loudness > 0]
+        if not nonzero.size:
             return 0.0
         least = float(np.abs(tensor).max()) / _TOP
-        return float(np.float32(max(self.fineness * float(audible.min()), least)))
+        return float(np.float32(max(self.fineness * float(nonzero.min()), least)))
 
     def parts(self, tensor: Array) -> Parts:
         step = self.step(tensor)
