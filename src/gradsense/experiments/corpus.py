@@ -23,6 +23,7 @@ from gradsense.errors import InputError
 from gradsense.learning.trainer import Examples
 from gradsense.models.classifier import TextClassifier
 from gradsense.prompts.templates import get_template
+from gradsense.tasks.task import DEFAULT
 
 OnFile = Callable[[str, int, int], None]
 
@@ -72,6 +73,12 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
             on_file=on_file,
         )
     template = get_template(settings.template)
+    if template.task.name != DEFAULT:
+        raise InputError(
+            f"template '{template.name}' is of the task '{template.task.name}'",
+            hint="captures hold flows; use another task from Python, as CONTRIBUTING.md shows",
+            field="--template",
+        )
     flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
     report = contradictions(flows["text"], flows["class"])
     notes = list(dataset.tally.lines())
