@@ -158,6 +158,16 @@ def test_a_newer_gradsense(ledger: RunJournal) -> None:
         reopened(ledger)
 
 
+def test_a_journal_of_before_is_refused_and_stays_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / FILE
+    with sqlite3.connect(file) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="has version 1, this gradsense knows 2"):
+        RunJournal(tmp_path)
+    assert file.read_bytes() == before
+
+
 def test_a_damaged_page(ledger: RunJournal) -> None:
     events = [said(number, body=bytes(5000)) for number in range(1, 50)]
     ledger.commit(JournalEntry(1.0, events))

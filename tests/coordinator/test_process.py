@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gradsense.coordinator import exporter
-from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.fleet.jobs import Job
@@ -77,6 +77,35 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
         eventually(lambda: process.latest["counts"].get("unknown-run") == 1)
         for teller in (cam, bell):
             teller.link.stop()
+
+
+def test_an_unreadable_run_stops_no_other(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradsense.coordinator.service._LOOK_S", 0.1)
+    for run in ("garden", "porch"):
+        new_run(broker.fleet, job(run), START)
+    (broker.fleet / "runs/garden" / FILE).write_bytes(b"rubbish" * 1000)
+    (broker.fleet / "runs/notes.txt").touch()
+    with working(broker.fleet) as process:
+        (broker.fleet / "runs/attic").mkdir()
+        eventually(lambda: set(process.latest["unreadable"]) == {"attic", "garden", "notes.txt"})
+        cam = Teller(broker, "porch", "cam")
+        eventually(lambda: told(process, "porch").get("online") == 1)
+        (metric,) = (
+            family
+            for family in exporter.StatusCollector(lambda: process.latest).collect()
+            if family.name == "gradsense_coordinator_unreadable_runs"
+        )
+        assert [sample.value for sample in metric.samples] == [3]
+        cam.link.stop()
+
+
+def test_a_status_of_before_is_refused(tmp_path: Path) -> None:
+    for text in ("[]", '{"runs": {}}'):
+        (tmp_path / "status.json").write_text(text)
+        with pytest.raises(InputError, match="format"):
+            read_status(tmp_path)
 
 
 def test_a_full_disk_stops_it_and_loses_nothing(

@@ -141,6 +141,8 @@ def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     console.print(f"coordinator {state}, {broker}; as of {status['at']}", markup=False)
     for name, run in status["runs"].items():
         console.print(run_table(name, run))
+    for name, reason in status["unreadable"].items():
+        console.print(f"run {name} cannot be opened: {reason}", markup=False)
 
 
 def run_table(

@@ -46,6 +46,11 @@ class StatusCollector(Collector):
         )
         stalls.add_metric([], status["counts"].get("stalls", 0))
         yield stalls
+        unreadable = GaugeMetricFamily(
+            "gradsense_coordinator_unreadable_runs", "Runs that cannot be opened."
+        )
+        unreadable.add_metric([], len(status["unreadable"]))
+        yield unreadable
         runs = status["runs"]
         for family, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, (field, text) in fields.items():

@@ -85,6 +85,7 @@ _SCHEMA = Schema(
     migrations=MIGRATIONS,
     hint="restore the run's folder from its backup, or make a new run",
     keep_bytes=64 << 20,
+    oldest=2,  # a run of before is of a job that cannot be read either
 )
 
 

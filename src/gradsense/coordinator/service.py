@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsense.coordinator.run import Run
+from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
 from gradsense.storage import files
@@ -32,6 +33,8 @@ from gradsense.transport.messages import Message
 from gradsense.transport.protocol import ROOT
 
 STATUS_FILE = "status.json"
+#: Format of that file; a change of its fields is a new one.
+STATUS_FORMAT = 2
 #: Messages of one commit. More make a device wait longer for its acknowledgement.
 _BATCH = 64
 #: Messages that the broker may have on the way to us without an acknowledgement.
@@ -56,7 +59,7 @@ class CoordinatorService:
         wall: seconds since 1970, for the ends of certificates.
 
     Raises:
-        InputError: no fleet, no run, a damaged journal, or another coordinator works there.
+        InputError: no fleet, or of its runs none can be opened: damaged, or at work elsewhere.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class CoordinatorService:
         self._identity = identity.of_coordinator(fleet)
         self._registry = Registry(fleet / "registry.sqlite3")
         self._runs: dict[str, Run] = {}
+        self.unreadable: dict[str, str] = {}  # runs that cannot be opened, and why
         self._versions: dict[str, int] = {}  # the newest models that were reported
         self._offsets: dict[str, float] = {}  # run's own time minus the timer's
         self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
@@ -92,23 +96,41 @@ class CoordinatorService:
         )
         self._next_status = self._next_look = 0.0
         self._began = timer()
-        self._look_for_runs()
+        self._look_for_runs(must=True)
         self.latest = self.status()
 
     # Runs -----------------------------------------------------------------------------------
 
-    def _look_for_runs(self) -> list[str]:
-        """Open what was made since the last look; their names."""
-        fresh = [
-            folder
-            for folder in sorted((self.fleet / RUNS).glob("*"))
-            if not folder.name.startswith(".") and folder.name not in self._runs
-        ]
-        for folder in fresh:
-            run = Run(folder, key_of=self._registry.signing_key, identity=self._identity)
-            self._runs[folder.name] = run
-            self._offsets[folder.name] = run.now - self._timer()
-        return [folder.name for folder in fresh]
+    def _look_for_runs(self, *, must: bool = False) -> list[str]:
+        """Open what was made since the last look; their names.
+
+        One that cannot be opened does not stop the others. It is tried again with each look.
+
+        Args:
+            must: raise if none opens.
+
+        Raises: as ``Run``.
+        """
+        fresh: list[str] = []
+        errors: dict[str, GradsenseError] = {}
+        for folder in sorted((self.fleet / RUNS).glob("[!.]*")):
+            name = folder.name
+            if name in self._runs:
+                continue
+            try:
+                run = Run(folder, key_of=self._registry.signing_key, identity=self._identity)
+            except (InputError, StorageFull) as error:
+                errors[name] = error
+                if self.unreadable.get(name) != str(error):
+                    _log.error("run %s cannot be opened: %s", name, error)
+                continue
+            self._runs[name] = run
+            self._offsets[name] = run.now - self._timer()
+            fresh.append(name)
+        self.unreadable = {name: str(error) for name, error in errors.items()}
+        if must and errors and not fresh:
+            raise next(iter(errors.values()))
+        return fresh
 
     def _now(self, name: str) -> float:
         return self._offsets[name] + self._timer()
@@ -220,6 +242,7 @@ class CoordinatorService:
     def status(self) -> dict[str, Any]:
         """The whole status, as JSON values."""
         return {
+            "format": STATUS_FORMAT,
             "fleet": str(self.fleet),
             "at": datetime.fromtimestamp(self._wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "stopped": self.stop.is_set(),
@@ -228,6 +251,7 @@ class CoordinatorService:
             "counts": dict(self.counts),
             "link": asdict(self.link.counts),
             "runs": {name: asdict(run.status()) for name, run in self._runs.items()},
+            "unreadable": self.unreadable,
         }
 
     def _write_status(self) -> None:
@@ -240,9 +264,20 @@ class CoordinatorService:
 
 
 def read_status(fleet: Path) -> Mapping[str, Any] | None:
-    """The status that the coordinator wrote last; None if it never did."""
+    """The status that the coordinator wrote last; None if it never did.
+
+    Raises:
+        InputError: it is of another gradsense.
+    """
     try:
-        status: Mapping[str, Any] = json.loads((fleet / STATUS_FILE).read_bytes())
+        status: Any = json.loads((fleet / STATUS_FILE).read_bytes())
     except (OSError, ValueError):
         return None
+    if not isinstance(status, dict) or status.get("format") != STATUS_FORMAT:
+        raise InputError(
+            f"is no status of format {STATUS_FORMAT}",
+            hint="start this version's coordinator, which writes it anew",
+            file=fleet / STATUS_FILE,
+            field="format",
+        )
     return status

@@ -36,6 +36,7 @@ class Schema:
         hint: what to do about a file that is damaged or foreign.
         synchronous: FULL survives a loss of power; NORMAL may then lose the last transactions.
         keep_bytes: of the write-ahead log that stay on disk after a large transaction.
+        oldest: files of a version before this one are refused, and stay as they are.
     """
 
     what: str
@@ -44,6 +45,7 @@ class Schema:
     hint: str
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     keep_bytes: int = 4 << 20
+    oldest: int = 1
 
 
 class Database:
@@ -53,7 +55,7 @@ class Database:
         file: made if it is not there.
 
     Raises:
-        InputError: it is damaged, foreign or of a newer gradsense.
+        InputError: it is damaged, foreign, or of a newer or too old a gradsense.
         StorageFull: it cannot be opened for now.
     """
 
@@ -116,10 +118,11 @@ class Database:
         ours = application == schema.application or (not application and (version or not tables))
         if not ours:
             raise InputError(f"is no {schema.what}", hint=schema.hint, file=self.file)
-        if version > len(schema.migrations):
+        known = range(schema.oldest, len(schema.migrations) + 1)
+        if version and version not in known:
             raise InputError(
                 f"the {schema.what} has version {version}, "
-                f"this gradsense knows {len(schema.migrations)}",
+                f"this gradsense knows {' to '.join(map(str, sorted({known[0], known[-1]})))}",
                 hint=f"use the gradsense that wrote it, or {schema.hint}",
                 file=self.file,
             )
