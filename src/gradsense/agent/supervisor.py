@@ -36,33 +36,34 @@ class Supervisor:
     Args:
         command: its arguments after the interpreter.
         timer: monotonic seconds.
+        on_refusal: called when it exited because its input is wrong.
     """
 
-    def __init__(self, command: Sequence[str], *, timer: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        timer: Callable[[], float],
+        on_refusal: Callable[[], None] = lambda: None,
+    ) -> None:
         self._command, self._timer = [sys.executable, *command], timer
+        self._on_refusal = on_refusal
         self._process: subprocess.Popen[bytes] | None = None
         self._began = self._next = timer()
         self._pause = _FIRST_S
         self.starts = 0  # how often it was started
-        self.fault: InputError | None = None
+        self.refusals = 0  # how often it exited because its input is wrong
 
     def keep(self, stop: threading.Event) -> None:
-        """Look after it until ``stop`` is set; a fault that it names sets it. For a thread."""
+        """Look after it until ``stop`` is set. For a thread."""
         try:
             while not stop.wait(_LOOK_S):
                 self.look()
-        except InputError as fault:
-            self.fault = fault
-            stop.set()
         finally:
             self.stop()
 
     def look(self) -> None:
-        """Start it if it does not run and its pause is over; call this now and then.
-
-        Raises:
-            InputError: it exited because its input is wrong, which another start would not change.
-        """
+        """Start it if it does not run and its pause is over; call this now and then."""
         now = self._timer()
         if self._process is None:
             if now >= self._next:
@@ -74,9 +75,17 @@ class Supervisor:
             return
         self._process = None
         if code == InputError.exit_code:
-            raise InputError(
-                "the training agent cannot work", hint="see its message above; detection is stopped"
+            # Another start helps only if its input was mended, so the longest pause; until then
+            # detection goes on with the model that it has.
+            self.refusals += 1
+            self._next, self._pause = now + _MOST_S, _FIRST_S
+            _log.error(
+                "the training agent cannot work, see its message above; detection goes on without "
+                "learning, and the agent is tried again in %.0f s",
+                _MOST_S,
             )
+            self._on_refusal()
+            return
         if now - self._began > _WELL_S:
             self._pause = _FIRST_S
         _log.warning("the training agent ended (%d); it starts again in %.0f s", code, self._pause)

@@ -8,7 +8,8 @@ import random
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from gradsense.cli.lazy import command
 from gradsense.cli.watch import log_to_stderr, state_folder, stop_on_signals, watch_settings
+from gradsense.errors import GradsenseError, InputError
 
 
 @command(example="gradsense edge --bundle porch-cam/ --logs /opt/zeek/logs/current/conn.log")
@@ -122,7 +124,8 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
     log_to_stderr()
     settings = watch_settings(config)
     command = ["-m", "gradsense", *sys.argv[1:], "--agent-of", str(os.getpid())]
-    agent, stop = Supervisor(command, timer=time.monotonic), threading.Event()
+    agent = Supervisor(command, timer=time.monotonic, on_refusal=partial(_count_refusal, state))
+    stop = threading.Event()
     keeper = threading.Thread(target=agent.keep, args=(stop,))
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with ExitStack() as stack:
@@ -133,7 +136,8 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
         if first_detector(bundle, state) is None:
             console.print("detection begins with the first model that this run makes")
         while (model := first_detector(bundle, state)) is None and not stop.wait(0.5):
-            pass
+            if agent.refusals:
+                raise InputError("the training agent cannot work", hint="see its message above")
         if model is not None:
             watch = open_watch(
                 WatchPlan(logs=find_logs(logs), model=model, state=state, settings=settings)
@@ -143,5 +147,13 @@ def _detect(bundle: Path, logs: list[Path], state: Path, config: Path | None) ->
             names = ", ".join(map(str, logs))
             console.print(f"detecting in {names}; state in {state}", markup=False)
             watch.run(once=False)
-    if agent.fault is not None:
-        raise agent.fault
+
+
+def _count_refusal(state: Path) -> None:
+    """Count an agent that refuses its input where the watch counts."""
+    from gradsense.gateway.store import GatewayStore, StoreBatch
+
+    with suppress(GradsenseError):
+        store = GatewayStore(state, exclusive=False)
+        store.commit(StoreBatch(counts={"agent_refused": 1}))
+        store.close()
