@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradsense import discovery
+from gradsense.errors import GradsenseError
 
 PACKAGE = "registry_example"
 
@@ -66,4 +67,12 @@ def test_a_missing_library_leaves_out_its_module_only(package: Path) -> None:
 def test_a_missing_module_of_the_package_is_a_defect(package: Path) -> None:
     (package / "wrong.py").write_text(f"import {PACKAGE}.missing\n")
     with pytest.raises(ModuleNotFoundError, match="missing"):
+        discovery.members(PACKAGE, base())
+
+
+def test_two_of_one_name_are_refused(package: Path) -> None:
+    (package / "three.py").write_text(
+        f"from {PACKAGE} import Base\nclass Other(Base):\n    name = 'last'\n"
+    )
+    with pytest.raises(GradsenseError, match="two are named 'last'"):
         discovery.members(PACKAGE, base())

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import TypeVar
 
+from gradsense.errors import GradsenseError
+
 T = TypeVar("T")
 
 
@@ -36,6 +38,9 @@ def members(package: str, base: type[T], key: str = "name") -> dict[str, type[T]
     """The subclasses of ``base`` in all modules of a package, by their class attribute ``key``.
 
     A module that needs a library which is not installed is left out.
+
+    Raises:
+        GradsenseError: two have the same name.
     """
     found: dict[str, type[T]] = {}
     for name in names(package):
@@ -45,5 +50,17 @@ def members(package: str, base: type[T], key: str = "name") -> dict[str, type[T]
             if (error.name or "").partition(".")[0] == package.partition(".")[0]:
                 raise  # a defect of our own, not a missing extra
             continue
-        found |= {str(getattr(one, key)): one for one in classes}
+        for one in classes:
+            add(found, str(getattr(one, key)), one, package)
     return found
+
+
+def add(found: dict[str, T], name: str, one: T, place: str) -> None:
+    """Add a member that ``place`` defines.
+
+    Raises:
+        GradsenseError: there is one of this name, which would be lost.
+    """
+    if name in found:
+        raise GradsenseError(f"{place}: two are named '{name}'; give one of them another name")
+    found[name] = one
