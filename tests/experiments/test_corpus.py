@@ -133,3 +133,8 @@ def test_preflight_finds_names_that_do_not_exist(values: dict[str, str], said: s
 def test_preflight_passes_what_exists(captures: Path) -> None:
     check(settings(data=captures))
     check(settings(algorithm="forest"), reference=True)
+
+
+def test_labels_without_the_normal_class_are_refused(captures: Path) -> None:
+    with pytest.raises(InputError, match="'Benign' is missing"):
+        load_corpus(settings(data=captures, labels=("DDoS", "C&C"), unknown_labels="drop"))

@@ -130,3 +130,8 @@ def test_a_file_that_is_no_settings_file(tmp_path: Path, text: bytes) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read(tmp_path / "none.toml")
+
+
+def test_a_sink_that_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sink 1"):
+        given(tmp_path, "sink = [3]")

@@ -51,7 +51,8 @@ def open_run(
         the run's folder.
 
     Raises:
-        InputError: there is such a run, or the model does not fit the algorithm.
+        InputError: there is such a run, the model does not fit the algorithm, or the labels
+            lack the normal one.
         GradsenseError: it cannot be written.
     """
     place = fleet / RUNS / job.run
@@ -107,15 +108,18 @@ def trainable(job: Job, model: Path) -> TextClassifier:
 def _first(job: Job, model: Path | None, size: str, template: str) -> TextClassifier:
     algorithm = job.rules
     if model is None:
+        words = get_template(template)
+        words.task.check_labels(job.labels)
         return build(
             size,
-            template=get_template(template),
+            template=words,
             labels=job.labels,
             seed=job.seed,
             readout=algorithm.readout,
             frozen=algorithm.frozen,
         )
     classifier = trainable(job, model)
+    classifier.template.task.check_labels(job.labels)
     if classifier.labels != job.labels:
         raise InputError(
             f"the model's labels are {', '.join(classifier.labels)}",

@@ -54,8 +54,18 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
     """Read the captures that the settings name, or generate synthetic ones.
 
     Raises:
-        InputError: unreadable data, or a split that leaves nothing to train or test on.
+        InputError: unreadable data, labels without the normal one, or a split that leaves nothing
+            to train or test on.
     """
+    template = get_template(settings.template)
+    if template.task.name != DEFAULT:
+        raise InputError(
+            f"template '{template.name}' is of the task '{template.task.name}'",
+            hint="captures hold flows; use another task from Python, as CONTRIBUTING.md shows",
+            field="--template",
+        )
+    if settings.labels:
+        template.task.check_labels(settings.labels)
     with ExitStack() as stack:
         root = settings.data
         if root is None:
@@ -71,13 +81,6 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
             unknown=settings.unknown_labels,
             strict=settings.strict,
             on_file=on_file,
-        )
-    template = get_template(settings.template)
-    if template.task.name != DEFAULT:
-        raise InputError(
-            f"template '{template.name}' is of the task '{template.task.name}'",
-            hint="captures hold flows; use another task from Python, as CONTRIBUTING.md shows",
-            field="--template",
         )
     flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
     report = contradictions(flows["text"], flows["class"])

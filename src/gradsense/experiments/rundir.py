@@ -116,7 +116,13 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
 
 def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:
     before, now = saved["settings"], own["settings"]
-    for key in sorted(before.keys() | now.keys()):
+    if before.keys() != now.keys():
+        raise InputError(
+            "another version of gradsense wrote that run",
+            hint="resume it with that version, or choose another --out",
+            file=path,
+        )
+    for key in sorted(now):
         if before.get(key) != now.get(key):
             raise InputError(
                 f"that run had {key} {before.get(key)}, this one has {now.get(key)}",

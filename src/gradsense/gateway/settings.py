@@ -184,7 +184,8 @@ def _place(loc: _Loc, values: dict[str, Any]) -> str | None:
         case ():
             return None
         case ("sink", int(index), *rest):
-            kind = values["sink"][index].get("type")
+            given = values["sink"][index]
+            kind = given.get("type") if isinstance(given, dict) else None
             shown = f"sink {index + 1} ({kind})" if kind in sinks.types() else f"sink {index + 1}"
             return ": ".join([shown, *map(str, rest)])
     return ".".join(str(part) for part in loc)

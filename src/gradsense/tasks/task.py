@@ -98,13 +98,28 @@ class Task:
     history: Schema = field(default_factory=dict)
     binary: tuple[str, ...] = ()
 
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Without the normal class, a model would call everything an attack.
+
+        Raises:
+            InputError: ``normal`` is not among ``labels``.
+        """
+        if self.normal not in labels:
+            raise InputError(
+                f"the normal class '{self.normal}' is missing",
+                hint=f"put it among {', '.join(labels)}",
+                field="--labels",
+            )
+
 
 @cache
 def tasks() -> dict[str, Task]:
     """All tasks by name."""
     packages = (import_module(f"{__package__}.{name}") for name in discovery.names(__package__))
-    found = (package.TASK for package in packages if hasattr(package, "TASK"))
-    return {task.name: task for task in found}
+    found: dict[str, Task] = {}
+    for task in (package.TASK for package in packages if hasattr(package, "TASK")):
+        discovery.add(found, task.name, task, __package__)
+    return found
 
 
 def get_task(name: str = DEFAULT) -> Task:
@@ -120,7 +135,13 @@ def get_task(name: str = DEFAULT) -> Task:
 
 
 def wordings(package: str) -> dict[str, Wording]:
-    """The templates that the modules of a package define as ``WORDING``, by name."""
+    """The templates that the modules of a package define as ``WORDING``, by name.
+
+    Raises:
+        GradsenseError: two have the same name.
+    """
     modules = (import_module(f"{package}.{name}") for name in discovery.names(package))
-    found = (module.WORDING for module in modules if hasattr(module, "WORDING"))
-    return {wording.name: wording for wording in found}
+    found: dict[str, Wording] = {}
+    for wording in (module.WORDING for module in modules if hasattr(module, "WORDING")):
+        discovery.add(found, wording.name, wording, package)
+    return found
