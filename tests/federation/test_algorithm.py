@@ -71,3 +71,19 @@ def test_rules_transforms_and_codecs_are_taken_by_name() -> None:
     assert isinstance(algorithm.rule, CoordinateMedian)
     assert algorithm.transforms == (Clip(2.0), Noise())
     assert algorithm.codec.name == "int8"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "fedavg:momentum=" + "[" * 100_000,
+        "gsfs:sharpness=1e300",
+        "gsfs:codec=topk:kept=0",
+        "fedavg:transforms=noise:deviation=1e300",
+        "fedavg:transforms=clip:norm=1e300",
+        "scaffold:rule=median",
+    ],
+)
+def test_values_out_of_bounds_are_refused_in_one_line(spec: str) -> None:
+    with pytest.raises(InputError, match="does not fit"):
+        get_algorithm(spec)

@@ -298,7 +298,7 @@ def _changed(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
         return dataclasses.replace(algorithm, **part_of)
     try:
         new = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         new = text
     made: Algorithm[Any] = _replaced(algorithm, key, new)
     return made

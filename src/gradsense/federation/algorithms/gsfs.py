@@ -24,7 +24,7 @@ from pydantic import Field
 
 from gradsense.errors import NormTooLarge, UnknownTensor
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
-from gradsense.federation.parts import Positive, part
+from gradsense.federation.parts import part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import Aggregated, Rule
 from gradsense.federation.transforms.transform import Codec
@@ -52,7 +52,7 @@ class RidgeSum(Rule):
     name: ClassVar[str] = "ridge-sum"
 
     regularisation: Annotated[float, Field(ge=1e-12)] = 1e-4
-    sharpness: Positive = 10.0
+    sharpness: Annotated[float, Field(gt=0, le=1e3)] = 10.0
 
     def init(self, tensors: Tensors) -> ServerState:
         classes, features = tensors[HEAD_WEIGHT].shape

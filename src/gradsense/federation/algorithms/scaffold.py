@@ -22,7 +22,7 @@ import numpy as np
 from gradsense.federation.algorithms.fedavg import FedAvg, TrainingState
 from gradsense.federation.parts import part
 from gradsense.federation.pools import Pooled, senders
-from gradsense.federation.rules.rule import Aggregated, DeltaRule, WeightedMean
+from gradsense.federation.rules.rule import Aggregated, WeightedMean
 from gradsense.learning.learner import Array, Learner, ServerState, Tensors, Trained
 
 _PREFIX = "control/"
@@ -76,7 +76,7 @@ class Scaffold(FedAvg):
     name: ClassVar[str] = "scaffold"
     summary: ClassVar[str] = "as FedAvg, local steps corrected by control variates; twice the bytes"
 
-    rule: DeltaRule = ControlledMean()
+    rule: ControlledMean = ControlledMean()
 
     def begin(self) -> ControlledState:
         return ControlledState(sensing=self.trigger.init())

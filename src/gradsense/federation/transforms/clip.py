@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from gradsense.federation.parts import Positive, part
+from gradsense.federation.parts import part
 from gradsense.federation.transforms.transform import Transform
 from gradsense.learning.learner import Tensors, norm_of
 
@@ -20,7 +21,7 @@ class Clip(Transform):
     """
 
     name: ClassVar[str] = "clip"
-    norm: Positive = 1.0
+    norm: Annotated[float, Field(ge=1e-6, le=1e6)] = 1.0
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> Tensors:
         long = norm_of(tensors)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from gradsense.federation.parts import NonNegative, part
+from gradsense.federation.parts import part
 from gradsense.federation.transforms.transform import Transform
 from gradsense.learning.learner import Tensors
 
@@ -22,7 +23,7 @@ class Noise(Transform):
     """
 
     name: ClassVar[str] = "noise"
-    deviation: NonNegative = 0.01
+    deviation: Annotated[float, Field(ge=0, le=1e6)] = 0.01
 
     def apply(self, tensors: Tensors, rng: np.random.Generator) -> Tensors:
         return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from gradsense.federation.parts import Share, part
+from gradsense.federation.parts import part
 from gradsense.federation.transforms.half import HALF_MAX
 from gradsense.federation.transforms.transform import Parts, TensorCodec
 from gradsense.learning.learner import Array
@@ -24,7 +25,7 @@ class TopK(TensorCodec):
     """
 
     name: ClassVar[str] = "topk"
-    kept: Share = 0.05
+    kept: Annotated[float, Field(gt=0, le=1)] = 0.05
 
     def parts(self, tensor: Array) -> Parts:
         flat = tensor.ravel()
