@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gradsense import discovery
-from gradsense.errors import GradsenseError
+from gradsense.errors import GradsenseError, InputError
 
 PACKAGE = "registry_example"
 
@@ -76,3 +76,8 @@ def test_two_of_one_name_are_refused(package: Path) -> None:
     )
     with pytest.raises(GradsenseError, match="two are named 'last'"):
         discovery.members(PACKAGE, base())
+
+
+def test_no_such_package(package: Path) -> None:
+    with pytest.raises(InputError, match="no package"):
+        discovery.names(f"{PACKAGE}.templates")

@@ -8,15 +8,21 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import TypeVar
 
-from gradsense.errors import GradsenseError
+from gradsense.errors import GradsenseError, InputError
 
 T = TypeVar("T")
 
 
 def names(package: str) -> list[str]:
-    """The public modules directly in a package, sorted; none of them is imported."""
+    """The public modules directly in a package, sorted; none of them is imported.
+
+    Raises:
+        InputError: there is no such package.
+    """
     spec = find_spec(package)
-    found = iter_modules(spec.submodule_search_locations if spec else None)
+    if spec is None or spec.submodule_search_locations is None:
+        raise InputError(f"there is no package '{package}'", hint="make that folder")
+    found = iter_modules(spec.submodule_search_locations)
     return sorted(module.name for module in found if not module.name.startswith("_"))
 
 

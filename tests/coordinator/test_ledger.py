@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.coordinator.journal import FILE, MIGRATIONS, RunJournal
+from gradsense.coordinator.journal import FILE, MIGRATIONS, RunJournal, newest_snapshot
 from gradsense.coordinator.records import (
     DeviceRecord,
     IssuedModel,
@@ -186,6 +186,12 @@ def test_a_run_that_was_made_by_half(tmp_path: Path) -> None:
     made.begin("{}", FIRST)
     with pytest.raises(InputError, match="the run exists"):
         made.begin("{}", FIRST)
+
+
+def test_an_empty_file_has_no_model(tmp_path: Path) -> None:
+    (tmp_path / FILE).touch()
+    with pytest.raises(InputError, match="not made completely"):
+        newest_snapshot(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -138,3 +138,20 @@ def test_preflight_passes_what_exists(captures: Path) -> None:
 def test_labels_without_the_normal_class_are_refused(captures: Path) -> None:
     with pytest.raises(InputError, match="'Benign' is missing"):
         load_corpus(settings(data=captures, labels=("DDoS", "C&C"), unknown_labels="drop"))
+
+
+def test_a_log_beside_the_one_that_is_read_is_noted(tmp_path: Path) -> None:
+    write_fleet(tmp_path, sites=2, flows=120, seed=0)
+    log = next(tmp_path.rglob("conn.log.labeled"))
+    (log.parent / "eve.json").touch()
+    notes = load_corpus(settings(data=tmp_path)).notes
+    assert any("eve.json beside it is not" in note for note in notes)
+
+
+def test_flows_of_one_class_are_refused(captures: Path, tmp_path: Path) -> None:
+    log = next(captures.rglob("conn.log.labeled"))
+    lines = log.read_text().splitlines(keepends=True)
+    kept = (line for line in lines if line.startswith("#") or "Benign" in line)
+    (tmp_path / "conn.log").write_text("".join(kept))
+    with pytest.raises(InputError, match="every flow is of the class 'Benign'"):
+        load_corpus(settings(data=tmp_path))

@@ -135,3 +135,8 @@ def test_no_file(tmp_path: Path) -> None:
 def test_a_sink_that_is_no_table(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sink 1"):
         given(tmp_path, "sink = [3]")
+
+
+def test_a_file_nested_too_deep(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no TOML"):
+        given(tmp_path, "sink = " + "[" * 100_000)

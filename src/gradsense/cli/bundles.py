@@ -162,7 +162,7 @@ def _show_calibration(path: Path, manifest: Manifest, before: Manifest, console:
 
 def _odds(found: BundleThreshold) -> str:
     # p(benign) is easier to read than a suspicion of 0.99998.
-    return f"p(benign) below {1 - found.value:.2g} ({found.share:.2%} of these flows)"
+    return f"p(benign) below {max(1 - found.value, 1e-16):.2g} ({found.share:.2%} of these flows)"
 
 
 def _plain(found: BundleThreshold) -> str:

@@ -337,6 +337,8 @@ def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
         InputError: the journal or the snapshot is damaged, or the run was not made completely.
         StorageFull: it cannot be read for now.
     """
+    if (folder / FILE).is_file() and not (folder / FILE).stat().st_size:
+        raise _incomplete(folder)
     query = "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
     rows = read_only(folder / FILE, _SCHEMA, query)
     if not rows:

@@ -85,6 +85,12 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
     flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
     report = contradictions(flows["text"], flows["class"])
     notes = list(dataset.tally.lines())
+    notes += [
+        f"capture {one.name}: {one.path.name} is read, {', '.join(log.name for log in one.unread)} "
+        "beside it is not"
+        for one in dataset.captures
+        if one.unread
+    ]
     if report.flows:
         notes.append(
             f"{report.flows:,} of {flows.height:,} flows read the same as a flow with another "
@@ -104,6 +110,12 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
     for name, frame in (("train", parts.train), ("test", parts.test)):
         if frame.is_empty():
             raise InputError(f"no flows left to {name} on", hint="give more flows, or raise --cap")
+    if len(dataset.classes) < 2:
+        raise InputError(
+            f"every flow is of the class '{dataset.classes[0]}'",
+            hint="give flows of two or more classes",
+            file=settings.data,
+        )
     trained = set(parts.train["client"].unique())
     silent = sorted(set(parts.test["client"].unique()) - trained)
     if silent:

@@ -174,7 +174,7 @@ def read_toml(
         what = plain.get(fault["type"], fault["msg"].removeprefix("Value error, "))
         # Without its cause, whose text would show what was given.
         raise InputError(what, hint=hint, file=path, field=place(fault["loc"], values)) from None
-    except ValueError as error:  # no TOML, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no TOML, or no UTF-8
         raise InputError(f"is no TOML: {error}", hint="correct that line", file=path) from error
 
 

@@ -98,10 +98,9 @@ def save(
             _open_to_others(fresh)
             text = json.dumps(card.model_dump(), indent=2, ensure_ascii=False, allow_nan=False)
             (fresh / CARD_FILE).write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise GradsenseError(
-            f"{path}: cannot write the model: {error.strerror or error}"
-        ) from error
+    except (OSError, SafetensorError) as error:  # a full disk is either
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise GradsenseError(f"{path}: cannot write the model: {reason}") from error
 
 
 def read_card(path: Path | str) -> Card:

@@ -24,10 +24,11 @@ UNKNOWN_LABEL = "unknown label"
 
 @dataclass(frozen=True)
 class Capture:
-    """One site's log; ``name`` is unique within a data set."""
+    """One site's log; ``name`` is unique within a data set, ``unread`` are logs beside it."""
 
     name: str
     path: Path
+    unread: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,11 @@ def discover(root: Path) -> list[Capture]:
         return [Capture(folder.name if root.parent.name == "bro" else root.name, root)]
     if not root.is_dir():
         raise InputError("no such file or folder", hint="check the path", file=root)
-    logs: dict[Path, Path] = {}
+    logs: dict[Path, list[Path]] = {}
     ranks = log_names()
     for place, files in _folders(root):
-        found = next((name for name in ranks if name in files), None)
-        if found is not None:
-            folder = _capture_folder(place / found)
-            known = logs.get(folder)
-            if known is None or ranks[found] < ranks[known.name]:
-                logs[folder] = place / found
+        for log in (place / name for name in ranks if name in files):
+            logs.setdefault(_capture_folder(log), []).append(log)
     if not logs:
         raise InputError(
             "the folder holds no captures",
@@ -84,10 +81,11 @@ def discover(root: Path) -> list[Capture]:
             file=root,
         )
     names = [(folder.resolve() if folder == root else folder).name for folder in logs]
-    captures = [
-        Capture(name if names.count(name) == 1 else folder.relative_to(root).as_posix(), log)
-        for name, (folder, log) in zip(names, logs.items(), strict=True)
-    ]
+    captures = []
+    for name, (folder, found) in zip(names, logs.items(), strict=True):
+        unique = name if names.count(name) == 1 else folder.relative_to(root).as_posix()
+        first, *unread = sorted(found, key=lambda log: ranks[log.name])
+        captures.append(Capture(unique, first, tuple(unread)))
     return sorted(captures, key=lambda capture: capture.name)
 
 
