@@ -165,6 +165,12 @@ def load(path: Path | str) -> TextClassifier:
         raise InputError(
             f"cannot open the model: {first_line(error)}", hint="write the folder again", file=path
         ) from error
+    if tokenizer.pad_token is None:
+        raise InputError(
+            "the tokenizer has no padding token",
+            hint="write the folder again",
+            file=path / "tokenizer_config.json",
+        )
     below = "" if card.readout is None else f"{network.base_model_prefix}."
     missing = [key for key in info["missing_keys"] if key.startswith(below)]
     if missing:
