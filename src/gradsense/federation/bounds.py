@@ -18,7 +18,8 @@ class Bounds:
     Attributes:
         max_norm: the largest ``Algorithm.norm`` of an update.
         norm_ratio: that norm may be so many times what is usual in this fleet: the median of
-            the other clients' largest. Where there are too few others, the model's own norm.
+            the other clients' largest. Where there are too few others to say so, the largest yet,
+            or the model's own norm.
         max_samples: records that a client counts for, at most, whatever it claims.
         interval_s: the least time between two models, in the driver's seconds.
         upload_gap_s: a client may upload once in so many seconds, on average.
@@ -46,9 +47,8 @@ class Bounds:
         if math.isinf(self.norm_ratio):
             return self.max_norm
         others = [norm for name, norm in norms.items() if name != client]
-        if len(others) >= _ENOUGH_OTHERS:
-            return min(self.max_norm, self.norm_ratio * median(others))
-        return min(self.max_norm, model or math.inf)
+        usual = median(others) if len(others) >= _ENOUGH_OTHERS else max(model, *norms.values(), 0)
+        return min(self.max_norm, self.norm_ratio * usual) if usual else self.max_norm
 
     def spent(self, whole_at: float, at: float) -> float:
         """When a client's allowance is whole again, if it uploads at ``at``; see ``too_often``."""
