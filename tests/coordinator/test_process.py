@@ -9,9 +9,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
+from gradsense.cli.app import app
 from gradsense.coordinator import exporter
 from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
@@ -106,6 +109,33 @@ def test_a_status_of_before_is_refused(tmp_path: Path) -> None:
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(InputError, match="format"):
             read_status(tmp_path)
+
+
+def test_a_device_is_taken_out_of_a_working_fleet(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line: what it sent is gone, whoever remains goes on."""
+    monkeypatch.setattr("gradsense.coordinator.service._LOOK_S", 0.1)
+    head = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
+    fields = {"algorithm": "gsfs:share=0.3", "interval_s": 0.0, "upload_gap_s": 0.0}
+    new_run(broker.fleet, Job(run="porch", labels=("no", "yes"), **fields), head)
+    with working(broker.fleet) as process:
+        tellers = [Teller(broker, "porch", name) for name in ("cam", "bell")]
+        eventually(lambda: told(process, "porch").get("online") == 2)
+        hashes = []
+        for version, teller in enumerate(tellers, 1):
+            factor = np.eye(4, dtype=np.float32)[[version, 1, 0]] + tensor(0.0, 1.0, 0.0, 1.0)
+            moved = update(teller.name, samples=9, delta={"statistics": factor}, codec="uniform")
+            teller.tell(moved, model_hash(head))
+            eventually(lambda: told(process, "porch").get("version") == version)  # noqa: B023
+            hashes.append(told(process, "porch")["hash"])
+        result = CliRunner().invoke(app, ["fleet", "revoke", "bell", "--fleet", str(broker.fleet)])
+        assert result.exit_code == 0, result.output
+        assert "model 2 of run porch" in result.output
+        eventually(lambda: told(process, "porch").get("version") == 3)
+        assert told(process, "porch")["hash"] == hashes[0], "as if bell had never spoken"
+        for teller in tellers:
+            teller.link.stop()
 
 
 def test_a_full_disk_stops_it_and_loses_nothing(
