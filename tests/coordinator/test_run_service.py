@@ -25,7 +25,7 @@ from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import payloads
 from gradsense.transport.chunks import Quota
 from gradsense.transport.messages import Message, messages, read, sign, unsealed
-from gradsense.transport.protocol import SizeLimits, describe
+from gradsense.transport.protocol import describe
 from tests.support.toy_fleet import (
     RUN,
     acks,
@@ -367,18 +367,17 @@ def test_what_the_rules_refuse(tmp_path: Path, name: str) -> None:
 
 
 def test_bodies_that_are_none(tmp_path: Path) -> None:
-    frame = payloads.compress(bytes(1 << 20))
-    bomb = payloads.pack_update(update("a", codec="fp16", packed=frame))
-    options = {"limits": SizeLimits(body=4096, raw=1 << 16)}
+    bomb = payloads.pack_update(update("a", packed=bytes(1 << 20)))
     good = payloads.pack_update(update("a", delta={"w": ONE}))
     cases = {
         "too-large": [bomb, np.random.default_rng(0).bytes(5000)],
+        "wrong-codec": [payloads.pack_update(update("a", codec="topk"))],
         "bad-body": [b"x", good[:-1], good + b"x", payloads.compress(b"GSU1")],
     }
     for name, bodies in cases.items():
         for number, raw in enumerate(bodies):
             folder = tmp_path / f"{name}{number}"
-            run = new_run(folder, options=options)
+            run = new_run(folder)
             speak(run, status("a"), status("b"))
             arrivals = sent(update("a"), run.status().hash, raw=raw)
             assert refusal_of(run, arrivals) == name
@@ -543,7 +542,8 @@ def test_statistics_through_the_journal_are_those_of_a_pure_coordinator(
 def feed(coordinator: Coordinator, message: Message, now: float) -> None:
     got = read(message, lambda topic: signing_key(topic.device).public_key())
     assert got.chunk is not None
-    said = payloads.open_update(got.chunk.piece, got.properties.header, 1 << 30)
+    codec = coordinator.algorithm.codec
+    said = payloads.open_update(got.chunk.piece, got.properties.header, codec, coordinator.bounds)
     coordinator.handle(Arrived(said, now))
 
 

@@ -25,6 +25,7 @@ from gradsense.coordinator.records import (
     Kind,
     UpdateOutcome,
 )
+from gradsense.coordinator.trial import Suspect
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation import events
 from gradsense.federation.coordinator import Coordinator
@@ -106,7 +107,8 @@ class RunState:
             self._replay(row)
             self.last_event = row.id
         self.devices, self.counts = journal.devices(), journal.counts()
-        self.inbox = Inbox(self.job.run, setting, journal.pieces())
+        codec, bounds = self.job.rules.codec, self.coordinator.bounds
+        self.inbox = Inbox(self.job.run, setting, codec, bounds, journal.pieces())
 
     def _replay(self, row: JournalEvent) -> None:
         """Replay an event that follows the snapshot.
@@ -118,7 +120,11 @@ class RunState:
         if row.kind == "update":
             place = self.job.run, row.device, row.sequence or 0, row.base_version
             header = MessageHeader("update", *place)
-            update = open_update(row.body or b"", header, self._setting.limits.raw)
+            run = self.coordinator
+            try:
+                update = open_update(row.body or b"", header, run.algorithm.codec, run.bounds)
+            except UpdateRefused as refusal:
+                raise _elsewhere(row, f"refused as {refusal.reason}") from None
         for effect in self.coordinator.handle(_event(row, update)):
             match effect:
                 case events.Refuse():
@@ -199,14 +205,21 @@ class RunState:
             whole = self.inbox.assemble(device.name, chunk, step.batch.now)
             if whole is None:
                 return
-            update, body = self.inbox.open(whole, properties)
+            found = self._setting.trials.handle(
+                Suspect.of(properties), lambda: self._pool(step, properties, whole)
+            )
         except _FINAL as refusal:
             self.inbox.forget(device.name, chunk.message)
             self._apply(step, self._about(step, "refused", properties, refusal=refusal.reason))
             self._decide(step, device, read, refusal.reason)
             return
+        self._decide(step, device, read, found)
+
+    def _pool(self, step: Step, properties: Properties, whole: bytes) -> str:
+        """Open an update and pool it; the name under which it was refused, or nothing."""
+        update, body = self.inbox.open(whole, properties)
         row = self._about(step, "update", properties, samples=update.samples, body=body)
-        self._decide(step, device, read, self._apply(step, row, update))
+        return self._apply(step, row, update)
 
     def _admit(self, properties: Properties) -> None:
         """What an update's signed properties alone decide, before any of it is kept.
@@ -214,9 +227,9 @@ class RunState:
         Raises:
             UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``.
         """
-        header, limits = properties.header, self._setting.limits
+        header = properties.header
         who = f"update {header.sequence} of '{header.device}'"
-        if properties.body_size > limits.body:
+        if properties.body_size > self.inbox.limit:
             raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
         self.coordinator.admit(header.device, header.sequence)
         known = self.hashes.get(header.base_version) == header.base_hash

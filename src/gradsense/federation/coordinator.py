@@ -42,6 +42,7 @@ class Coordinator:
 
     Attributes:
         model: the newest global model.
+        bounds: the tensors that an update may have; they stay the same.
         started: version 0 was issued.
         connected: clients that are there, in the order in which they joined.
         enrolled: clients that ever joined.
@@ -81,6 +82,7 @@ class Coordinator:
         self.max_staleness, self.max_norm = max_staleness, max_norm
         self.server_state = algorithm.rule.init(tensors)
         self.model = GlobalModel(0, tensors)
+        self.bounds = algorithm.bounds(tensors, self.server_state)
         self.started = False
         self.enrolled: set[str] = set()
         self.connected: dict[str, None] = {}  # a dict, for an order that does not vary
@@ -200,9 +202,9 @@ class Coordinator:
             )
 
     def _check_tensor(self, name: str, delta: Array) -> None:
-        expected = self.algorithm.expected_shape(name, delta, self.model.tensors, self.server_state)
-        if delta.shape != expected:
-            raise errors.WrongShape(f"'{name}' is {delta.shape}, not {expected}")
+        if name not in self.bounds:
+            raise errors.UnknownTensor(f"'{name}' is none of the tensors expected")
+        self.bounds[name].check(name, delta.shape)
         if delta.dtype != np.float32:
             raise errors.WrongDtype(f"'{name}' is {delta.dtype}, not float32")
         if not np.isfinite(delta).all():
