@@ -322,6 +322,24 @@ def test_a_full_assembler_is_counted_and_leaves_the_update_open(tmp_path: Path) 
     assert acks(speak(run, *chunks)) == {("a", 1): ""}
 
 
+def test_half_uploads_of_nine_devices_stop_nobody(tmp_path: Path) -> None:
+    quota = Quota(device_bytes=3_000_000, total_bytes=5_000_000)
+    nine = [f"d{number}" for number in range(9)]
+    run, base = long_run(tmp_path, quota=quota)
+    for device in nine:
+        speak(run, *sent(long_update(device), base)[:2])
+    for sequence in (2, 3):
+        for device in nine:
+            speak(run, *sent(replace(long_update(device), sequence=sequence), base)[:2])
+    assert acks(speak(run, *sent(long_update("honest"), base))) == {("honest", 1): ""}
+    before = run.status()
+    assert before.given_up["evicted"] > 0
+    assert "assembler-full" not in before.devices["honest"].refused
+    assert 0 < before.waiting_bytes <= quota.total_bytes
+    run = reopened(run, tmp_path, quota=quota)
+    assert replace(run.status(), journal_bytes=0) == replace(before, journal_bytes=0)
+
+
 def test_more_than_a_device_may_have_is_refused_for_good(tmp_path: Path) -> None:
     run, base = long_run(tmp_path, quota=Quota(device_bytes=300_000))
     assert acks(speak(run, *sent(long_update(), base))) == {("a", 1): "device-quota"}

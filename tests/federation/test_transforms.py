@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from gradsense.errors import InputError, UnknownTensor, UpdateRefused, WrongShape
 from gradsense.federation.transforms import codecs
@@ -274,6 +274,7 @@ def test_headers_made_to_be_expensive(name: str) -> None:
         b'{"w":1}' + b" " * most,
         b"\xff" * 100,
         b"{}",
+        b"{" + b",".join(b'"%d":0' % number for number in range(most // 8)) + b"}",
     ):
         for body in (b"", bytes(most)):
             peak, got = peak_of(name, framed(name, safetensors(text, body)), bounds)
@@ -311,6 +312,27 @@ def test_other_tensors_than_the_bounds_have_are_refused_by_name(name: str) -> No
             codec.unpack(packed, {"w": bound})
     fewer = codec.unpack(packed, {"w": ShapeBound((3, 4), fewer_rows=True), "v": ShapeBound((9,))})
     assert fewer["w"].shape == (2, 4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "part"), [("int8", "scale"), ("int4", "scale"), ("uniform", "step")]
+)
+@pytest.mark.parametrize("wild", [np.nan, np.inf, -np.inf])
+def test_a_wild_scale_is_passed_on_for_the_coordinator_to_refuse(
+    name: str, part: str, wild: float
+) -> None:
+    raw = load(opened(name, {"w": np.arange(20, dtype=np.float32)}))
+    raw[f"{part}:w"][:] = wild
+    got = codecs()[name].unpack(framed(name, save(raw)), TWENTY)["w"]
+    assert not np.isfinite(got[1:]).any()
+
+
+@pytest.mark.parametrize("name", codecs())
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (2, 0), (0,)])
+def test_tensors_of_few_values_or_none(name: str, shape: tuple[int, ...]) -> None:
+    value = np.ones(shape, np.float32)
+    np.testing.assert_allclose(there_and_back(name, value), value, atol=0.15)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ class Uniform(TensorCodec):
 
     def step(self, tensor: Array) -> float:
         """The step of this tensor; 0 where it holds only zeros."""
+        if not tensor.size:
+            return 0.0
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
         loudness = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1))
         nonzero = loudness[loudness > 0]
