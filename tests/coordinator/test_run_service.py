@@ -404,6 +404,29 @@ def test_bodies_that_are_none(tmp_path: Path) -> None:
             run.close()
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gradsense.transport.chunks.Assembler.add",
+        "gradsense.transport.messages.unsealed",
+        "gradsense.federation.transforms.transform.Plain.values",
+        "gradsense.federation.transforms.transform._entries",
+    ],
+)
+def test_no_memory_for_an_update_is_its_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    run, base = begin(tmp_path, "a", "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        assert refusal_of(run, sent(update("a", delta={"w": ONE}), base)) == "out-of-memory"
+    told = reopened(run, tmp_path).status()
+    assert (told.refused, told.updates) == ({"out-of-memory": 1}, 0)
+
+
 def test_bytes_that_were_altered_on_the_way(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
     (whole,) = sent(update("a", delta={"w": ONE}), base)

@@ -128,6 +128,8 @@ class Inbox:
         except WrongHash:
             self._drop(upload)
             raise
+        except MemoryError:
+            raise OutOfMemory(f"{chunk.total} bytes") from None
         finally:
             if self._assembler.counts.total() != before:
                 self._drop_given_up()
