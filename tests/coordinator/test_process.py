@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
+import signal
 import sqlite3
 import urllib.request
 from collections.abc import Iterator
@@ -15,15 +18,17 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from gradsense.cli.app import app
-from gradsense.coordinator import exporter
+from gradsense.coordinator import exporter, trial
 from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
+from gradsense.federation.transforms.transform import Parts, Plain
+from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
 from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import Message
-from gradsense.transport.payloads import model_hash
+from gradsense.transport.payloads import Ack, model_hash, pack_update
 from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
@@ -50,7 +55,7 @@ def told(process: CoordinatorService, run: str) -> dict[str, object]:
     return found
 
 
-def said(name: str, value: float, sequence: int = 1) -> object:
+def said(name: str, value: float, sequence: int = 1) -> Update:
     return update(name, sequence=sequence, delta={"w": tensor(value, value)})
 
 
@@ -78,6 +83,36 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
         }
         bell.say([Message("gradsense/v2/attic/up/bell/update")])
         eventually(lambda: process.latest["counts"].get("unknown-run") == 1)
+        for teller in (cam, bell):
+            teller.link.stop()
+
+
+def test_suspects_are_tried_in_a_child_beside_a_live_connection(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two updates that a process ended over: one by chance, and one whose value ends each child."""
+    here, plain = os.getpid(), Plain.values
+
+    def values(self: Plain, parts: Parts, size: int) -> np.ndarray:
+        if parts[""].ravel()[0] == 6.0:
+            assert os.getpid() != here, "never again in this process"
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, parts, size)
+
+    monkeypatch.setattr(Plain, "values", values)
+    folder = new_run(broker.fleet, job("porch").model_copy(update={"min_devices": 2}), START)
+    good, bad = said("cam", 1.0), said("bell", 6.0)
+    hashes = [hashlib.sha256(pack_update(one)).hexdigest() for one in (good, bad)]
+    (folder / trial.FILE).write_text("cam 1 {}\nbell 1 {}\n".format(*hashes))
+    with working(broker.fleet) as process:
+        cam, bell = (Teller(broker, "porch", name) for name in ("cam", "bell"))
+        eventually(lambda: told(process, "porch").get("started"))
+        bell.say(bell.sent(bad, BASE))
+        assert bell.hear() == Ack(1, "set-aside")
+        cam.tell(good, BASE)
+        eventually(lambda: told(process, "porch").get("version") == 1)
+        assert told(process, "porch")["refused"] == {"set-aside": 1}
+        assert process.latest["link"]["disconnects"] == 0
         for teller in (cam, bell):
             teller.link.stop()
 
