@@ -29,11 +29,11 @@ def make(folder: Path) -> None:
 
 
 def arm() -> None:
-    """A codec that ends the process at the value 6."""
+    """A codec that ends the process at the value 3."""
     plain = Plain.values
 
     def values(self: Plain, parts: Parts, size: int) -> np.ndarray:
-        if parts[""].ravel()[0] == 6.0:
+        if parts[""].ravel()[0] == 3.0:
             os.kill(os.getpid(), signal.SIGKILL)
         return plain(self, parts, size)
 
