@@ -31,7 +31,7 @@ pytestmark = pytest.mark.broker
 START = {"w": tensor(0.0, 0.0)}
 BASE = model_hash(START)
 #: The pool waits for a third device, which is silent, so nothing is aggregated meanwhile.
-JOB = Job(run="porch", algorithm="fedavg", labels=("no", "yes"), min_devices=3)
+JOB = Job(run="porch", algorithm="fedavg", labels=("no", "yes"), min_devices=3, interval_s=0.0)
 
 
 @pytest.fixture(scope="module")

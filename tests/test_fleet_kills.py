@@ -38,6 +38,8 @@ def job(labels: tuple[str, ...]) -> Job:
         algorithm="gsfs:floor=0.0",
         labels=labels,
         keep_updates=True,
+        interval_s=0.5,
+        upload_gap_s=0.5,
     )
 
 

@@ -139,7 +139,13 @@ def deployed(folder: Path, size: int, devices: int) -> Iterator[Fleet]:
     folder.mkdir(parents=True)
     create(fleet, None, port, now=time.time())
     job = Job(
-        run="bench", algorithm="fedavg", labels=("no", "yes"), max_norm=1e6, min_devices=devices + 1
+        run="bench",
+        algorithm="fedavg",
+        labels=("no", "yes"),
+        max_norm=1e6,
+        min_devices=devices + 1,
+        interval_s=0.0,
+        upload_gap_s=0.0,
     )
     place = fleet / RUNS / job.run
     Run.create(place, job, {"w": np.zeros(size // 4, np.float32)})

@@ -12,6 +12,8 @@
         ├── RunFinished
         ├── Replay
         ├── NotInvited
+        ├── TooOften
+        ├── PoolFull
         └── BadSampleCount
 
 These are the errors that users may see: the command line prints the text on one line and exits
@@ -122,6 +124,14 @@ class Replay(UpdateRefused):
 
 class NotInvited(UpdateRefused):
     """The client is not enrolled, or was not invited to this round."""
+
+
+class TooOften(UpdateRefused):
+    """The client has used up its allowance of uploads; it may send the same again later."""
+
+
+class PoolFull(UpdateRefused):
+    """No room in the pool for this client now; it may send the same again later."""
 
 
 class BadSampleCount(UpdateRefused):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gradsense.coordinator.journal import FILE, MIGRATIONS, RunJournal, newest_snapshot
+from gradsense.coordinator.journal import FILE, MIGRATIONS, RunJournal
+from gradsense.coordinator.lookup import newest_snapshot
 from gradsense.coordinator.records import (
     DeviceRecord,
     IssuedModel,
@@ -102,6 +103,7 @@ def test_aggregated_bodies_are_forgotten(ledger: RunJournal) -> None:
 
 
 def test_the_last_snapshots_keep_their_files(ledger: RunJournal) -> None:
+    ledger.snapshots.kept = 5
     for version in range(1, 8):
         ledger.commit(JournalEntry(1.0, models=[issued(version, 0)]))
     assert ledger.files() == {f"version-{number}.safetensors" for number in (0, 3, 4, 5, 6, 7)}

@@ -39,7 +39,7 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 
 def job(run: str) -> Job:
-    return Job(run=run, algorithm="fedavg", labels=("no", "yes"))
+    return Job(run=run, algorithm="fedavg", labels=("no", "yes"), interval_s=0.0, upload_gap_s=0.0)
 
 
 def told(process: CoordinatorService, run: str) -> dict[str, object]:

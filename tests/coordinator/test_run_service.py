@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.coordinator import journal as ledgers
+from gradsense.coordinator import snapshots
 from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.run import Run
 from gradsense.errors import InputError
@@ -42,6 +42,9 @@ from tests.support.toy_fleet import (
     signed_update,
     signing_key,
     status,
+)
+from tests.support.toy_fleet import (
+    job as toy_job,
 )
 from tests.support.toys import tensor, update
 
@@ -488,7 +491,9 @@ def test_no_room_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def pure(algorithm: str, tensors: Any, devices: list[str]) -> Coordinator:
-    coordinator = Coordinator(tensors, get_algorithm(algorithm), seed=0, max_norm=1e3)
+    coordinator = Coordinator(
+        tensors, get_algorithm(algorithm), seed=0, bounds=toy_job().bounds, contributions={}
+    )
     for device in devices:
         coordinator.handle(Joined(device))
     return coordinator
@@ -604,13 +609,15 @@ def rounds(run: Run, count: int) -> None:
         assert acks(speak(run, *sent(mine, told.hash))) == {("a", number): ""}
 
 
-def test_old_snapshots_go_and_the_hashes_stay(tmp_path: Path) -> None:
+def test_old_snapshots_go_and_the_hashes_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "KEPT_MODELS", 5)
     run, _ = begin(tmp_path, "a", algorithm=ALONE)
     first = run.status().hash
     rounds(run, 8)
     names = {file.name for file in (tmp_path / "models").iterdir()}
     assert names == {f"version-{number}.safetensors" for number in (0, 4, 5, 6, 7, 8)}
-    assert len(names) == ledgers.KEPT_MODELS + 1
     old = update("a", sequence=9, base_version=0, delta={"w": ONE})
     assert acks(speak(run, *sent(old, first))) == {("a", 9): ""}
 
@@ -642,13 +649,22 @@ def test_a_damaged_snapshot_is_named(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_a_snapshot_has_the_server_in_float64(tmp_path: Path) -> None:
+def test_snapshots_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "KEPT_BYTES", 1)
+    run, _ = begin(tmp_path, "a", algorithm=ALONE)
+    rounds(run, 4)
+    names = {file.name for file in (tmp_path / "models").iterdir()}
+    assert names == {f"version-{number}.safetensors" for number in (0, 3, 4)}
+
+
+def test_a_snapshot_of_a_sum_is_its_model_alone(tmp_path: Path) -> None:
     start = {HEAD_WEIGHT: np.zeros((2, 3), np.float32), HEAD_BIAS: np.zeros(2, np.float32)}
     new_run(tmp_path, start, algorithm="gsfs").close()
     ledger = RunJournal(tmp_path)
     newest = ledger.newest()
-    groups = ledger.load(newest)
-    assert groups["server"][STATISTICS].dtype == np.float64
+    groups = ledger.snapshots.load(newest.file or "", newest.file_sha256 or "")
+    assert groups.keys() == {"model", "server"}
+    assert not groups["server"]
     ledger.close()
 
 

@@ -135,7 +135,14 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 def coordinated(broker: TlsBroker, algorithm: str, arrived: list[tuple[Update, str]]) -> Path:
     """The run's folder of a real coordinator that was told the same in the same order."""
-    job = Job(run="same", algorithm=algorithm, labels=("a", "b", "c"), min_devices=len(NAMES))
+    job = Job(
+        run="same",
+        algorithm=algorithm,
+        labels=("a", "b", "c"),
+        min_devices=len(NAMES),
+        interval_s=0.0,
+        upload_gap_s=0.0,
+    )
     folder = new_run(broker.fleet, job, start())
     with working(broker.fleet) as process:
         tellers = {name: Teller(broker, "same", name) for name in NAMES}

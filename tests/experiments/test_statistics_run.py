@@ -21,7 +21,7 @@ from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import solve
 
 #: Nothing rounded, nothing left out, nobody silent.
-EXACT = "gsfs:codec=none:tolerance=0:floor=0"
+EXACT = "gsfs:codec=none:tolerance=0:floor=0:cap=null"
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from gradsense import errors
 from gradsense.federation.algorithm import algorithms, get_algorithm
+from gradsense.federation.algorithms.gsfs import UNIT
+from gradsense.federation.bounds import Bounds
 from gradsense.federation.events import Arrived, Broadcast, Ticked, WakeAt
 from gradsense.federation.pools import Quorum
 from tests.support.cloud import Cloud
@@ -223,7 +225,7 @@ def test_statistics_of_any_age_up_to_the_limit_count_once_and_whole() -> None:
     cloud = coordinator("gsfs", clients="a")
     for sequence in (1, 2, 3):
         cloud.receive(update("a", sequence=sequence, delta={"statistics": FACTOR}), 0.0)
-    assert cloud.server_state["statistics"] == pytest.approx(3 * FACTOR.T @ FACTOR)
+    assert cloud.server_state["statistics"] * UNIT == pytest.approx(3 * FACTOR.T @ FACTOR, abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
@@ -291,7 +293,7 @@ def test_one_odd_site_does_not_stop_the_cloud(factor: object) -> None:
 
 
 def test_an_update_may_move_the_model_only_so_far() -> None:
-    cloud = coordinator(max_norm=5.0)
+    cloud = coordinator(bounds=Bounds(max_norm=5.0))
     cloud.receive(update("a", delta={"w": tensor(5.0)}), 0.0)
     with pytest.raises(errors.NormTooLarge, match=r"norm of 5\.1; 5 is allowed"):
         cloud.receive(update("b", delta={"w": tensor(5.1)}), 0.0)
@@ -311,10 +313,10 @@ def test_statistics_weigh_no_more_than_the_flows_that_they_are_of() -> None:
 def test_the_norm_of_moments_is_that_of_a_flow() -> None:
     # ‖FACTOR‖² = 5 over 2 flows: a root mean square of 1.58.
     with pytest.raises(errors.NormTooLarge, match=r"norm of 1\.581"):
-        coordinator("gsfs", max_norm=1.5).receive(
+        coordinator("gsfs", bounds=Bounds(max_norm=1.5)).receive(
             update("a", samples=2, delta={"statistics": FACTOR}), 0.0
         )
-    coordinator("gsfs", max_norm=1.6).receive(
+    coordinator("gsfs", bounds=Bounds(max_norm=1.6)).receive(
         update("a", samples=2, delta={"statistics": FACTOR}), 0.0
     )
 

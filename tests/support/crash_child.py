@@ -34,8 +34,8 @@ SEQUENCES = 15
 PLACES = {
     "fsync": ("gradsense.storage.files.os", "fsync"),
     "rename": ("gradsense.storage.files.os", "rename"),
-    "save": ("gradsense.coordinator.journal.RunJournal", "save"),
-    "sweep": ("gradsense.coordinator.journal.RunJournal", "sweep"),
+    "save": ("gradsense.coordinator.snapshots.Snapshots", "save"),
+    "sweep": ("gradsense.coordinator.snapshots.Snapshots", "sweep"),
     "commit": ("gradsense.coordinator.journal.RunJournal", "commit"),
     "out": ("gradsense.coordinator.run.Run", "_out"),
 }

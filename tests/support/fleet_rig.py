@@ -54,7 +54,14 @@ class Rig(LocalFleet):
         options: Sequence[str] = (),
     ) -> None:
         def job(labels: tuple[str, ...]) -> Job:
-            return Job(run="network", algorithm=algorithm, labels=labels, min_devices=devices)
+            return Job(
+                run="network",
+                algorithm=algorithm,
+                labels=labels,
+                min_devices=devices,
+                interval_s=0.0,
+                upload_gap_s=0.0,
+            )
 
         super().__init__(out, devices, flows=flows, job=job)
         self.host, self._size, self._options = host, size, options

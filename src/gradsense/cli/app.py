@@ -18,6 +18,7 @@ _FLEET = {
     "init": "fleet:init",
     "enroll": "fleet:enroll",
     "revoke": "fleet:revoke",
+    "rollback": "fleet:rollback",
     "rotate": "fleet:rotate",
     "list": "fleet:members",
     "run": "fleet_run:run",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,14 +100,73 @@ def enroll(
 
 
 @command(example="gradsense fleet revoke porch-cam")
-def revoke(device: Device, fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
-    """Shut a device out; its updates are refused from now on."""
+def revoke(
+    device: Device,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep what it has contributed to models so far.")
+    ] = False,
+    fleet: FleetFolder = Path("fleet"),
+    as_json: AsJson = False,
+) -> None:
+    """Shut a device out, and take back what it has contributed.
+
+    What it added to a sum (gsfs) is subtracted, and a new model made, within seconds of a working
+    coordinator. Weights that were averaged cannot be taken apart: the models that it touched are
+    named, and fleet rollback returns to an earlier one.
+    """
+    from gradsense.coordinator.lookup import touched_by
     from gradsense.fleet.enrolment import opened
 
     now = time.time()
     with opened(fleet) as found:
-        entry = found.revoke(device, now=now)
-    _show(entry, now, as_json, _REVOKED)
+        entry = found.revoke(device, now=now, keep=keep)
+    note = _REVOKED
+    for run in sorted((fleet / "runs").glob("[!.]*")):
+        with suppress(InputError):
+            if not keep and (versions := touched_by(run, device)):
+                listed = ", ".join(map(str, versions))
+                note += f" It took part in model {listed} of run {run.name}."
+    _show(entry, now, as_json, note)
+
+
+@command(example="gradsense fleet rollback porch 12")
+def rollback(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    version: Annotated[int, typer.Argument(help="The model to return to.", min=0)],
+    fleet: FleetFolder = Path("fleet"),
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier model of a run its next one; what was learned since is dropped.
+
+    For algorithms that train weights. A run whose model is a sum (gsfs) needs none: fleet revoke
+    takes a device out of it.
+    """
+    from gradsense.coordinator.lookup import kept_versions
+    from gradsense.federation.rules.rule import SumRule
+    from gradsense.fleet import jobs
+    from gradsense.fleet.enrolment import opened
+
+    place = fleet / jobs.RUNS / run
+    if isinstance(jobs.read(place / jobs.START).rules.rule, SumRule):
+        raise InputError(
+            "the run's model is a sum of what its devices contributed",
+            hint="gradsense fleet revoke ID takes one of them out",
+            field=run,
+        )
+    *earlier, newest = kept_versions(place)
+    if version not in earlier:
+        raise InputError(
+            f"model {version} is not kept",
+            hint=f"give one of {', '.join(map(str, earlier))}" if earlier else "there is one only",
+            field=run,
+        )
+    with opened(fleet) as found:
+        found.registry.order_rollback(run, version, time.time())
+    note = f"the coordinator makes model {version} the one after {newest}, within seconds"
+    if as_json:
+        _print({"run": run, "version": version, "newest": newest, "note": note})
+    else:
+        typer.echo(f"{run}: {note}")
 
 
 @command(example="gradsense fleet rotate porch-cam --out porch-cam-2.zip")

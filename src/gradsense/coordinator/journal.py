@@ -3,25 +3,17 @@
 The file is an event log. ``Coordinator`` is pure, so its state is the last snapshot, which every
 aggregation makes, and the events since, played again. One transaction takes in a whole batch of
 messages and all that follows from them; only after it may anything be acknowledged. What was
-committed survives a loss of power.
-
-A snapshot, which is a global model and the server's state, is a safetensors file beside it, whole
-and durable before the journal names it.
-"""
+committed survives a loss of power."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections import Counter
-from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -33,20 +25,14 @@ from gradsense.coordinator.records import (
     Piece,
     UpdateOutcome,
 )
+from gradsense.coordinator.snapshots import KEPT_MODELS, Snapshots
 from gradsense.errors import InputError
-from gradsense.learning.learner import Array
+from gradsense.federation.contributions import Contribution
 from gradsense.storage import files
-from gradsense.storage.checkpoint import Groups
-from gradsense.storage.sqlite import Database, Schema, StorageFull, read_only
+from gradsense.storage.sqlite import Database, Schema, StorageFull
 from gradsense.transport.chunks import Chunk
 
 FILE = "journal.sqlite3"
-#: Folder of the snapshots, and their names.
-SNAPSHOTS = "models"
-_SNAPSHOT = "version-{}.safetensors"
-#: Snapshots that keep their file, beside that of version 0.
-KEPT_MODELS = 5
-
 #: One for each version of the schema, in order; each brings the file from one to the next.
 MIGRATIONS = [
     """
@@ -78,8 +64,15 @@ MIGRATIONS = [
     ALTER TABLE events ADD COLUMN base_version INTEGER NOT NULL DEFAULT 0;
     DELETE FROM pieces;
     """,
+    # What each device contributed to a sum; snapshots of such a run hold the model alone.
+    """
+    CREATE TABLE contributions (
+        device TEXT PRIMARY KEY, updates INTEGER NOT NULL, records REAL NOT NULL,
+        tensors BLOB NOT NULL) WITHOUT ROWID;
+    ALTER TABLE run ADD COLUMN last_order INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
-_SCHEMA = Schema(
+SCHEMA = Schema(
     what="run's journal",
     application=0x4753524A,  # "GSRJ"
     migrations=MIGRATIONS,
@@ -115,7 +108,7 @@ class RunJournal:
     """
 
     def __init__(self, folder: Path, *, make: bool = False) -> None:
-        self.file, self._snapshots = folder / FILE, folder / SNAPSHOTS
+        self.file, self.snapshots = folder / FILE, Snapshots(folder)
         if not (make or self.file.exists()):
             raise InputError("there is no run", hint="gradsense fleet run makes one", file=folder)
         try:
@@ -127,7 +120,7 @@ class RunJournal:
         except OSError as error:
             raise StorageFull(f"{folder}: the run cannot be opened: {error}") from error
         try:
-            self._db = Database(self.file, _SCHEMA)
+            self._db = Database(self.file, SCHEMA)
         except BaseException:
             self._guard.close()
             raise
@@ -148,7 +141,7 @@ class RunJournal:
         with self._db.transaction() as db:
             if db.execute("SELECT 1 FROM run").fetchone():
                 raise InputError("the run exists", hint="give another name", file=self.file)
-            db.execute("INSERT INTO run VALUES (1, ?, 0, 0)", (job,))
+            db.execute("INSERT INTO run (one, job, now, widest) VALUES (1, ?, 0, 0)", (job,))
             _insert_models(db, [first])
 
     def commit(self, batch: JournalEntry) -> None:
@@ -159,8 +152,9 @@ class RunJournal:
         """
         with self._db.transaction() as db:
             db.execute(
-                "UPDATE run SET now = max(now, ?), widest = max(widest, ?)",
-                (batch.now, batch.widest),
+                "UPDATE run SET now = max(now, ?), widest = max(widest, ?), "
+                "last_order = max(last_order, ?)",
+                (batch.now, batch.widest, batch.order),
             )
             if batch.forget is not None:
                 (done,) = db.execute("SELECT max(event) FROM models").fetchone()
@@ -168,7 +162,12 @@ class RunJournal:
                     "UPDATE events SET body = NULL WHERE id > ? AND id <= ?", (done, batch.forget)
                 )
             db.executemany(_insert("events", JournalEvent), map(_values, batch.events))
-            _insert_models(db, batch.models)
+            _insert_models(db, batch.models, self.snapshots.kept)
+            for device, own in batch.contributions.items():
+                db.execute("DELETE FROM contributions WHERE device = ?", (device,))
+                if own is not None:
+                    row = device, own.updates, own.records, save_tensors(dict(own.tensors))
+                    db.execute("INSERT INTO contributions VALUES (?, ?, ?, ?)", row)
             db.executemany("DELETE FROM pieces WHERE device = ? AND message = ?", batch.gone)
             db.executemany(
                 "INSERT OR IGNORE INTO pieces (device, at, message, place, count, total, digest, "
@@ -195,7 +194,7 @@ class RunJournal:
         """
         rows = self._db.all("SELECT job, now FROM run")
         if not rows:
-            raise _incomplete(self.file)
+            raise incomplete(self.file)
         return str(rows[0][0]), float(rows[0][1])
 
     def events(self, after: int) -> list[JournalEvent]:
@@ -237,6 +236,27 @@ class RunJournal:
         )
         return [Piece(device, Chunk(*chunk), at) for device, at, *chunk in rows]
 
+    def last_order(self) -> int:
+        """Id of the last of the operator's orders that was carried out."""
+        ((last,),) = self._db.all("SELECT last_order FROM run")
+        return int(last)
+
+    def contributors(self) -> dict[str, float]:
+        """Device to the records that its part of the run's sum is of."""
+        return dict(self._db.all("SELECT device, records FROM contributions ORDER BY device"))
+
+    def contribution(self, device: str) -> Contribution | None:
+        """What a device has contributed to the run's sum."""
+        query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
+        rows = self._db.all(query, (device,))
+        return contribution_of(rows[0]) if rows else None
+
+    def issued(self, version: int) -> IssuedModel | None:
+        """A model whose snapshot is still there."""
+        query = f"SELECT {_columns(IssuedModel)} FROM models WHERE version = ? AND file IS NOT NULL"
+        rows = self._db.all(query, (version,))
+        return IssuedModel(*rows[0]) if rows else None
+
     def devices(self) -> dict[str, DeviceRecord]:
         """All that ever sent anything, by name."""
         rows = self._db.all(f"SELECT {_columns(DeviceRecord)} FROM devices ORDER BY name")
@@ -252,70 +272,15 @@ class RunJournal:
         names = (self.file, self.file.with_name(f"{FILE}-wal"))
         return sum(file.stat().st_size for file in names if file.exists())
 
-    # Snapshots ------------------------------------------------------------------------------
 
-    def save(self, version: int, groups: Groups) -> tuple[str, str]:
-        """Write a snapshot; once this returns it is durable.
-
-        Args:
-            groups: group to name to array, as ``Coordinator.snapshot()`` has them.
-
-        Returns:
-            the file's name, and the SHA-256 of its bytes in hex.
-
-        Raises:
-            StorageFull: it cannot be written.
-        """
-        arrays = {f"{group}/{name}": t for group, own in groups.items() for name, t in own.items()}
-        data = save_tensors({name: np.asarray(t, order="C") for name, t in arrays.items()})
-        name = _SNAPSHOT.format(version)
-        try:
-            self._snapshots.mkdir(mode=0o700, exist_ok=True)
-            files.write(self._snapshots / name, data)
-        except OSError as error:
-            raise StorageFull(f"{self._snapshots}: no model can be written: {error}") from error
-        return name, hashlib.sha256(data).hexdigest()
-
-    def load(self, model: IssuedModel) -> dict[str, dict[str, Array]]:
-        """The groups of a model's snapshot, bit for bit.
-
-        Raises:
-            InputError: it is gone or altered.
-        """
-        return _load(self._snapshots / (model.file or ""), model.file_sha256 or "")
-
-    def sweep(self) -> None:
-        """Remove the snapshots that the journal does not name, and what a killed process left."""
-        keep, pattern = self.files(), Path(_SNAPSHOT.format("*"))
-        with suppress(OSError):  # superfluous files do no harm
-            for name in (pattern.name, files.temporary(pattern).name):
-                for file in self._snapshots.glob(name):
-                    if file.name not in keep:
-                        file.unlink(missing_ok=True)
+def contribution_of(row: tuple[Any, ...]) -> Contribution:
+    updates, records, tensors = row
+    return Contribution(int(updates), float(records), load_tensors(tensors))
 
 
-def _load(file: Path, sha256: str) -> dict[str, dict[str, Array]]:
-    hint = "put this file back from a backup; the journal beside it may stay as it is"
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"the newest snapshot cannot be read ({error.strerror or error})", hint=hint, file=file
-        ) from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise InputError("the newest snapshot is damaged", hint=hint, file=file)
-    try:
-        named = load_tensors(data)
-    except SafetensorError as error:
-        raise InputError(f"is no snapshot ({error})", hint=hint, file=file) from error
-    groups: dict[str, dict[str, Array]] = {"model": {}, "server": {}}
-    for key, tensor in named.items():
-        group, _, name = key.partition("/")
-        groups[group][name] = tensor
-    return groups
-
-
-def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
+def _insert_models(
+    db: sqlite3.Connection, models: list[IssuedModel], kept: int = KEPT_MODELS
+) -> None:
     rows = []
     for model in models:
         row = vars(model) | {"contributors": json.dumps(model.contributors)}
@@ -326,26 +291,9 @@ def _insert_models(db: sqlite3.Connection, models: list[IssuedModel]) -> None:
             "UPDATE models SET file = NULL, file_sha256 = NULL, state = NULL WHERE version "
             "IN (SELECT version FROM models WHERE file IS NOT NULL AND version > 0 "
             "ORDER BY version DESC LIMIT -1 OFFSET ?)",
-            (KEPT_MODELS,),
+            (kept,),
         )
 
 
-def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
-    """Version and groups of a run's newest snapshot, without the coordinator's lock.
-
-    Raises:
-        InputError: the journal or the snapshot is damaged, or the run was not made completely.
-        StorageFull: it cannot be read for now.
-    """
-    if (folder / FILE).is_file() and not (folder / FILE).stat().st_size:
-        raise _incomplete(folder)
-    query = "SELECT version, file, file_sha256 FROM models ORDER BY version DESC LIMIT 1"
-    rows = read_only(folder / FILE, _SCHEMA, query)
-    if not rows:
-        raise _incomplete(folder)
-    version, file, sha256 = rows[0]
-    return version, _load(folder / SNAPSHOTS / file, sha256)
-
-
-def _incomplete(file: Path) -> InputError:
+def incomplete(file: Path) -> InputError:
     return InputError("the run was not made completely", hint="make it again", file=file)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from gradsense.coordinator.journal import newest_snapshot
+from gradsense.coordinator.lookup import contributions, newest_snapshot
 from gradsense.coordinator.run import Run
 from gradsense.detection.export import export
 from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.rules.rule import SumRule
 from gradsense.fleet.jobs import EDGE, JOB_FILE, MODEL, RUNS, START, Job
 from gradsense.fleet.jobs import read as read_job
 from gradsense.learning.answers import fleet_score
@@ -155,7 +157,10 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
     algorithm = about.rules
     classifier.load(algorithm.weights(groups["model"]))
     extra = {"algorithm": about.algorithm, "run": run, "version": version, "seed": about.seed}
-    statistics = algorithm.statistics(groups["server"])
+    rule, state = algorithm.rule, dict[str, Any](groups["server"])
+    if isinstance(rule, SumRule):
+        state |= rule.total(groups["model"], contributions(place))
+    statistics = algorithm.statistics(state)
     score = fleet_score(statistics, len(about.labels), seed=about.seed)
     folder.save(classifier, out, score=score, extra=extra)
     return version

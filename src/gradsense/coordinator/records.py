@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gradsense.federation.contributions import Contribution
 from gradsense.transport.chunks import Chunk
 
 #: Names of counts: of updates that came again, and the beginnings of those by reason.
 DUPLICATES = "duplicates"
 REFUSED, GIVEN_UP = "refused:", "given-up:"
 
-Kind = Literal["join", "leave", "update", "refused", "tick"]
+Kind = Literal["join", "leave", "update", "refused", "tick", "revoke", "rollback"]
 #: A device and the 16 bytes that name a message of it.
 Upload = tuple[str, bytes]
 
@@ -28,6 +30,7 @@ class JournalEvent:
             message as it travelled; the hash is hex, the size in bytes.
         refusal: the name under which an update was refused.
         body: of an update, in the clear, until it is aggregated.
+        base_version: of an update; of a rollback the version that is returned to.
     """
 
     id: int
@@ -112,6 +115,8 @@ class JournalEntry:
         counts: (device or nothing, name) to what is added.
         forget: bodies of events up to this id were aggregated and may go; None keeps all.
         widest: messages that the newest model is published in.
+        order: id of the last of the operator's orders that was carried out.
+        contributions: device to what it has contributed by now; None: nothing any more.
     """
 
     now: float
@@ -123,6 +128,9 @@ class JournalEntry:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     forget: int | None = None
     widest: int = 0
+    order: int = 0
+    contributions: Mapping[str, Contribution | None] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.events or self.pieces or self.gone or self.devices or self.counts)
+        changed = self.events or self.pieces or self.gone or self.devices or self.counts
+        return bool(changed or self.order)

@@ -20,6 +20,7 @@ from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, IssuedM
 from gradsense.coordinator.state import RunState, Step, coordinator_of
 from gradsense.federation.pools import senders
 from gradsense.fleet.jobs import Job
+from gradsense.fleet.registry import Order
 from gradsense.learning.learner import Tensors
 from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
@@ -53,6 +54,7 @@ class DeviceStatus:
 
     Attributes:
         updates: pooled since the run began.
+        records: that its part of the run's sum is of; 0 where the algorithm keeps no sum.
         refused: by name, whatever was refused under this device's topics.
     """
 
@@ -60,6 +62,7 @@ class DeviceStatus:
     held: int | None
     sequence: int
     updates: int
+    records: float
     refused: Mapping[str, int]
     bytes: int
     seen: float
@@ -154,7 +157,7 @@ class Run:
         self._signed: SignedMessage | None = None
         self._journal = RunJournal(folder)
         try:
-            self._journal.sweep()
+            self._journal.snapshots.sweep(self._journal.files())
             self._remember()
         except BaseException:
             self._journal.close()
@@ -176,7 +179,7 @@ class Run:
         coordinator = coordinator_of(job, tensors)
         values, groups = coordinator.snapshot()
         try:
-            name, sha256 = ledger.save(0, groups)
+            name, sha256 = ledger.snapshots.save(0, groups)
             digest = model_hash(coordinator.model.tensors)
             first = IssuedModel(0, digest, 0.0, 0, (), file=name, file_sha256=sha256)
             ledger.begin(job.text(), replace(first, state=json.dumps(values)))
@@ -213,6 +216,16 @@ class Run:
             memory.tick(step)
         return self._out(step)
 
+    def obey(self, orders: Sequence[Order], *, now: float) -> list[Message]:
+        """Carry out the operator's orders that this run has not; returns and raises as ``take``."""
+        waiting = [order for order in orders if order.id > self._remember().order]
+        if not waiting:
+            return []
+        with self._step(now) as (memory, step):
+            for order in waiting:
+                memory.obey(step, order)
+        return self._out(step)
+
     def _remember(self) -> RunState:
         if self._memory is None:
             self._signed = None
@@ -238,7 +251,9 @@ class Run:
         if step.snapshot is not None:
             values, groups = step.snapshot
             newest = batch.models[-1]
-            name, sha256 = self._journal.save(newest.version, groups)  # before the journal names it
+            name, sha256 = self._journal.snapshots.save(
+                newest.version, groups
+            )  # before the journal names it
             state = json.dumps(values)
             batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=state)
             if not memory.job.keep_updates:
@@ -252,7 +267,7 @@ class Run:
         self._journal.commit(batch)
         memory.written(batch)
         if batch.models:
-            self._journal.sweep()
+            self._journal.snapshots.sweep(self._journal.files())
 
     # Messages out ---------------------------------------------------------------------------
 
@@ -349,6 +364,7 @@ class Run:
                     held=device.held,
                     sequence=device.sequence,
                     updates=coordinator.submissions.get(name, 0),
+                    records=memory.contributed.records.get(name, 0.0),
                     refused=refused.get(name, {}),
                     bytes=device.bytes,
                     seen=device.seen,

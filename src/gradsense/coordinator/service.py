@@ -97,6 +97,7 @@ class CoordinatorService:
         self._next_status = self._next_look = 0.0
         self._began = timer()
         self._look_for_runs(must=True)
+        self._obey()
         self.latest = self.status()
 
     # Runs -----------------------------------------------------------------------------------
@@ -176,6 +177,7 @@ class CoordinatorService:
         if real >= self._next_look:
             self._next_look = real + _LOOK_S
             self._announce(self._look_for_runs())
+            self._obey()
             for name, run in self._runs.items():
                 self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
         if real >= self._next_status:
@@ -183,6 +185,13 @@ class CoordinatorService:
             # A status of thousands of devices takes its time; it may have a twentieth of it.
             took = self._timer() - real
             self._next_status = real + max(self._status_s, 20 * took)
+
+    def _obey(self) -> None:
+        """Carry out what operators have ordered since the last look."""
+        orders = self._registry.orders()
+        for name, run in self._runs.items():
+            self._publish(run.obey(orders, now=self._now(name)))
+            self._report(name, run)
 
     def _arrived(self) -> None:
         """Fetch up to a batch of arrivals; wait for the first until something else is due."""

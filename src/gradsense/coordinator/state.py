@@ -9,9 +9,11 @@ that fail, memory is thrown away and read again, so the two never differ for lon
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gradsense.coordinator.contributed import Contributed
 from gradsense.coordinator.inbox import FINAL, Inbox, Setting
 from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.records import (
@@ -28,8 +30,10 @@ from gradsense.coordinator.records import (
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation import events
 from gradsense.federation.coordinator import Coordinator
+from gradsense.federation.rules.rule import SumRule
 from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
+from gradsense.fleet.registry import Order
 from gradsense.learning.learner import Tensors
 from gradsense.storage import files
 from gradsense.storage.checkpoint import Groups
@@ -39,6 +43,8 @@ from gradsense.transport.protocol import BadTopic, MessageHeader, Properties, To
 
 #: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,7 +70,9 @@ class Step:
         self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
 
 
-def coordinator_of(job: Job, weights: Tensors) -> Coordinator:
+def coordinator_of(
+    job: Job, weights: Tensors, contributed: Contributed | None = None
+) -> Coordinator:
     """The pure coordinator of a run that begins with these weights."""
     return Coordinator(
         weights,
@@ -74,7 +82,8 @@ def coordinator_of(job: Job, weights: Tensors) -> Coordinator:
         min_clients=job.min_devices,
         rounds=job.rounds,
         max_staleness=job.max_staleness,
-        max_norm=job.max_norm,
+        bounds=job.bounds,
+        contributions=contributed,
     )
 
 
@@ -86,6 +95,7 @@ class RunState:
         hashes: version to hash of every model issued.
         newest: the last model issued.
         now: the largest time in the journal.
+        order: id of the last of the operator's orders that was carried out.
 
     Raises:
         InputError: the journal or the newest snapshot is damaged.
@@ -97,9 +107,11 @@ class RunState:
         text, self.now = journal.run()
         self.job = files.parsed(text, Job, journal.file)
         self.newest = newest = journal.newest()
-        groups = journal.load(newest)
+        groups = journal.snapshots.load(newest.file or "", newest.file_sha256 or "")
         self.hashes = journal.hashes()
-        self.coordinator = coordinator_of(self.job, self.job.rules.weights(groups["model"]))
+        self.contributed, self.order = Contributed(journal), journal.last_order()
+        weights = self.job.rules.weights(groups["model"])
+        self.coordinator = coordinator_of(self.job, weights, self.contributed)
         self.coordinator.restore(json.loads(newest.state or ""), groups)
         self.last_event = newest.event
         for row in journal.events(newest.event):
@@ -119,7 +131,7 @@ class RunState:
             place = self.job.run, row.device, row.sequence or 0, row.base_version
             header = MessageHeader("update", *place)
             update = open_update(row.body or b"", header, self._setting.limits.raw)
-        for effect in self.coordinator.handle(_event(row, update)):
+        for effect in self.coordinator.handle(self._event(row, update)):
             match effect:
                 case events.Refuse():
                     raise _elsewhere(row, f"refused as {effect.refusal.reason}")
@@ -131,10 +143,11 @@ class RunState:
         """Finish a step before it is written."""
         for reason, number in self.inbox.flush(step.batch).items():
             self._count(step, "", GIVEN_UP + reason, number)
+        step.batch.contributions = self.contributed.flush()
 
     def written(self, batch: JournalEntry) -> None:
         """Called after the batch was committed."""
-        self.now = batch.now
+        self.now, self.order = batch.now, max(self.order, batch.order)
         self.last_event += len(batch.events)
         if batch.models:
             self.newest = batch.models[-1]
@@ -146,6 +159,20 @@ class RunState:
         due = self.coordinator.deadline()
         if due is not None and step.batch.now >= due:
             self._apply(step, self._row(step, "tick"))
+
+    def obey(self, step: Step, order: Order) -> None:
+        """Carry out what an operator has ordered: what does not concern this run is only noted."""
+        step.batch.order = order.id
+        if order.kind == "revoke" and order.device in self.devices:
+            self._apply(step, self._row(step, "revoke", order.device))
+        elif order.kind == "rollback" and order.run == self.job.run:
+            row = self._row(step, "rollback", base_version=order.version)
+            try:
+                self._rolled_back(row)
+            except InputError as error:  # an old order must not stop the run
+                _log.error("run %s: no return to model %d: %s", order.run, order.version, error)
+            else:
+                self._apply(step, row)
 
     def take(self, step: Step, message: Message, wall: float) -> None:
         """Take in one message; whatever is wrong with it is counted by name."""
@@ -195,7 +222,7 @@ class RunState:
         if device.name not in self.coordinator.enrolled:
             self._apply(step, self._row(step, "join", device.name))
         try:
-            self._admit(properties)
+            self._admit(properties, step.batch.now)
             whole = self.inbox.assemble(device.name, chunk, step.batch.now)
             if whole is None:
                 return
@@ -208,17 +235,18 @@ class RunState:
         row = self._about(step, "update", properties, samples=update.samples, body=body)
         self._decide(step, device, read, self._apply(step, row, update))
 
-    def _admit(self, properties: Properties) -> None:
+    def _admit(self, properties: Properties, now: float) -> None:
         """What an update's signed properties alone decide, before any of it is kept.
 
         Raises:
-            UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``.
+            UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``; for now
+                ``too-often`` or ``pool-full``.
         """
         header, limits = properties.header, self._setting.limits
         who = f"update {header.sequence} of '{header.device}'"
         if properties.body_size > limits.body:
             raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
-        self.coordinator.admit(header.device, header.sequence)
+        self.coordinator.admit(header.device, header.sequence, now)
         known = self.hashes.get(header.base_version) == header.base_hash
         if not self.coordinator.started or not known:
             raise UnknownBase(f"{who}: base version {header.base_version} has another hash")
@@ -295,7 +323,7 @@ class RunState:
             the name under which the coordinator refused ``update``; empty: it did not.
         """
         began, refusal = self._setting.timer(), ""
-        effects = self.coordinator.handle(_event(row, update))
+        effects = self.coordinator.handle(self._event(row, update))
         took_s = self._setting.timer() - began
         for effect in effects:
             if isinstance(effect, events.Refuse):
@@ -306,6 +334,39 @@ class RunState:
             if isinstance(effect, events.Broadcast):
                 self._publish(step, row, effect, took_s)
         return refusal
+
+    def _event(self, row: JournalEvent, update: Update | None) -> events.Event:
+        """What a journal's row means to the coordinator."""
+        event: events.Event
+        match row.kind:
+            case "join":
+                event = events.Joined(row.device)
+            case "leave":
+                event = events.Left(row.device, row.at)
+            case "refused":
+                event = events.TurnedAway(row.device, row.refusal, row.at)
+            case "tick":
+                event = events.Ticked(row.at)
+            case "revoke":
+                event = events.Revoked(row.device, row.at)
+            case "rollback":
+                event = self._rolled_back(row)
+            case "update":
+                assert update is not None
+                event = events.Arrived(update, row.at)
+        return event
+
+    def _rolled_back(self, row: JournalEvent) -> events.RolledBack:
+        """Raises: InputError: the run cannot return to that version."""
+        if isinstance(self.job.rules.rule, SumRule):
+            raise InputError("its model is a sum", hint="revoke the device instead")
+        model = self._journal.issued(row.base_version)
+        if model is None:
+            raise InputError(
+                f"model {row.base_version} is kept no longer", hint="choose a later one"
+            )
+        groups = self._journal.snapshots.load(model.file or "", model.file_sha256 or "")
+        return events.RolledBack(groups["model"], groups["server"], row.at)
 
     def _publish(
         self, step: Step, row: JournalEvent, effect: events.Broadcast, took_s: float
@@ -322,22 +383,6 @@ class RunState:
     def _count(self, step: Step, device: str, name: str, number: int = 1) -> None:
         self.counts[device, name] += number
         step.batch.counts[device, name] += number
-
-
-def _event(row: JournalEvent, update: Update | None) -> events.Event:
-    """What a journal's row means to the coordinator."""
-    match row.kind:
-        case "join":
-            return events.Joined(row.device)
-        case "leave":
-            return events.Left(row.device)
-        case "refused":
-            return events.TurnedAway(row.device, row.refusal)
-        case "tick":
-            return events.Ticked(row.at)
-        case "update":
-            assert update is not None
-            return events.Arrived(update, row.at)
 
 
 def _elsewhere(row: JournalEvent, what: str) -> InputError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,24 @@ import numpy as np
 from gradsense import errors
 from gradsense.federation import events
 from gradsense.federation.algorithm import Algorithm
+from gradsense.federation.bounds import Bounds
+from gradsense.federation.contributions import Contribution
 from gradsense.federation.pools import Pooled, PooledUpdate
+from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.update import GlobalModel, Update
-from gradsense.learning.learner import Array, Tensors
+from gradsense.learning.learner import Array, Tensors, norm_of
 
 #: Refusals after which the coordinator still waits for the client's update.
 _STILL_AWAITED = {errors.Replay.reason, errors.RunFinished.reason}
 
+#: Refusals of what may be sent again.
+_FOR_NOW = {errors.TooOften.reason, errors.PoolFull.reason}
+
 #: Attributes that a snapshot saves unchanged.
-_PLAIN = ("started", "last_sequence", "submissions", "refused")
+_PLAIN = (
+    *("started", "last_sequence", "submissions", "refused"),
+    *("issued_at", "oldest_base", "norms", "allowances"),
+)
 
 
 class Coordinator:
@@ -38,7 +48,9 @@ class Coordinator:
         min_clients: version 0 is issued once so many have joined.
         rounds: aggregations until the run is over; None: it never is.
         max_staleness: an asynchronous update may start this many versions back.
-        max_norm: the largest ``Algorithm.norm`` of an update.
+        bounds: on what one client may do.
+        contributions: where what each client contributed is kept, if not in memory. It is then
+            in no snapshot.
 
     Attributes:
         model: the newest global model.
@@ -50,6 +62,10 @@ class Coordinator:
         submissions: updates pooled from each client.
         refused: updates refused, by reason.
         excused: refused in this round: not waited for any longer.
+        issued_at: when the newest model was made, in the driver's seconds.
+        oldest_base: updates that start from a version before this one are refused.
+        norms: the largest of each client.
+        allowances: when each client's is whole again, see ``Bounds``.
 
     >>> from gradsense.federation import get_algorithm
     >>> weights = {"w": np.zeros(1, np.float32)}
@@ -73,13 +89,16 @@ class Coordinator:
         min_clients: int = 1,
         rounds: int | None = None,
         max_staleness: int = 20,
-        max_norm: float = math.inf,
+        bounds: Bounds | None = None,
+        contributions: MutableMapping[str, Contribution] | None = None,
     ) -> None:
         tensors = algorithm.opened(weights)
         self.algorithm, self.seed, self.participation = algorithm, seed, participation
         self.min_clients, self.rounds = min_clients, rounds
-        self.max_staleness, self.max_norm = max_staleness, max_norm
+        self.max_staleness, self.bounds = max_staleness, bounds or Bounds()
         self.server_state = algorithm.rule.init(tensors)
+        self._kept_outside = contributions is not None
+        self.contributions = {} if contributions is None else contributions
         self.model = GlobalModel(0, tensors)
         self.started = False
         self.enrolled: set[str] = set()
@@ -89,6 +108,9 @@ class Coordinator:
         self.submissions: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.excused: set[str] = set()
+        self.issued_at, self.oldest_base = 0.0, 0
+        self.norms: dict[str, float] = {}
+        self.allowances: dict[str, float] = {}
 
     # Events ---------------------------------------------------------------------------------
 
@@ -96,18 +118,24 @@ class Coordinator:
         """Handle an event; the effects, in order."""
         match event:
             case events.Joined():
-                return self._join(event.client)
+                effects = self._join(event.client)
             case events.Left():
                 self.connected.pop(event.client, None)
-                return self._aggregate_if_ready()
+                effects = self._aggregate_if_ready(event.at)
             case events.Arrived():
-                return self._receive(event.update, event.at)
+                effects = self._receive(event.update, event.at)
             case events.TurnedAway():
-                return self._turn_away(event.client, event.reason)
+                effects = self._turn_away(event.client, event.reason, event.at)
             case events.Ticked():
                 deadline = self.deadline()
                 due = deadline is not None and event.at >= deadline
-                return self._aggregate() if due else []
+                effects = self._aggregate(event.at) if due else []
+            case events.Revoked():
+                effects = self._revoke(event.client, event.at)
+            case events.RolledBack():
+                self.pooled, self.oldest_base = [], self.model.version + 1
+                effects = self._issue((dict(event.tensors), event.state), (), event.at)
+        return effects
 
     def _join(self, client: str) -> list[events.Effect]:
         self.connected[client] = None
@@ -130,61 +158,108 @@ class Coordinator:
 
     def _receive(self, update: Update, at: float) -> list[events.Effect]:
         try:
-            self._check(update)
+            self._check(update, at)
         except errors.UpdateRefused as refusal:
-            return [events.Refuse(update, refusal), *self._turn_away(update.client, refusal.reason)]
+            turned_away = self._turn_away(update.client, refusal.reason, at)
+            return [events.Refuse(update, refusal), *turned_away]
         self.last_sequence[update.client] = update.sequence
         self.submissions[update.client] += 1
+        self._spend(update.client, at)
         staleness = self.model.version - update.base_version
+        if self.bounds.max_samples is not None:
+            update = replace(update, samples=min(update.samples, self.bounds.max_samples))
         self.pooled.append(PooledUpdate(update, at, staleness))
-        effects = self._aggregate_if_ready()
+        effects = self._aggregate_if_ready(at)
         deadline = self.deadline()
         if deadline is not None and len(self.pooled) == 1:
             effects.append(events.WakeAt(deadline))
         return effects
 
-    def _turn_away(self, client: str, reason: str) -> list[events.Effect]:
+    def _turn_away(self, client: str, reason: str, at: float) -> list[events.Effect]:
         """Count a refusal, and wait no longer for this client's answer to the current model.
 
         A site whose update was refused may never send a better one, and one site's NaN must not
         stop the fleet. It is asked again with the next model.
         """
         self.refused[reason] += 1
-        if reason in _STILL_AWAITED or client not in self.enrolled:
+        if client not in self.enrolled or reason in _FOR_NOW:
+            return []
+        self._spend(client, at)
+        if reason in _STILL_AWAITED:
             return []
         self.excused.add(client)
-        return self._aggregate_if_ready()
+        return self._aggregate_if_ready(at)
+
+    def _spend(self, client: str, at: float) -> None:
+        if self.bounds.upload_gap_s:
+            whole_at = self.allowances.get(client, at)
+            self.allowances[client] = self.bounds.spent(whole_at, at)
+
+    def _revoke(self, client: str, at: float) -> list[events.Effect]:
+        """Forget a client, what of it waits in the pool, and what it added to a sum.
+
+        A rule that is no sum cannot take back what it has aggregated: see ``RolledBack``.
+        """
+        self.connected.pop(client, None)
+        self.pooled = [entry for entry in self.pooled if entry.update.client != client]
+        for known in (self.submissions, self.norms):
+            known.pop(client, None)
+        self.excused.discard(client)
+        self.enrolled.discard(client)
+        rule, leaving = self.algorithm.rule, self.contributions.pop(client, None)
+        if leaving is None or not isinstance(rule, SumRule):
+            return self._aggregate_if_ready(at)
+        rest = rule.without(self.model.tensors, leaving, self.server_state)
+        return self._issue(rest, (), at)
 
     # What may be pooled ---------------------------------------------------------------------
 
-    def admit(self, client: str, sequence: int) -> None:
-        """Whether an update may be pooled by its number alone, before it is read.
+    def admit(self, client: str, sequence: int, at: float) -> None:
+        """Whether an update may be pooled by its number and its time alone, before it is read.
 
         Raises:
-            errors.UpdateRefused: ``replay`` or ``run-finished``.
+            errors.UpdateRefused: ``replay`` or ``run-finished``; ``too-often`` or ``pool-full``
+                for now.
         """
         who = f"update {sequence} of client '{client}'"
         if sequence <= self.last_sequence.get(client, 0):
             raise errors.Replay(f"{who}: that sequence number was seen before")
         if self.finished:
             raise errors.RunFinished(f"{who}: the run ended with version {self.model.version}")
+        if self.bounds.too_often(self.allowances.get(client, at), at):
+            raise errors.TooOften(
+                f"{who}: {self.bounds.burst} came at once or soon after each other"
+            )
+        if len(self.pooled) >= self.bounds.pooled:
+            waiting = sum(entry.update.client == client for entry in self.pooled)
+            if waiting >= self.bounds.pooled:
+                raise errors.PoolFull(f"{who}: {waiting} of its updates wait to be aggregated")
+        if self._full():
+            raise errors.PoolFull(f"{who}: the pool is full until the next model")
 
-    def _check(self, update: Update) -> None:
+    def _full(self) -> bool:
+        limit = self.bounds.pool_bytes
+        if limit == math.inf:
+            return False
+        return sum(t.nbytes for entry in self.pooled for t in entry.update.delta.values()) >= limit
+
+    def _check(self, update: Update, at: float) -> None:
         """Whether this update may be pooled; the cheap questions first."""
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
             raise errors.NotInvited(
                 f"{who}: not asked to take part in version {self.model.version}"
             )
-        self.admit(update.client, update.sequence)
+        self.admit(update.client, update.sequence, at)
         if update.samples < 1:
             raise errors.BadSampleCount(f"{who}: {update.samples} samples")
         version = self.model.version
         allowed = self.algorithm.versions_back(version, self.max_staleness)
-        if not 0 <= version - update.base_version <= allowed:
+        oldest = max(version - allowed, self.oldest_base)
+        if not oldest <= update.base_version <= version:
             raise errors.UnknownBase(
                 f"{who}: base version {update.base_version}, the current one is "
-                f"{version} and {allowed} versions back are accepted"
+                f"{version}, and {oldest} the oldest that is accepted"
             )
         if not update.delta:
             raise errors.UnknownTensor(f"{who}: no tensors")
@@ -194,10 +269,10 @@ class Coordinator:
             norm = self.algorithm.norm(update, self.model.tensors)
         except errors.UpdateRefused as refusal:
             raise type(refusal)(f"{who}: {refusal}") from None
-        if norm > self.max_norm:
-            raise errors.NormTooLarge(
-                f"{who}: a norm of {norm:.4g}; {self.max_norm:.4g} is allowed"
-            )
+        allowed_norm = self.bounds.norm(update.client, self.norms, norm_of(self.model.tensors))
+        if norm > allowed_norm:
+            raise errors.NormTooLarge(f"{who}: a norm of {norm:.4g}; {allowed_norm:.4g} is allowed")
+        self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
 
     def _check_tensor(self, name: str, delta: Array) -> None:
         expected = self.algorithm.expected_shape(name, delta, self.model.tensors, self.server_state)
@@ -218,9 +293,18 @@ class Coordinator:
     def deadline(self) -> float | None:
         """When ``Ticked`` will aggregate, in the driver's seconds; None: not known yet."""
         seconds = self.algorithm.pool.deadline_s
-        if seconds is None or not self.pooled:
+        if not self.pooled:
             return None
-        return self.pooled[0].arrived_s + seconds
+        if self.bounds.interval_s and self._ready():
+            return self._earliest()
+        if seconds is None:
+            return None
+        return max(self.pooled[0].arrived_s + seconds, self._earliest())
+
+    def _earliest(self) -> float:
+        """When the next model may be made."""
+        waits = self.bounds.interval_s and self.model.version
+        return self.issued_at + self.bounds.interval_s if waits else -math.inf
 
     def awaited(self) -> Collection[str]:
         """The connected clients whose answer to the current model the pool may wait for."""
@@ -232,20 +316,32 @@ class Coordinator:
             if self.model.invites(client) and client not in self.excused
         ]
 
-    def _aggregate_if_ready(self) -> list[events.Effect]:
-        ready = self.algorithm.pool.ready(self.pooled, self.awaited())
-        return self._aggregate() if ready else []
+    def _ready(self) -> bool:
+        return self.algorithm.pool.ready(self.pooled, self.awaited()) or self._full()
 
-    def _aggregate(self) -> list[events.Effect]:
-        pooled = Pooled(self.pooled, self.submissions)
-        self.pooled, self.excused = [], set()
-        tensors, self.server_state = self.algorithm.rule.apply(
-            self.model.tensors, pooled, self.server_state
-        )
+    def _aggregate_if_ready(self, at: float) -> list[events.Effect]:
+        if not self.pooled or not self._ready():
+            return []
+        earliest = self._earliest()
+        return self._aggregate(at) if at >= earliest else [events.WakeAt(earliest)]
+
+    def _aggregate(self, at: float) -> list[events.Effect]:
+        rule, tensors = self.algorithm.rule, self.model.tensors
+        pooled = Pooled(self.pooled, self.submissions, self.contributions)
+        self.pooled = []
+        made = rule.apply(tensors, pooled, self.server_state)
+        if isinstance(rule, SumRule):
+            self.contributions.update(rule.contributions(tensors, pooled))
+        return self._issue(made, tuple(entry.update.client for entry in pooled.updates), at)
+
+    def _issue(
+        self, made: Aggregated, contributors: tuple[str, ...], at: float
+    ) -> list[events.Effect]:
+        tensors, self.server_state = made
+        self.excused = set()
+        self.issued_at = at
         self.model = GlobalModel(self.model.version + 1, tensors, self._invite())
-        return [
-            events.Broadcast(self.model, tuple(entry.update.client for entry in pooled.updates))
-        ]
+        return [events.Broadcast(self.model, contributors)]
 
     # Snapshots ------------------------------------------------------------------------------
 
@@ -268,12 +364,27 @@ class Coordinator:
         values |= {name: copy(getattr(self, name)) for name in _PLAIN}
         groups = {"model": self.model.tensors, "server": self.server_state}
         groups |= {f"pooled{i}": entry.update.delta for i, entry in enumerate(self.pooled)}
+        if isinstance(self.algorithm.rule, SumRule):
+            groups["server"] = {}  # follows from the contributions
+        kept = {} if self._kept_outside else self.contributions
+        values["contributions"] = [[name, own.updates, own.records] for name, own in kept.items()]
+        groups |= {f"contribution{i}": own.tensors for i, own in enumerate(kept.values())}
         return values, groups
 
     def restore(self, values: Mapping[str, Any], groups: Mapping[str, Tensors]) -> None:
         """Continue exactly where ``snapshot`` was taken."""
         self.model = GlobalModel.restored(values, groups["model"])
-        self.server_state = dict(groups["server"])
+        if not self._kept_outside:
+            self.contributions = {
+                name: Contribution(updates, records, groups[f"contribution{i}"])
+                for i, (name, updates, records) in enumerate(values["contributions"])
+            }
+        rule = self.algorithm.rule
+        self.server_state = (
+            rule.total(self.model.tensors, self.contributions.values())
+            if isinstance(rule, SumRule)
+            else dict(groups["server"])
+        )
         self.connected = dict.fromkeys(values["connected"])
         self.enrolled, self.excused = set(values["enrolled"]), set(values["excused"])
         for name in _PLAIN:

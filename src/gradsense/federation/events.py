@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from gradsense.errors import UpdateRefused
 from gradsense.federation.update import GlobalModel, Update
+from gradsense.learning.learner import ServerState, Tensors
 
 # Events -------------------------------------------------------------------------------------
 
@@ -26,6 +27,7 @@ class Left:
     """A client went. What it sent still counts."""
 
     client: str
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,24 @@ class TurnedAway:
 
     client: str
     reason: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A client is shut out, and what it contributed is to be taken back as far as it can be."""
+
+    client: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class RolledBack:
+    """An earlier model is to be the next one; ``state`` is the server's of that time."""
+
+    tensors: Tensors = field(repr=False)
+    state: ServerState = field(repr=False)
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +71,7 @@ class Ticked:
     at: float
 
 
-Event = Joined | Left | Arrived | TurnedAway | Ticked
+Event = Joined | Left | Arrived | TurnedAway | Ticked | Revoked | RolledBack
 
 # Effects ------------------------------------------------------------------------------------
 

@@ -75,13 +75,16 @@ class Fleet:
             device_id(device), out, self.registry.rotate, now=now, days=days, run=run
         )
 
-    def revoke(self, device: str, *, now: float) -> Enrolment:
+    def revoke(self, device: str, *, now: float, keep: bool = False) -> Enrolment:
         """Shut a device out. Doing so again is no error and writes the broker's files again.
+
+        Args:
+            keep: what it contributed to the fleet's models; else the coordinator takes it back.
 
         Raises:
             InputError: no such device.
         """
-        entry = self.registry.revoke(device, now)
+        entry = self.registry.revoke(device, now, keep=keep)
         self._publish(now)
         return entry
 

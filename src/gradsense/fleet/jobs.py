@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gradsense.errors import InputError
 from gradsense.federation.algorithm import Algorithm, get_algorithm
+from gradsense.federation.bounds import Bounds
 from gradsense.storage import files
 
 JOB_FILE = "job.json"
@@ -25,6 +26,9 @@ RUNS, START, RUN = "runs", "start", "run"
 #: Folders of a start: the graph that reads and judges, and the model whose weights are trained.
 EDGE, MODEL = "edge", "model"
 _MAX_BYTES = 1 << 20
+#: Of ``Bounds``: an honest device's largest movement is no four times the usual one; what it has
+#: saved up while it was away comes in a burst.
+_NORM_RATIO, _BURST, _POOLED, _POOL_BYTES = 4.0, 50, 8, 128 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -51,6 +55,11 @@ class Job(BaseModel):
     max_norm: float = Field(
         1e3, gt=0, description="Largest L2 norm of an update; of statistics: of one record's."
     )
+    max_samples: int = Field(
+        500, ge=1, description="Records that a device counts for, at most, as a rule by samples."
+    )
+    interval_s: float = Field(5.0, ge=0, description="Least seconds between two models.")
+    upload_gap_s: float = Field(5.0, ge=0, description="Seconds between a device's uploads.")
     min_devices: int = Field(1, ge=1, description="The first model waits for so many devices.")
     rounds: int | None = Field(None, ge=1, description="Aggregations until the run is over.")
     sealed: bool = Field(False, description="Bodies are encrypted end to end.")
@@ -73,6 +82,20 @@ class Job(BaseModel):
         except InputError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @property
+    def bounds(self) -> Bounds:
+        """What one device may do to the run."""
+        return Bounds(
+            max_norm=self.max_norm,
+            norm_ratio=_NORM_RATIO,
+            max_samples=self.max_samples,
+            interval_s=self.interval_s,
+            upload_gap_s=self.upload_gap_s,
+            burst=_BURST,
+            pooled=_POOLED,
+            pool_bytes=_POOL_BYTES,
+        )
 
     @property
     def rules(self) -> Algorithm[Any]:

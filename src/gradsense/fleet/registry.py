@@ -30,6 +30,12 @@ MIGRATIONS = [
     """,
     # The coordinator asks for a name with every message.
     "CREATE INDEX by_name ON certificates (name);",
+    # What an operator wants of the coordinator, which looks here.
+    """
+    CREATE TABLE orders (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
+        device TEXT NOT NULL, run TEXT NOT NULL, version INTEGER NOT NULL);
+    """,
 ]
 _SCHEMA = Schema(
     what="registry of gradsense",
@@ -66,6 +72,23 @@ class Enrolment:
     def fingerprint(self) -> str:
         """SHA-256 of the signing key in hex, or nothing where there is no key."""
         return "" if self.signing_key is None else hashlib.sha256(self.signing_key).hexdigest()
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an operator wants of the coordinator, which carries each out once for every run.
+
+    Attributes:
+        id: 1, 2, 3, ... as the registry numbers them.
+        kind: take back what ``device`` contributed to any run, or return ``run`` to ``version``.
+    """
+
+    id: int
+    at: float
+    kind: Literal["revoke", "rollback"]
+    device: str = ""
+    run: str = ""
+    version: int = 0
 
 
 def device_id(text: str) -> str:
@@ -136,20 +159,30 @@ class Registry:
             _revoke(db, entry.name, entry.issued)
             _insert(db, entry)
 
-    def revoke(self, device: str, now: float) -> Enrolment:
+    def revoke(self, device: str, now: float, *, keep: bool = False) -> Enrolment:
         """Revoke a device's certificate; one that is revoked keeps its time.
+
+        Args:
+            keep: what the device contributed; False orders it to be taken back.
 
         Raises:
             InputError: no device of that name was ever enrolled.
         """
         with self._db.transaction() as db:
             _revoke(db, device_id(device), now)
+            if not keep:
+                _order(db, Order(0, now, "revoke", device))
         found = self.find(device)
         if found is None:
             raise InputError(
                 "was never enrolled", hint="gradsense fleet list shows all", field=device
             )
         return found
+
+    def order_rollback(self, run: str, version: int, now: float) -> None:
+        """Have the coordinator return a run to an earlier model."""
+        with self._db.transaction() as db:
+            _order(db, Order(0, now, "rollback", run=run, version=version))
 
     # Questions ------------------------------------------------------------------------------
 
@@ -166,6 +199,11 @@ class Registry:
         """The newest certificate of every name, by name."""
         newest = "WHERE rowid IN (SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
         return self._entries(newest)
+
+    def orders(self, after: int = 0) -> list[Order]:
+        """The operator's orders behind that id, in order."""
+        query = "SELECT id, at, kind, device, run, version FROM orders WHERE id > ? ORDER BY id"
+        return [Order(*row) for row in self._db.all(query, (after,))]
 
     def shut_out(self) -> list[str]:
         """The names whose newest certificate is revoked, by name."""
@@ -187,6 +225,13 @@ class Registry:
         if entry is None or entry.role != "device" or entry.state(now) != "active":
             return None
         return entry.signing_key
+
+
+def _order(db: sqlite3.Connection, order: Order) -> None:
+    db.execute(
+        "INSERT INTO orders (at, kind, device, run, version) VALUES (?, ?, ?, ?, ?)",
+        (order.at, order.kind, order.device, order.run, order.version),
+    )
 
 
 def _in_force(db: sqlite3.Connection, name: str) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Tensors = Mapping[str, Array]  # name to float32 array; treated as immutable everywhere
-ServerState = Mapping[str, NDArray[np.floating[Any]]]  # a rule's state; sums are float64
+ServerState = Mapping[str, NDArray[Any]]  # a rule's state, of named arrays
 
 _NUMBERED_BLOCK = re.compile(r"^(.*?\.\d+)\.")
 

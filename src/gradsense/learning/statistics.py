@@ -64,6 +64,18 @@ def factorise(rows: NDArray[np.float64], tolerance: float) -> Array:
     return factor
 
 
+def joined(factor: Array, other: Array) -> Array:
+    """R of two sums of statistics together, in no more rows than columns.
+
+    Args:
+        factor, other: float32 [rows, width] each, with RᵀR the statistics.
+    """
+    rows: Array = np.vstack([factor, other])
+    if len(rows) > rows.shape[1]:  # QR keeps RᵀR
+        rows = np.asarray(np.linalg.qr(rows.astype(np.float64), mode="r"), dtype=np.float32)
+    return rows
+
+
 def relative_gradients(
     features: NDArray[np.float64],
     probabilities: NDArray[np.float64],

@@ -5,7 +5,8 @@
     trigger   the gradient of the global head's cross-entropy over some class of the records that
               were not reported is large: the fleet does not explain that class
     pool      30 % of the clients, or 2 s
-    rule      S ← S + Σ RᵀR, and the head that ridge regression finds from S
+    rule      S = Σ_k w_k S_k over sites, each of 500 records at most, and the head that ridge
+              regression finds from S
 
 The sum has no order, no staleness and no drift, so no label skew bends it and whoever sent is
 counted once, late or not. Unrounded, the head is that of pooled least squares (Fed3R: Fanì et al.
@@ -16,56 +17,115 @@ the sensing are ours. ``learning.statistics`` has the arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from gradsense.errors import NormTooLarge, UnknownTensor
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
-from gradsense.federation.parts import part
+from gradsense.federation.contributions import Contribution
+from gradsense.federation.parts import AtLeastOne, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
-from gradsense.federation.rules.rule import Aggregated, Rule
+from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.transforms.transform import Codec
 from gradsense.federation.transforms.uniform import Uniform
 from gradsense.federation.triggers import Sensed, Trigger, Unexplained
 from gradsense.federation.update import Update
 from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of
-from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, FleetStatistics, solve
+from gradsense.learning.statistics import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    STATISTICS,
+    FleetStatistics,
+    joined,
+    solve,
+)
 
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
+#: What S is counted in: fine enough for its small eigenvalues, with room for 300,000 sites.
+UNIT = 2.0**-30
+#: Statistics of no record at all weigh nothing anyway.
+_LEAST_RECORDS = 1e-9
 
 
 @part
-class RidgeSum(Rule):
+class RidgeSum(SumRule):
     """Ridge regression on one-hot labels over all sites' statistics (``statistics.solve``).
+
+    S is a sum of whole numbers, in units of 2^-30, one term for each site. So it is the same in
+    whatever order they came, and a site can be taken out of it without a trace.
 
     Attributes:
         regularisation: λ of ``statistics.solve``.
         sharpness: what the regression's outputs, near 0 and 1, are multiplied with to become
             logits. It changes no verdict, only how sure the softmax sounds: with 10, an output
             of 1 against nine of 0 reads as 99.96 %.
+        cap: flows that one site counts for, at most. One that has read more weighs as much as if
+            it had read so many of the same kind; None: as many as it has read.
     """
 
     name: ClassVar[str] = "ridge-sum"
 
     regularisation: Annotated[float, Field(ge=1e-12)] = 1e-4
-    sharpness: Annotated[float, Field(gt=0, le=1e3)] = 10.0
+    sharpness: Annotated[float, Field(gt=0, le=1e6)] = 10.0
+    cap: AtLeastOne | None = 500
 
     def init(self, tensors: Tensors) -> ServerState:
         classes, features = tensors[HEAD_WEIGHT].shape
         width = features + 1 + classes
-        return {STATISTICS: np.zeros((width, width), dtype=np.float64)}
+        return {STATISTICS: np.zeros((width, width), dtype=np.int64)}
 
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
-        """As ``Rule.apply``; the state holds S in float64."""
-        total = state[STATISTICS].astype(np.float64)
+        """As ``Rule.apply``; the state holds S, int64 in units of ``UNIT``."""
+        total = state[STATISTICS].copy()
+        for client, whole in self.contributions(tensors, pooled).items():
+            if client in pooled.contributions:
+                total -= self._term(pooled.contributions[client])
+            total += self._term(whole)
+        return self._solved(tensors, total)
+
+    def contributions(self, tensors: Tensors, pooled: Pooled) -> dict[str, Contribution]:
+        found: dict[str, Contribution] = {}
+        constant = -len(tensors[HEAD_BIAS]) - 1
         for entry in pooled.updates:
-            factor = entry.update.delta[STATISTICS].astype(np.float64)
-            total += factor.T @ factor
-        weight, bias = solve(total, len(tensors[HEAD_BIAS]), self.regularisation)
+            client, factor = entry.update.client, entry.update.delta[STATISTICS]
+            before, updates = found.get(client) or pooled.contributions.get(client), 1
+            if before is not None:
+                factor = joined(before.tensors[STATISTICS], factor)
+                updates += before.updates
+            records = float(np.square(factor[:, constant], dtype=np.float64).sum())
+            found[client] = Contribution(updates, records, {STATISTICS: factor})
+        return found
+
+    def total(self, tensors: Tensors, contributions: Iterable[Contribution]) -> ServerState:
+        total = self.init(tensors)[STATISTICS]
+        for one in contributions:
+            total += self._term(one)
+        return {STATISTICS: total}
+
+    def without(self, tensors: Tensors, leaving: Contribution, state: ServerState) -> Aggregated:
+        return self._solved(tensors, state[STATISTICS] - self._term(leaving))
+
+    def weight(self, contribution: Contribution) -> float:
+        """What each record of a site counts for."""
+        if self.cap is None:
+            return 1.0
+        return min(1.0, self.cap / max(contribution.records, _LEAST_RECORDS))
+
+    def _term(self, contribution: Contribution) -> NDArray[np.int64]:
+        factor = contribution.tensors[STATISTICS].astype(np.float64)
+        scaled = factor * math.sqrt(self.weight(contribution) / UNIT)
+        return np.rint(scaled.T @ scaled).astype(np.int64)
+
+    def _solved(self, tensors: Tensors, total: NDArray[np.int64]) -> Aggregated:
+        weight, bias = solve(
+            total.astype(np.float64) * UNIT, len(tensors[HEAD_BIAS]), self.regularisation
+        )
         head = {
             HEAD_WEIGHT: (self.sharpness * weight).astype(np.float32),
             HEAD_BIAS: (self.sharpness * bias).astype(np.float32),
@@ -176,7 +236,7 @@ class Gsfs(Algorithm[ReadingState]):
         return norm_of(update.delta) / math.sqrt(update.samples)
 
     def statistics(self, state: ServerState) -> FleetStatistics | None:
-        matrix = state[STATISTICS].astype(np.float64)
+        matrix = state[STATISTICS] * UNIT
         if not matrix.any():
             return None
         return FleetStatistics(matrix, self.rule.regularisation, self.rule.sharpness)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from gradsense.federation.contributions import Contribution
 from gradsense.federation.parts import Share, part
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
@@ -34,6 +35,26 @@ class Rule(ABC):
             tensors: the current global model.
             state: what ``init`` or the last ``apply`` returned.
         """
+
+
+@part
+class SumRule(Rule):
+    """A rule whose state is a sum of what each client contributed: that can be taken back.
+
+    The sum does not depend on the order of its terms, bit for bit.
+    """
+
+    @abstractmethod
+    def contributions(self, tensors: Tensors, pooled: Pooled) -> Mapping[str, Contribution]:
+        """What each client in the pool has contributed in all, its pooled updates included."""
+
+    @abstractmethod
+    def total(self, tensors: Tensors, contributions: Iterable[Contribution]) -> ServerState:
+        """The state that these contributions give."""
+
+    @abstractmethod
+    def without(self, tensors: Tensors, leaving: Contribution, state: ServerState) -> Aggregated:
+        """Tensors and state as if this contribution had never been made."""
 
 
 @part
