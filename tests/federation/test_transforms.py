@@ -155,3 +155,10 @@ def test_a_bomb_is_refused_unopened() -> None:
     streamed = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1 << 20))
     with pytest.raises(InputError, match="would unpack to"):
         codecs()["int8"].unpack(streamed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ARRAYS, st.sampled_from(sorted(codecs())))
+def test_what_arrives_says_how_far_off_it_is(value: np.ndarray, name: str) -> None:
+    got = there_and_back(name, value)
+    assert np.abs(got - value).max() <= codecs()[name].off(got) + 1e-37

@@ -28,7 +28,7 @@ from pydantic import Field
 from gradsense.errors import NormTooLarge, UnknownTensor
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
 from gradsense.federation.contributions import Contribution
-from gradsense.federation.parts import AtLeastOne, part
+from gradsense.federation.parts import AtLeastOne, NonNegative, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.transforms.transform import Codec
@@ -44,6 +44,7 @@ from gradsense.learning.statistics import (
     joined,
     solve,
 )
+from gradsense.learning.structure import StateLengths, check_structure
 
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
@@ -151,6 +152,8 @@ class Gsfs(Algorithm[ReadingState]):
 
     Attributes:
         tolerance: of ``statistics.factorise``.
+        state_width, least_length, most_length: of ``structure.StateLengths``; a run is opened with
+            its base's. A width of 0: not known, and not checked.
     """
 
     name: ClassVar[str] = "gsfs"
@@ -166,6 +169,16 @@ class Gsfs(Algorithm[ReadingState]):
     readout: Readout = "tokens"
     frozen: Literal[True] = True
     tolerance: Annotated[float, Field(ge=0, le=0.999)] = 0.005
+    state_width: Annotated[int, Field(ge=0)] = 0
+    least_length: NonNegative = 0.0
+    most_length: NonNegative = 0.0
+
+    @property
+    def lengths(self) -> StateLengths | None:
+        """What the base's states look like, where it is known."""
+        if not self.state_width:
+            return None
+        return StateLengths(self.state_width, self.least_length, self.most_length)
 
     # At the client --------------------------------------------------------------------------
 
@@ -228,11 +241,20 @@ class Gsfs(Algorithm[ReadingState]):
         The squares of R's last columns are counts: the constant's and, together, the labels' are
         the records that R is of. So a site that says it read ten cannot weigh as much as a hundred.
         """
-        classes = len(tensors[HEAD_BIAS])
-        squares = np.square(update.delta[STATISTICS], dtype=np.float64)
+        factor, classes = update.delta[STATISTICS], len(tensors[HEAD_BIAS])
+        squares = np.square(factor, dtype=np.float64)
         most = max(squares[:, -classes - 1].sum(), squares[:, -classes:].sum())
         if most > _ROUNDED * update.samples:
             raise NormTooLarge(f"statistics of {most:.0f} records, where it read {update.samples}")
+        if not self.transforms:  # noise leaves no structure
+            check_structure(
+                factor,
+                update.samples,
+                classes,
+                off=self.codec.off(factor),
+                tolerance=self.tolerance,
+                lengths=self.lengths,
+            )
         return norm_of(update.delta) / math.sqrt(update.samples)
 
     def statistics(self, state: ServerState) -> FleetStatistics | None:

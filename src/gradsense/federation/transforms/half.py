@@ -35,3 +35,6 @@ class Half(Codec):
         if asked > limit:
             raise OverLimit(asked, limit)
         return {name: half.astype(np.float32) for name, half in halves.items()}
+
+    def off(self, tensor: Array) -> float:
+        return max(float(np.abs(tensor).max(initial=0.0)) * 2.0**-11, 2.0**-25)

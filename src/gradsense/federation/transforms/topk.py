@@ -40,3 +40,8 @@ class TopK(TensorCodec):
         flat = np.zeros(size, dtype=np.float32)
         flat[np.cumsum(parts["gaps"].astype(np.int64))] = parts["values"].astype(np.float32)
         return flat
+
+    def off(self, tensor: Array) -> float:
+        sizes = np.abs(tensor)
+        rounded = float(sizes.max(initial=0.0)) * 2.0**-11 + 2.0**-25
+        return rounded + (float(sizes[sizes > 0].min()) if sizes.any() else 0.0)

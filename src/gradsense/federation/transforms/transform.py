@@ -71,6 +71,10 @@ class Codec(ABC):
             InputError: the bytes are not this codec's.
         """
 
+    @abstractmethod
+    def off(self, tensor: Array) -> float:
+        """So far at most is any value of this unpacked tensor from the packed one's."""
+
 
 # What codecs share --------------------------------------------------------------------------
 
@@ -149,6 +153,9 @@ class Plain(Codec):
         if len(data) > limit:
             raise OverLimit(len(data), limit)
         return _load(data)
+
+    def off(self, tensor: Array) -> float:
+        return 0.0
 
 
 @part
