@@ -2,8 +2,8 @@
 
 A label may be a lie and a flow invented; nothing here can see that. What this ensures is that a
 site's part weighs no more than the flows that it says it has read. Every flow counts once in the
-constant and once in its label. And a base that ends in a normalisation, as they all do, gives
-every token a state of much the same length, so a flow cannot be as long as a thousand.
+constant and once in its label. And a base that ends in a normalisation, as they all do, gives no
+token a state much longer than another's, so one flow cannot be as long as a thousand.
 
 A factor travels rounded and without its faintest directions, and is honest for all that. With e
 the most that a column of R is off by, and t the largest eigenvalue that was left out, an entry
@@ -13,40 +13,14 @@ S_ij is off by at most e (√S_ii + √S_jj) + e² + t. numpy only: a coordinato
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradsense.errors import InconsistentStatistics
 from gradsense.learning.learner import Array
 
 #: float32's own rounding, as a share of the largest value.
 _FLOAT32 = 2.0**-21
-#: Lengths that the measured prompts did not show, as a factor.
-_MARGIN = 1.5
-
-
-@dataclass(frozen=True)
-class StateLengths:
-    """What the states of a frozen base look like.
-
-    Attributes:
-        width: values of one state; features are so many states side by side.
-        least, most: the squared length of one.
-    """
-
-    width: int
-    least: float
-    most: float
-
-    @classmethod
-    def measured(cls, features: NDArray[np.floating[Any]], width: int) -> StateLengths:
-        """Of the features of some prompts, [prompts, states * width]."""
-        states = np.asarray(features, np.float64).reshape(-1, width)
-        squares = np.square(states).sum(axis=1)
-        return cls(width, float(squares.min()) / _MARGIN, float(squares.max()) * _MARGIN)
 
 
 def check_structure(
@@ -56,7 +30,8 @@ def check_structure(
     *,
     off: float,
     tolerance: float,
-    lengths: StateLengths | None = None,
+    state_width: int = 0,
+    state_length: float = math.inf,
 ) -> None:
     """Check that a factor can be that of so many flows, or of fewer.
 
@@ -66,7 +41,8 @@ def check_structure(
         classes: how many of its last columns are labels.
         off: no value is further from the site's own, as the codec rounds.
         tolerance: of ``statistics.factorise``.
-        lengths: of the states; None: not known, and not checked.
+        state_width: features are so many values of one token's state after another; 0: not known.
+        state_length: the largest squared length of a state of the base.
 
     Raises:
         InconsistentStatistics: it cannot.
@@ -92,16 +68,15 @@ def check_structure(
     # What is expected is off, too.
     if (np.abs(products - expected) > slack + np.diag(slack)).any():
         raise InconsistentStatistics("flows with several labels, or with less than none")
-    if lengths is None:
+    if not state_width:
         return
-    states = np.square(rows[:, : -classes - 1]).sum(axis=0).reshape(-1, lengths.width).sum(axis=1)
-    block = off * math.sqrt(len(rows) * lengths.width)
-    around = 2 * block * np.sqrt(states) + block**2
-    least = lengths.least * (flows - flows_slack) - around - lengths.width * left_out
-    wrong = (states < least) | (states > lengths.most * (flows + flows_slack) + around)
-    if wrong.any():
-        which = int(np.argmax(wrong))
+    squares = np.square(rows[:, : -classes - 1]).sum(axis=0)
+    states = np.add.reduceat(squares, np.arange(0, len(squares), state_width))
+    block = off * math.sqrt(len(rows) * state_width)
+    most = state_length * (flows + flows_slack) + 2 * block * np.sqrt(states) + block**2
+    if (states > most).any():
+        which = int(np.argmax(states / most))
         raise InconsistentStatistics(
-            f"state {which + 1} has a mean square of {states[which] / max(flows, 1e-9):.4g}, where "
-            f"the base's have {lengths.least:.4g} to {lengths.most:.4g}"
+            f"state {which + 1} has a square of {states[which]:.4g} over {flows:.4g} flows; "
+            f"one of the base has {state_length:.4g} at most"
         )

@@ -44,7 +44,7 @@ from gradsense.learning.statistics import (
     joined,
     solve,
 )
-from gradsense.learning.structure import StateLengths, check_structure
+from gradsense.learning.structure import check_structure
 
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
@@ -152,8 +152,8 @@ class Gsfs(Algorithm[ReadingState]):
 
     Attributes:
         tolerance: of ``statistics.factorise``.
-        state_width, least_length, most_length: of ``structure.StateLengths``; a run is opened with
-            its base's. A width of 0: not known, and not checked.
+        state_width, state_length: of ``structure.check_structure``. A run is opened with its
+            base's.
     """
 
     name: ClassVar[str] = "gsfs"
@@ -170,15 +170,7 @@ class Gsfs(Algorithm[ReadingState]):
     frozen: Literal[True] = True
     tolerance: Annotated[float, Field(ge=0, le=0.999)] = 0.005
     state_width: Annotated[int, Field(ge=0)] = 0
-    least_length: NonNegative = 0.0
-    most_length: NonNegative = 0.0
-
-    @property
-    def lengths(self) -> StateLengths | None:
-        """What the base's states look like, where it is known."""
-        if not self.state_width:
-            return None
-        return StateLengths(self.state_width, self.least_length, self.most_length)
+    state_length: NonNegative = 0.0
 
     # At the client --------------------------------------------------------------------------
 
@@ -253,7 +245,8 @@ class Gsfs(Algorithm[ReadingState]):
                 classes,
                 off=self.codec.off(factor),
                 tolerance=self.tolerance,
-                lengths=self.lengths,
+                state_width=self.state_width,
+                state_length=self.state_length,
             )
         return norm_of(update.delta) / math.sqrt(update.samples)
 
