@@ -9,6 +9,7 @@
         ├── WrongDtype
         ├── NotFinite
         ├── NormTooLarge
+        ├── InconsistentStatistics
         ├── RunFinished
         ├── Replay
         ├── NotInvited
@@ -112,6 +113,10 @@ class NotFinite(UpdateRefused):
 
 class NormTooLarge(UpdateRefused):
     """The update would move the model further, or weigh more, than one site may."""
+
+
+class InconsistentStatistics(UpdateRefused):
+    """Sufficient statistics that no flows can have."""
 
 
 class RunFinished(UpdateRefused):

@@ -12,10 +12,10 @@ from gradsense.coordinator.lookup import kept_versions, touched_by
 from gradsense.coordinator.run import Run
 from gradsense.federation.update import Update
 from gradsense.fleet.registry import Order, Registry
-from gradsense.learning.statistics import STATISTICS, factorise
+from gradsense.learning.statistics import STATISTICS
 from gradsense.transport.messages import Message
 from tests.support.toy_fleet import acks, models, new_run, open_run, same, sent, status
-from tests.support.toys import tensor, update
+from tests.support.toys import factor_of, tensor, update
 
 HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
 SUM, ALONE = "gsfs:share=0.3:cap=5", "fedbuff:updates=1"
@@ -28,16 +28,8 @@ def speak(run: Run, messages: Iterable[Message], now: float = 0.0) -> list[Messa
 
 def read(device: str, sequence: int) -> Update:
     """Statistics of eight records, other ones for each update."""
-    rng = np.random.default_rng([len(device), ord(device[0]), sequence])
-    labels = rng.integers(0, 2, 8)
-    rows = np.hstack([rng.normal(size=(8, 1)), np.ones((8, 1)), np.eye(2)[labels]])
-    return update(
-        device,
-        sequence=sequence,
-        samples=8,
-        delta={STATISTICS: factorise(rows, 0.0)},
-        codec="uniform",
-    )
+    delta = {STATISTICS: factor_of(1000 * ord(device[0]) + sequence, 8)}
+    return update(device, sequence=sequence, samples=8, delta=delta, codec="uniform")
 
 
 def story(folder: Path, devices: str | list[str], *, algorithm: str = SUM) -> Run:

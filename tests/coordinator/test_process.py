@@ -31,7 +31,7 @@ from gradsense.transport.messages import Message
 from gradsense.transport.payloads import Ack, model_hash, pack_update
 from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
-from tests.support.toys import tensor, update
+from tests.support.toys import factor_of, tensor, update
 
 pytestmark = pytest.mark.broker
 
@@ -159,8 +159,8 @@ def test_a_device_is_taken_out_of_a_working_fleet(
         eventually(lambda: told(process, "porch").get("online") == 2)
         hashes = []
         for version, teller in enumerate(tellers, 1):
-            factor = np.eye(4, dtype=np.float32)[[version, 1, 0]] + tensor(0.0, 1.0, 0.0, 1.0)
-            moved = update(teller.name, samples=9, delta={"statistics": factor}, codec="uniform")
+            delta = {"statistics": factor_of(version, 9)}
+            moved = update(teller.name, samples=9, delta=delta, codec="uniform")
             teller.tell(moved, model_hash(head))
             eventually(lambda: told(process, "porch").get("version") == version)  # noqa: B023
             hashes.append(told(process, "porch")["hash"])

@@ -46,7 +46,7 @@ from tests.support.toy_fleet import (
 from tests.support.toy_fleet import (
     job as toy_job,
 )
-from tests.support.toys import tensor, update
+from tests.support.toys import factor_of, tensor, update
 
 #: Every update is aggregated by itself.
 ALONE = "fedbuff:updates=1"
@@ -565,8 +565,7 @@ def test_statistics_through_the_journal_are_those_of_a_pure_coordinator(
         sequences, now, waiting = dict.fromkeys("abc", 0), 0.0, []
         for turn, (device, pause, bad, restart) in enumerate(turns):
             sequences[device] += 1
-            factor = rng.standard_normal((rows, 6)).astype(np.float32)
-            factor[:, 3:] = np.abs(factor[:, 3:])
+            factor = factor_of(int(rng.integers(1 << 31)), rows, features=3)
             said = update(device, sequence=sequences[device], samples=0 if bad else 1000)
             signed = signed_update(replace(said, delta={STATISTICS: factor}, codec="uniform"), base)
             waiting += messages(signed)

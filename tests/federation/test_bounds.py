@@ -15,9 +15,9 @@ from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.federation.bounds import Bounds
 from gradsense.federation.events import Arrived, Broadcast, Refuse, Revoked, RolledBack, WakeAt
-from gradsense.learning.statistics import STATISTICS, factorise
+from gradsense.learning.statistics import STATISTICS
 from tests.support.cloud import Cloud
-from tests.support.toys import tensor, update
+from tests.support.toys import factor_of, tensor, update
 
 HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
 
@@ -36,17 +36,9 @@ def moved(client: str, sequence: int, by: float, base: int = 0, samples: int = 1
     return update(client, sequence=sequence, base_version=base, samples=samples, delta=delta)
 
 
-def factor(seed: int, records: int = 4) -> np.ndarray:
-    """[x; 1; y] of a few records of either class."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 2, records)
-    rows = [rng.normal(size=(records, 1)), np.ones((records, 1)), np.eye(2)[labels]]
-    return np.hstack(rows).astype(np.float32)
-
-
-def read(client: str, sequence: int, rows: np.ndarray) -> Any:
-    delta = {STATISTICS: factorise(rows.astype(np.float64), 0.0)}
-    return update(client, sequence=sequence, samples=len(rows), delta=delta)
+def read(client: str, sequence: int, seed: int, records: int = 4) -> Any:
+    delta = {STATISTICS: factor_of(seed, records)}
+    return update(client, sequence=sequence, samples=records, delta=delta)
 
 
 # How often --------------------------------------------------------------------------------------
@@ -129,8 +121,8 @@ def test_a_site_weighs_no_more_than_the_cap() -> None:
     rule = RidgeSum(cap=10)
     cloud = Cloud(HEAD, get_algorithm("gsfs:share=1.0:cap=10"), seed=0)
     cloud.enrol("ab")
-    cloud.receive(read("a", 1, factor(1, 1000)), 0.0)
-    cloud.receive(read("b", 1, factor(2, 10)), 0.0)
+    cloud.receive(read("a", 1, 1, 1000), 0.0)
+    cloud.receive(read("b", 1, 2, 10), 0.0)
     whole = cloud.contributions["a"]
     assert (round(whole.records), round(rule.weight(whole), 4)) == (1000, 0.01)
     (records,) = np.diag(cloud.server_state[STATISTICS] * 2.0**-30)[1:2]
@@ -161,7 +153,7 @@ def test_a_revoked_client_never_spoke(order: list[str], data: st.DataObject) -> 
             clouds[0].restore(values, groups)
         for cloud in clouds[: 1 if client == "x" else 2]:
             if client != "x" or left:
-                cloud.handle(Arrived(read(client, turn + 1, factor(turn)), 0.0))
+                cloud.handle(Arrived(read(client, turn + 1, turn), 0.0))
     revoked, other = clouds
     assert not left
     assert np.array_equal(revoked.server_state[STATISTICS], other.server_state[STATISTICS])

@@ -231,7 +231,7 @@ def test_statistics_of_any_age_up_to_the_limit_count_once_and_whole() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_statistics_of_up_to_as_many_rows_as_columns_are_taken(rows: int) -> None:
     cloud = coordinator("gsfs", clients="abcdef")
-    factor = np.ones((rows, 4), np.float32)
+    factor = np.array([[1, 1, 0, 1]] * rows, np.float32)
     cloud.receive(update("a", delta={"statistics": factor}), 0.0)
     assert len(cloud.pooled) == 1
 
@@ -306,8 +306,15 @@ def test_statistics_weigh_no_more_than_the_flows_that_they_are_of() -> None:
     # of eighteen.
     with pytest.raises(errors.NormTooLarge, match="statistics of 18 records, where it read 2"):
         cloud.receive(update("a", samples=2, delta={"statistics": 3 * FACTOR}), 0.0)
-    cloud.receive(update("a", samples=9, delta={"statistics": 3 * FACTOR}), 0.0)
+    cloud.receive(update("a", samples=15, delta={"statistics": 3 * FACTOR}), 0.0)  # rounding
     assert cloud.refused == {"norm-too-large": 1}
+
+
+def test_statistics_that_no_flows_can_have_are_refused() -> None:
+    cloud = coordinator("gsfs")
+    with pytest.raises(errors.InconsistentStatistics, match="labels do not add up"):
+        cloud.receive(update("a", delta={"statistics": FACTOR * tensor(1, 1, 1, -1)}), 0.0)
+    assert cloud.refused == {"inconsistent-statistics": 1}
 
 
 def test_the_norm_of_moments_is_that_of_a_flow() -> None:

@@ -351,3 +351,10 @@ def test_topk_takes_only_places_that_increase_within_the_tensor(gaps: list[int])
         codec.unpack(compress(save(parts)), TWENTY)
     parts["gaps:w"] = np.array([0, 19], np.uint32)
     assert np.flatnonzero(codec.unpack(compress(save(parts)), TWENTY)["w"]).tolist() == [0, 19]
+
+
+@settings(max_examples=200, deadline=None)
+@given(ARRAYS, st.sampled_from(sorted(codecs())))
+def test_what_arrives_says_how_far_off_it_is(value: np.ndarray, name: str) -> None:
+    got = there_and_back(name, value)
+    assert np.abs(got - value).max() <= codecs()[name].off(got) + 1e-37

@@ -26,7 +26,7 @@ from gradsense.storage.sqlite import Database
 from gradsense.transport.messages import Message
 from gradsense.transport.payloads import model_hash
 from tests.support.toy_fleet import acks, job, open_run, sent, status
-from tests.support.toys import update
+from tests.support.toys import factor_of, update
 
 DEVICES = ("a", "b", "c", "d")
 SEQUENCES = 15
@@ -59,7 +59,7 @@ def signed_updates(algorithm: str) -> dict[tuple[str, int], list[Message]]:
     for sequence in range(1, SEQUENCES + 1):
         for device in DEVICES:
             if algorithm.startswith("gsfs"):
-                delta = {STATISTICS: rng.standard_normal((5, 12)).astype(np.float32)}
+                delta = {STATISTICS: factor_of(int(rng.integers(1 << 31)), 9, features=9)}
             else:
                 delta = {"w": rng.standard_normal(80_000).astype(np.float32)}
             bad = sequence % 5 == 0 and device == "b"

@@ -89,3 +89,11 @@ class ToyLearner:
 
     def score(self, tensors: Tensors) -> float:
         return float(abs(next(iter(tensors.values()))[0] - self.goal))
+
+
+def factor_of(seed: int, records: int, *, features: int = 1, classes: int = 2) -> np.ndarray:
+    """R of the statistics of records that any site might have read."""
+    rng = np.random.default_rng(seed)
+    labels = np.eye(classes)[rng.integers(0, classes, records)]
+    x = rng.normal(size=(records, features))
+    return factorise(np.hstack([x, np.ones((records, 1)), labels]), 0.0)

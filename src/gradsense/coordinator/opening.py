@@ -14,10 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from gradsense.coordinator.lookup import contributions, newest_snapshot
 from gradsense.coordinator.run import Run
 from gradsense.detection.export import export
 from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.algorithm import fields_of
 from gradsense.federation.rules.rule import SumRule
 from gradsense.fleet.jobs import EDGE, JOB_FILE, MODEL, RUNS, START, Job
 from gradsense.fleet.jobs import read as read_job
@@ -25,9 +29,11 @@ from gradsense.learning.answers import fleet_score
 from gradsense.models import folder
 from gradsense.models.build import build
 from gradsense.models.classifier import TextClassifier
-from gradsense.models.heads.readout import Readout
+from gradsense.models.heads.readout import Readout, state_width
 from gradsense.prompts.templates import get_template
 from gradsense.storage.files import replacing
+
+_PROMPTS = 256
 
 
 def open_run(
@@ -62,6 +68,7 @@ def open_run(
         raise InputError("is there already", hint="give the run another name", file=place)
     on_step("building the model")
     classifier = _first(job, model, size, template)
+    job = _measured(job, classifier)
     try:
         with replacing(place) as fresh:
             fresh.chmod(0o700)
@@ -129,6 +136,25 @@ def _first(job: Job, model: Path | None, size: str, template: str) -> TextClassi
             file=model,
         )
     return classifier
+
+
+def _measured(job: Job, classifier: TextClassifier) -> Job:
+    """The job, its algorithm with the base's state length, where it has such a setting.
+
+    Measured on prompts of random words, which reach as far as those of flows do, and a half more.
+    """
+    network, template = classifier.model, classifier.template
+    if "state_length" not in dict(fields_of(job.rules)) or not isinstance(network, Readout):
+        return job
+    words, rng = template.vocabulary(), np.random.default_rng(job.seed)
+    drawn = rng.integers(len(words), size=(_PROMPTS, template.length or template.budget))
+    encoded = classifier.encode([" ".join(words[i] for i in row) for row in drawn.tolist()])
+    width = state_width(network.base)
+    with torch.inference_mode():
+        states = classifier.features(encoded, torch.arange(_PROMPTS)).reshape(-1, width)
+    longest = 1.5 * float(states.square().sum(dim=1).max())
+    algorithm = f"{job.algorithm}:state_width={width}:state_length={longest:.4g}"
+    return job.model_copy(update={"algorithm": algorithm})
 
 
 def write_newest(fleet: Path, run: str, out: Path) -> int:

@@ -28,7 +28,7 @@ from pydantic import Field
 from gradsense.errors import NormTooLarge
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
 from gradsense.federation.contributions import Contribution
-from gradsense.federation.parts import AtLeastOne, part
+from gradsense.federation.parts import AtLeastOne, NonNegative, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.transforms.transform import Codec
@@ -44,6 +44,7 @@ from gradsense.learning.statistics import (
     joined,
     solve,
 )
+from gradsense.learning.structure import check_structure
 
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
@@ -151,6 +152,8 @@ class Gsfs(Algorithm[ReadingState]):
 
     Attributes:
         tolerance: of ``statistics.factorise``.
+        state_width, state_length: of ``structure.check_structure``. A run is opened with its
+            base's.
     """
 
     name: ClassVar[str] = "gsfs"
@@ -166,6 +169,8 @@ class Gsfs(Algorithm[ReadingState]):
     readout: Readout = "tokens"
     frozen: Literal[True] = True
     tolerance: Annotated[float, Field(ge=0, le=0.999)] = 0.005
+    state_width: Annotated[int, Field(ge=0)] = 0
+    state_length: NonNegative = 0.0
 
     # At the client --------------------------------------------------------------------------
 
@@ -224,11 +229,21 @@ class Gsfs(Algorithm[ReadingState]):
         The squares of R's last columns are counts: the constant's and, together, the labels' are
         the records that R is of. So a site that says it read ten cannot weigh as much as a hundred.
         """
-        classes = len(tensors[HEAD_BIAS])
-        squares = np.square(update.delta[STATISTICS], dtype=np.float64)
+        factor, classes = update.delta[STATISTICS], len(tensors[HEAD_BIAS])
+        squares = np.square(factor, dtype=np.float64)
         most = max(squares[:, -classes - 1].sum(), squares[:, -classes:].sum())
         if most > _ROUNDED * update.samples:
             raise NormTooLarge(f"statistics of {most:.0f} records, where it read {update.samples}")
+        if not self.transforms:  # noise leaves no structure
+            check_structure(
+                factor,
+                update.samples,
+                classes,
+                off=self.codec.off(factor),
+                tolerance=self.tolerance,
+                state_width=self.state_width,
+                state_length=self.state_length,
+            )
         return norm_of(update.delta) / math.sqrt(update.samples)
 
     def statistics(self, state: ServerState) -> FleetStatistics | None:

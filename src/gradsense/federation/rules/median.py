@@ -8,7 +8,7 @@ import numpy as np
 
 from gradsense.federation.parts import part
 from gradsense.federation.pools import Pooled
-from gradsense.federation.rules.rule import Aggregated, DeltaRule, moved
+from gradsense.federation.rules.rule import Aggregated, DeltaRule, by_client, moved, stacked
 from gradsense.learning.learner import ServerState, Tensors
 
 
@@ -16,7 +16,7 @@ from gradsense.learning.learner import ServerState, Tensors
 class CoordinateMedian(DeltaRule):
     """θ_i ← θ_i + median_k Δθ_{k,i} (Yin et al. 2018, arXiv 1803.01498).
 
-    A tensor that an update leaves out counts as zero movement. Samples do not weigh.
+    A client counts once. A tensor that it leaves out counts as zero movement. Samples do not weigh.
     """
 
     name: ClassVar[str] = "median"
@@ -25,12 +25,8 @@ class CoordinateMedian(DeltaRule):
         return {}
 
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
-        deltas = [entry.update.delta for entry in pooled.updates]
-        named = [name for name in tensors if any(name in delta for delta in deltas)]
         step = {
-            name: np.median(
-                [delta.get(name, np.zeros_like(tensors[name])) for delta in deltas], axis=0
-            ).astype(np.float32)
-            for name in named
+            name: np.median(values, axis=0).astype(np.float32)
+            for name, values in stacked(by_client(pooled), tensors)
         }
         return moved(tensors, step), {}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from gradsense.federation.contributions import Contribution
 from gradsense.federation.parts import Share, part
-from gradsense.federation.pools import Pooled
+from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
 
 #: The next global tensors, and the next server state.
@@ -76,6 +76,28 @@ def weighted_sum(pooled: Pooled, weights: Sequence[float]) -> dict[str, Array]:
             else:
                 total[name] = np.multiply(delta, weight, dtype=np.float64)
     return {name: value.astype(np.float32) for name, value in total.items()}
+
+
+def by_client(pooled: Pooled) -> list[dict[str, Array]]:
+    """Each client's movement, Σ Δθ over its updates: however often it spoke, it counts once."""
+    own: dict[str, list[PooledUpdate]] = {}
+    for entry in pooled.updates:
+        own.setdefault(entry.update.client, []).append(entry)
+    return [
+        weighted_sum(Pooled(entries, pooled.submissions), [1.0] * len(entries))
+        for entries in own.values()
+    ]
+
+
+def stacked(movements: Sequence[Tensors], tensors: Tensors) -> Iterator[tuple[str, Array]]:
+    """Every tensor that any of these moves, and all of its movements, [clients, ...].
+
+    One that a client leaves out counts as zero movement.
+    """
+    for name, tensor in tensors.items():
+        if any(name in movement for movement in movements):
+            still = np.zeros_like(tensor)
+            yield name, np.stack([movement.get(name, still) for movement in movements])
 
 
 def moved(tensors: Tensors, step: Tensors) -> dict[str, Array]:

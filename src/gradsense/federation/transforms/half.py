@@ -27,3 +27,6 @@ class Half(Codec):
 
     def values(self, parts: Parts, size: int) -> np.ndarray:
         return parts[""].ravel().astype(np.float32)
+
+    def off(self, tensor: Array) -> float:
+        return max(float(np.abs(tensor).max(initial=0.0)) * 2.0**-11, 2.0**-25)

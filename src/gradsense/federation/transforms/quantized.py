@@ -11,6 +11,9 @@ from gradsense.federation.parts import part
 from gradsense.federation.transforms.transform import Layout, Parts, TensorCodec
 from gradsense.learning.learner import Array
 
+#: What float32 itself may add to a step.
+_FLOAT32 = 1e-5
+
 
 @part
 class Quantized(TensorCodec):
@@ -57,6 +60,9 @@ class Quantized(TensorCodec):
             pairs = np.stack((whole & 15, whole >> 4), axis=1).astype(np.int8).ravel()
             whole = np.where(pairs > self._top, pairs - 16, pairs)
         return (whole.reshape(-1, self.group) * scales.astype(np.float32)[:, None]).ravel()
+
+    def off(self, tensor: Array) -> float:
+        return float(np.abs(tensor).max(initial=0.0)) / (2 * self._top) * (1 + _FLOAT32)
 
 
 @part

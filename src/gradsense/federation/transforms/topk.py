@@ -52,3 +52,8 @@ class TopK(TensorCodec):
                 raise refuse("its places do not increase within the tensor")
             flat[places] = parts["values"]
         return flat
+
+    def off(self, tensor: Array) -> float:
+        sizes = np.abs(tensor)
+        rounded = float(sizes.max(initial=0.0)) * 2.0**-11 + 2.0**-25
+        return rounded + (float(sizes[sizes > 0].min()) if sizes.any() else 0.0)

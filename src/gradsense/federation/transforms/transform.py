@@ -137,6 +137,10 @@ class Codec(ABC):
                 tensors[name] = flat.astype(np.float32, copy=False).reshape(shape)
         return tensors
 
+    @abstractmethod
+    def off(self, tensor: Array) -> float:
+        """So far at most is any value of this unpacked tensor from the packed one's."""
+
     def most_bytes(self, bounds: ShapeBounds) -> int:
         """The bytes of safetensors that these tensors can need, before any compression."""
         layouts = [self._storage(bound.shape) for bound in bounds.values()]
@@ -318,6 +322,9 @@ class Plain(Codec):
 
     def values(self, parts: Parts, size: int) -> np.ndarray:
         return parts[""].ravel().copy()
+
+    def off(self, tensor: Array) -> float:
+        return 0.0
 
 
 @part
