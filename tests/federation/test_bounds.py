@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gradsense import errors
 from gradsense.federation.algorithm import get_algorithm
-from gradsense.federation.algorithms.gsfs import RidgeSum
+from gradsense.federation.algorithms.gsfs import UNIT, RidgeSum
 from gradsense.federation.bounds import Bounds
 from gradsense.federation.events import Arrived, Broadcast, Refuse, Revoked, RolledBack, WakeAt
 from gradsense.learning.statistics import STATISTICS
@@ -125,7 +125,7 @@ def test_a_site_weighs_no_more_than_the_cap() -> None:
     cloud.receive(read("b", 1, 2, 10), 0.0)
     whole = cloud.contributions["a"]
     assert (round(whole.records), round(rule.weight(whole), 4)) == (1000, 0.01)
-    (records,) = np.diag(cloud.server_state[STATISTICS] * 2.0**-30)[1:2]
+    (records,) = np.diag(cloud.server_state[STATISTICS] * UNIT)[1:2]
     assert records == pytest.approx(20)
 
 

@@ -48,8 +48,9 @@ from gradsense.learning.structure import check_structure
 
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
-#: What S is counted in: fine enough for its small eigenvalues, with room for 300,000 sites.
-UNIT = 2.0**-30
+#: What S is counted in: the square of what R is rounded to, far below any codec's rounding.
+#: 500 records fit into the 53 bits of a float64, and 20,000 sites of them into the 64 of S.
+UNIT = 2.0**-34
 #: Statistics of no record at all weigh nothing anyway.
 _LEAST_RECORDS = 1e-9
 
@@ -58,7 +59,7 @@ _LEAST_RECORDS = 1e-9
 class RidgeSum(SumRule):
     """Ridge regression on one-hot labels over all sites' statistics (``statistics.solve``).
 
-    S is a sum of whole numbers, in units of 2^-30, one term for each site. So it is the same in
+    S is a sum of whole numbers, in units of 2^-34, one term for each site. So it is the same in
     whatever order they came, and a site can be taken out of it without a trace.
 
     Attributes:
@@ -120,8 +121,9 @@ class RidgeSum(SumRule):
 
     def _term(self, contribution: Contribution) -> NDArray[np.int64]:
         factor = contribution.tensors[STATISTICS].astype(np.float64)
-        scaled = factor * math.sqrt(self.weight(contribution) / UNIT)
-        return np.rint(scaled.T @ scaled).astype(np.int64)
+        # Products and sums of whole numbers are exact in float64, however BLAS orders them.
+        whole = np.rint(factor * math.sqrt(self.weight(contribution) / UNIT))
+        return (whole.T @ whole).astype(np.int64)
 
     def _solved(self, tensors: Tensors, total: NDArray[np.int64]) -> Aggregated:
         weight, bias = solve(
