@@ -20,6 +20,7 @@ from gradsense.experiments.corpus import by_client, load_corpus
 from gradsense.experiments.run import FederatedRun
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.algorithms.gsfs import Gsfs
+from gradsense.federation.update import exactly
 from gradsense.learning.statistics import STATISTICS
 from gradsense.learning.trainer import Examples
 
@@ -51,8 +52,9 @@ def upload(bench: Bench, flows: Examples, rows: NDArray[np.int64]) -> tuple[NDAr
     seen = bench.trainer.observe(
         flows, bench.initial, torch.from_numpy(rows), tolerance=algorithm.tolerance
     )
-    packed = codec.pack({STATISTICS: seen.factor})
-    return codec.unpack(packed)[STATISTICS].astype(np.float64), len(packed)
+    sent = {STATISTICS: seen.factor}
+    packed = codec.pack(sent)
+    return codec.unpack(packed, exactly(sent))[STATISTICS].astype(np.float64), len(packed)
 
 
 @torch.inference_mode()

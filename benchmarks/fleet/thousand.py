@@ -59,7 +59,7 @@ from benchmarks.processes import pss_mb
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
 from gradsense.federation.algorithms.gsfs import Gsfs
-from gradsense.federation.update import GlobalModel
+from gradsense.federation.update import GlobalModel, exactly
 from gradsense.fleet.enrolment import create, opened
 from gradsense.fleet.jobs import JOB_FILE, RUNS, START, Job
 from gradsense.learning.learner import Tensors
@@ -211,7 +211,8 @@ def large(devices: int, width: int, seconds: float) -> Scene:
     algorithm = job.rules
     assert isinstance(algorithm, Gsfs)
     codec = algorithm.codec
-    packed = codec.pack({STATISTICS: factorise(rows, algorithm.tolerance)})
+    factor = {STATISTICS: factorise(rows, algorithm.tolerance)}
+    packed = codec.pack(factor)
     head = {
         HEAD_WEIGHT: np.zeros((len(LABELS), width), np.float32),
         HEAD_BIAS: np.zeros(len(LABELS), np.float32),
@@ -219,7 +220,7 @@ def large(devices: int, width: int, seconds: float) -> Scene:
     part = Part(
         "large",
         "ceaseless",
-        codec.unpack(packed),
+        codec.unpack(packed, exactly(factor)),
         packed=packed,
         codec=codec.name,
         samples=FLOWS,

@@ -20,6 +20,7 @@ from gradsense.detection import bundle as bundles
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet import jobs
 from gradsense.fleet.enrolment import create, opened
+from gradsense.learning.learner import Tensors
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 from gradsense.transport import identity
 from gradsense.transport.connection import Arrival
@@ -98,10 +99,13 @@ class Site:
         for message in publishes:
             self.link.hear(Arrival(message, retained=False))
 
-    def model(self, version: int) -> list[Message]:
+    def head(self, version: int) -> Tensors:
         rng = np.random.default_rng(version)
         weight = rng.normal(size=(self.classes, 1520)).astype(np.float32)
-        tensors = {HEAD_WEIGHT: weight, HEAD_BIAS: np.zeros(self.classes, np.float32)}
+        return {HEAD_WEIGHT: weight, HEAD_BIAS: np.zeros(self.classes, np.float32)}
+
+    def model(self, version: int) -> list[Message]:
+        tensors = self.head(version)
         digest = model_hash(tensors)
         header = MessageHeader("model", "porch", COORDINATOR, 0, version, digest)
         body = pack_model(GlobalModel(version, tensors))
@@ -126,7 +130,9 @@ class Site:
             if one.properties.header.kind == "update":
                 assert one.chunk is not None
                 body = unsealed(one.chunk.piece, one.properties, self.cloud.own_seal_key)
-                found.append(open_update(body, one.properties.header, 1 << 24))
+                algorithm, head = self.job.rules, self.head(0)
+                bounds = algorithm.shape_bounds(head, algorithm.rule.init(head))
+                found.append(open_update(body, one.properties.header, algorithm.codec, bounds))
         return found
 
     def held(self) -> list[tuple[bool, int]]:

@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
+import signal
 import sqlite3
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
-from gradsense.coordinator import exporter
+from gradsense.cli.app import app
+from gradsense.coordinator import exporter, trial
 from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
+from gradsense.federation.transforms.transform import Parts, Plain
+from gradsense.federation.update import Update
 from gradsense.fleet.jobs import Job
 from gradsense.gateway.instruments import serve
 from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.messages import Message
-from gradsense.transport.payloads import model_hash
+from gradsense.transport.payloads import Ack, model_hash, pack_update
 from tests.support.live_coordinator import Teller, eventually, new_run, working
 from tests.support.tls_broker import TlsBroker
 from tests.support.toys import tensor, update
@@ -47,7 +55,7 @@ def told(process: CoordinatorService, run: str) -> dict[str, object]:
     return found
 
 
-def said(name: str, value: float, sequence: int = 1) -> object:
+def said(name: str, value: float, sequence: int = 1) -> Update:
     return update(name, sequence=sequence, delta={"w": tensor(value, value)})
 
 
@@ -79,6 +87,36 @@ def test_runs_do_not_mix_and_may_begin_at_any_time(
             teller.link.stop()
 
 
+def test_suspects_are_tried_in_a_child_beside_a_live_connection(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two updates that a process ended over: one by chance, and one whose value ends each child."""
+    here, plain = os.getpid(), Plain.values
+
+    def values(self: Plain, parts: Parts, size: int) -> np.ndarray:
+        if parts[""].ravel()[0] == 6.0:
+            assert os.getpid() != here, "never again in this process"
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, parts, size)
+
+    monkeypatch.setattr(Plain, "values", values)
+    folder = new_run(broker.fleet, job("porch").model_copy(update={"min_devices": 2}), START)
+    good, bad = said("cam", 1.0), said("bell", 6.0)
+    hashes = [hashlib.sha256(pack_update(one)).hexdigest() for one in (good, bad)]
+    (folder / trial.FILE).write_text("cam 1 {}\nbell 1 {}\n".format(*hashes))
+    with working(broker.fleet) as process:
+        cam, bell = (Teller(broker, "porch", name) for name in ("cam", "bell"))
+        eventually(lambda: told(process, "porch").get("started"))
+        bell.say(bell.sent(bad, BASE))
+        assert bell.hear() == Ack(1, "set-aside")
+        cam.tell(good, BASE)
+        eventually(lambda: told(process, "porch").get("version") == 1)
+        assert told(process, "porch")["refused"] == {"set-aside": 1}
+        assert process.latest["link"]["disconnects"] == 0
+        for teller in (cam, bell):
+            teller.link.stop()
+
+
 def test_an_unreadable_run_stops_no_other(
     broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +144,33 @@ def test_a_status_of_before_is_refused(tmp_path: Path) -> None:
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(InputError, match="format"):
             read_status(tmp_path)
+
+
+def test_a_device_is_taken_out_of_a_working_fleet(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the command line: what it sent is gone, whoever remains goes on."""
+    monkeypatch.setattr("gradsense.coordinator.service._LOOK_S", 0.1)
+    head = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
+    fields = {"algorithm": "gsfs:share=0.3", "interval_s": 0.0, "upload_gap_s": 0.0}
+    new_run(broker.fleet, Job(run="porch", labels=("no", "yes"), **fields), head)
+    with working(broker.fleet) as process:
+        tellers = [Teller(broker, "porch", name) for name in ("cam", "bell")]
+        eventually(lambda: told(process, "porch").get("online") == 2)
+        hashes = []
+        for version, teller in enumerate(tellers, 1):
+            factor = np.eye(4, dtype=np.float32)[[version, 1, 0]] + tensor(0.0, 1.0, 0.0, 1.0)
+            moved = update(teller.name, samples=9, delta={"statistics": factor}, codec="uniform")
+            teller.tell(moved, model_hash(head))
+            eventually(lambda: told(process, "porch").get("version") == version)  # noqa: B023
+            hashes.append(told(process, "porch")["hash"])
+        result = CliRunner().invoke(app, ["fleet", "revoke", "bell", "--fleet", str(broker.fleet)])
+        assert result.exit_code == 0, result.output
+        assert "model 2 of run porch" in result.output
+        eventually(lambda: told(process, "porch").get("version") == 3)
+        assert told(process, "porch")["hash"] == hashes[0], "as if bell had never spoken"
+        for teller in tellers:
+            teller.link.stop()
 
 
 def test_a_full_disk_stops_it_and_loses_nothing(

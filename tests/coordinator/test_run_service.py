@@ -25,7 +25,7 @@ from gradsense.storage.sqlite import StorageFull
 from gradsense.transport import payloads
 from gradsense.transport.chunks import Quota
 from gradsense.transport.messages import Message, messages, read, sign, unsealed
-from gradsense.transport.protocol import SizeLimits, describe
+from gradsense.transport.protocol import describe
 from tests.support.toy_fleet import (
     RUN,
     acks,
@@ -325,6 +325,24 @@ def test_a_full_assembler_is_counted_and_leaves_the_update_open(tmp_path: Path) 
     assert acks(speak(run, *chunks)) == {("a", 1): ""}
 
 
+def test_half_uploads_of_nine_devices_stop_nobody(tmp_path: Path) -> None:
+    quota = Quota(device_bytes=3_000_000, total_bytes=5_000_000)
+    nine = [f"d{number}" for number in range(9)]
+    run, base = long_run(tmp_path, quota=quota)
+    for device in nine:
+        speak(run, *sent(long_update(device), base)[:2])
+    for sequence in (2, 3):
+        for device in nine:
+            speak(run, *sent(replace(long_update(device), sequence=sequence), base)[:2])
+    assert acks(speak(run, *sent(long_update("honest"), base))) == {("honest", 1): ""}
+    before = run.status()
+    assert before.given_up["evicted"] > 0
+    assert "assembler-full" not in before.devices["honest"].refused
+    assert 0 < before.waiting_bytes <= quota.total_bytes
+    run = reopened(run, tmp_path, quota=quota)
+    assert replace(run.status(), journal_bytes=0) == replace(before, journal_bytes=0)
+
+
 def test_more_than_a_device_may_have_is_refused_for_good(tmp_path: Path) -> None:
     run, base = long_run(tmp_path, quota=Quota(device_bytes=300_000))
     assert acks(speak(run, *sent(long_update(), base))) == {("a", 1): "device-quota"}
@@ -370,24 +388,46 @@ def test_what_the_rules_refuse(tmp_path: Path, name: str) -> None:
 
 
 def test_bodies_that_are_none(tmp_path: Path) -> None:
-    frame = payloads.compress(bytes(1 << 20))
-    bomb = payloads.pack_update(update("a", codec="fp16", packed=frame))
-    options = {"limits": SizeLimits(body=4096, raw=1 << 16)}
+    bomb = payloads.pack_update(update("a", packed=bytes(1 << 20)))
     good = payloads.pack_update(update("a", delta={"w": ONE}))
     cases = {
         "too-large": [bomb, np.random.default_rng(0).bytes(5000)],
+        "wrong-codec": [payloads.pack_update(update("a", codec="topk"))],
         "bad-body": [b"x", good[:-1], good + b"x", payloads.compress(b"GSU1")],
     }
     for name, bodies in cases.items():
         for number, raw in enumerate(bodies):
             folder = tmp_path / f"{name}{number}"
-            run = new_run(folder, options=options)
+            run = new_run(folder)
             speak(run, status("a"), status("b"))
             arrivals = sent(update("a"), run.status().hash, raw=raw)
             assert refusal_of(run, arrivals) == name
             assert run.status().refused == {name: 1}
             assert run.status().pool.invited == 1
             run.close()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "gradsense.transport.chunks.Assembler.add",
+        "gradsense.transport.messages.unsealed",
+        "gradsense.federation.transforms.transform.Plain.values",
+        "gradsense.federation.transforms.transform._entries",
+    ],
+)
+def test_no_memory_for_an_update_is_its_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    run, base = begin(tmp_path, "a", "b")
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        assert refusal_of(run, sent(update("a", delta={"w": ONE}), base)) == "out-of-memory"
+    told = reopened(run, tmp_path).status()
+    assert (told.refused, told.updates) == ({"out-of-memory": 1}, 0)
 
 
 def test_bytes_that_were_altered_on_the_way(tmp_path: Path) -> None:
@@ -548,7 +588,10 @@ def test_statistics_through_the_journal_are_those_of_a_pure_coordinator(
 def feed(coordinator: Coordinator, message: Message, now: float) -> None:
     got = read(message, lambda topic: signing_key(topic.device).public_key())
     assert got.chunk is not None
-    said = payloads.open_update(got.chunk.piece, got.properties.header, 1 << 30)
+    codec = coordinator.algorithm.codec
+    said = payloads.open_update(
+        got.chunk.piece, got.properties.header, codec, coordinator.shape_bounds
+    )
     coordinator.handle(Arrived(said, now))
 
 

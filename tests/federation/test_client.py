@@ -16,7 +16,7 @@ from gradsense.federation.client import Client
 from gradsense.federation.pools import Quorum
 from gradsense.federation.transforms import codecs
 from gradsense.federation.triggers import EveryRound, Gradient, Silence
-from gradsense.federation.update import GlobalModel
+from gradsense.federation.update import GlobalModel, exactly
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import STATISTICS
 from gradsense.simulation.simulator import encode
@@ -148,7 +148,7 @@ def test_what_a_codec_rounds_away_travels_later() -> None:
     for visit in range(1, 9):
         update = client.work(100)
         assert update is not None
-        got = decoded(encode(update)).delta["w"]
+        got = decoded(encode(update), update.delta).delta["w"]
         assert np.array_equal(got, update.delta["w"]), "both ends see the same rounding"
         arrived += got
         step = np.abs(got).max() / 7
@@ -210,7 +210,9 @@ def reborn(client: Client) -> Client:
     text = json.dumps(values)
     files = {name: codecs()["none"].pack(group) for name, group in groups.items()}
     fresh = Client(client.name, client.learner, client.algorithm)
-    fresh.restore(json.loads(text), {n: codecs()["none"].unpack(f) for n, f in files.items()})
+    plain = codecs()["none"]
+    read = {name: plain.unpack(file, exactly(groups[name])) for name, file in files.items()}
+    fresh.restore(json.loads(text), read)
     return fresh
 
 
@@ -233,7 +235,7 @@ def test_error_feedback_survives_kill_and_resume(codec: str, killed_after: int) 
             update = client.work(100)
             assert update is not None
             messages.append(encode(update))
-            arrived += decoded(messages[-1]).delta["w"]
+            arrived += decoded(messages[-1], update.delta).delta["w"]
         return client, messages, arrived
 
     whole, undisturbed, _ = run(dies=False)
@@ -257,7 +259,7 @@ def test_error_feedback_survives_a_broadcast_where_local_progress_is_kept(codec:
         client = reborn(client)
         update = client.work(100)
         assert update is not None
-        cloud = cloud + decoded(encode(update)).delta["w"]
+        cloud = cloud + decoded(encode(update), update.delta).delta["w"]
         client = reborn(client)
     unsent = client.state.local["w"] - client.state.reference["w"]
     assert (cloud - start) + unsent == pytest.approx(5 * STEP, abs=1e-5)
@@ -302,7 +304,9 @@ def test_flows_are_read_once_and_told_once() -> None:
     assert (update.reason, update.samples, update.sequence) == ("gradient", 10, 1)
     assert (update.codec, update.score, list(update.delta)) == ("uniform", None, [STATISTICS])
     # What the coordinator reads is what it would make of the bytes.
-    assert np.array_equal(decoded(encode(update)).delta[STATISTICS], update.delta[STATISTICS])
+    assert np.array_equal(
+        decoded(encode(update), update.delta).delta[STATISTICS], update.delta[STATISTICS]
+    )
     moments = update.delta[STATISTICS].T @ update.delta[STATISTICS]
     truth = np.array([[0, 1, 1, 0], [1, 1, 0, 1]])
     assert moments == pytest.approx(truth.T @ truth, abs=0.25)  # the codec rounds

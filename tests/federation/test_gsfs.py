@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from gradsense.federation.algorithms.gsfs import UNIT, RidgeSum
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.transforms import codecs
+from gradsense.federation.update import exactly
 from gradsense.learning.learner import Array, ServerState, Tensors
 from gradsense.learning.statistics import STATISTICS, factorise, solve
 from tests.support.toys import update
@@ -147,7 +148,10 @@ def test_tensors_beside_the_head_are_passed_on() -> None:
 def test_factor_rounded_to_8_bits_gives_nearly_the_same_head() -> None:
     codec = codecs()["int8"]
     rounded = [
-        sent(entry.update.client, codec.unpack(codec.pack(entry.update.delta))[STATISTICS])
+        sent(
+            entry.update.client,
+            codec.unpack(codec.pack(entry.update.delta), exactly(entry.update.delta))[STATISTICS],
+        )
         for entry in ENTRIES
     ]
     exact, _ = aggregate([ENTRIES])

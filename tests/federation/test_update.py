@@ -22,7 +22,7 @@ TENSORS = st.dictionaries(
 @given(TENSORS, st.text(max_size=20), st.integers(0, 1 << 40))
 def test_plain_is_exact(delta: dict[str, np.ndarray], client: str, sequence: int) -> None:
     sent = update(client, sequence=sequence, delta=delta, score=0.25)
-    got = decoded(encode(sent))
+    got = decoded(encode(sent), sent.delta)
     assert (got.client, got.sequence, got.score) == (client, sequence, 0.25)
     assert got.delta.keys() == delta.keys()
     for name, value in delta.items():

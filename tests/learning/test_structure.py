@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradsense.errors import InconsistentStatistics, UpdateRefused
 from gradsense.federation.transforms import codecs
+from gradsense.federation.update import exactly
 from gradsense.learning.statistics import factorise
 from gradsense.learning.structure import check_structure
 
@@ -34,7 +35,8 @@ def rows_of(flows: int, seed: int, *, distinct: int | None = None) -> np.ndarray
 
 def sent(rows: np.ndarray, codec: str = "uniform", tolerance: float = 0.005) -> np.ndarray:
     one = codecs()[codec]
-    return one.unpack(one.pack({"r": factorise(rows, tolerance)}))["r"]
+    factor = factorise(rows, tolerance)
+    return one.unpack(one.pack({"r": factor}), exactly({"r": factor}))["r"]
 
 
 def check(factor: np.ndarray, samples: int, codec: str = "uniform", **kwargs: object) -> None:

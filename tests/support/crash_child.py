@@ -63,7 +63,10 @@ def signed_updates(algorithm: str) -> dict[tuple[str, int], list[Message]]:
             else:
                 delta = {"w": rng.standard_normal(80_000).astype(np.float32)}
             bad = sequence % 5 == 0 and device == "b"
-            said = update(device, sequence=sequence, samples=0 if bad else 1000, delta=delta)
+            codec = job(algorithm=algorithm).rules.codec.name
+            said = update(
+                device, sequence=sequence, samples=0 if bad else 1000, delta=delta, codec=codec
+            )
             found[device, sequence] = sent(said, base)
     return found
 

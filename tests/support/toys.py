@@ -10,7 +10,7 @@ import numpy as np
 
 from gradsense.federation.pools import PooledUpdate
 from gradsense.federation.transforms import codecs
-from gradsense.federation.update import Update
+from gradsense.federation.update import Update, exactly
 from gradsense.learning.learner import Observed, Tensors, Trained
 from gradsense.learning.statistics import factorise
 
@@ -31,11 +31,11 @@ def update(client: str = "a", **fields: object) -> Update:
     return Update(client=client, **values)
 
 
-def decoded(message: bytes) -> Update:
-    """The update that ``encode`` made a message of."""
+def decoded(message: bytes, like: Tensors) -> Update:
+    """The update that ``encode`` made a message of; its tensors have the shapes of these."""
     (length,) = struct.unpack_from("<I", message, 4)
     header = json.loads(message[8 : 8 + length])
-    delta = codecs()[header["codec"]].unpack(message[8 + length :])
+    delta = codecs()[header["codec"]].unpack(message[8 + length :], exactly(like))
     return Update(**header, delta=delta)
 
 

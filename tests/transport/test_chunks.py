@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -137,10 +138,72 @@ def test_quotas_and_age() -> None:
     assembler.add("a", second[0], 1.0)
     assert assembler.counts == {"displaced": 1}
     assert assembler.held == 500 + 2 * CHUNK_OVERHEAD
-    with pytest.raises(AssemblerFull):
-        assembler.add("b", first[0], 11.0)
     assembler.add("b", first[0], 11.5)
     assert assembler.counts == {"displaced": 1, "expired": 1}
+
+
+def test_who_has_most_waiting_makes_room() -> None:
+    """By hand: room for three halves of 500 bytes with their overhead of two chunks each."""
+    half = 500 + 2 * CHUNK_OVERHEAD
+    assembler = Assembler(Quota(device_bytes=1 << 20, total_bytes=3 * half))
+    long = [message(bytes(1000), 2, sequence)[1] for sequence in (1, 2, 3)]
+    assembler.add("a", long[0][0], 0.0)
+    assembler.add("a", long[1][0], 1.0)
+    assembler.add("b", long[0][0], 2.0)
+    with pytest.raises(AssemblerFull):
+        assembler.add("a", long[2][0], 3.0)  # nobody has more
+    assembler.add("c", long[0][0], 4.0)  # a loses its older one
+    assert +assembler.counts == {"evicted": 1}
+    assert {device for device, _ in assembler.uploads()} == {"a", "b", "c"}
+    assert assembler.uploads() >= {("a", long[1][0].message)}
+    # However full it is, a message of one chunk needs no room, nor has it to be waited for.
+    for size in (1, 5000):
+        (whole,) = message(bytes(size), 1, sequence=9 + size)[1]
+        assert assembler.add("d", whole, 5.0).body == bytes(size)
+    assert (assembler.held, +assembler.counts) == (3 * half, {"evicted": 1})
+    with pytest.raises(WrongHash):
+        assembler.add("d", replace(message(b"xy", 1, 20)[1][0], piece=b"xx"), 6.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.integers(1, 6), st.integers(1, 4000), st.integers(2, 8)),
+        max_size=60,
+    ),
+    st.integers(2, 4000),
+    st.integers(2, 8),
+    st.randoms(use_true_random=False),
+)
+def test_nine_devices_cannot_stop_an_upload_of_an_allowed_size(
+    hostile: list[tuple[int, int, int, int]], size: int, count: int, rng: Random
+) -> None:
+    """Whatever nine devices leave half done, before and between the chunks of a tenth's upload."""
+    most = 4000 + 9 * CHUNK_OVERHEAD
+    assembler = Assembler(Quota(device_bytes=2 * most, total_bytes=10 * most))
+    full = [(device, s, 4000, 8) for device in range(9) for s in (7, 8)]
+    body = rng.randbytes(size)
+    honest = message(body, min(count, size))[1]
+    got = None
+    for chunk in honest:
+        for device, sequence, length, pieces in [*full, *hostile]:
+            chunks = message(bytes(length), min(pieces, length), sequence)[1]
+            for one in chunks[: rng.randint(1, max(1, len(chunks) - 1))]:
+                with suppress(UpdateRefused):
+                    assembler.add(f"hostile-{device}", one, 0.0)
+        assert got is None
+        got = assembler.add("honest", chunk, 0.0).body
+    assert got == body
+
+
+def test_a_run_gives_each_device_room_for_two_bodies() -> None:
+    quota = Quota.of(1 << 20)
+    assembler = Assembler(quota)
+    for sequence in (1, 2):
+        assembler.add("a", message(bytes(1 << 20), 4, sequence)[1][0], 0.0)
+    assert not assembler.counts
+    assert (quota.device_bytes, quota.total_bytes) == (2 * ((1 << 20) + 5 * 256), 128 << 20)
+    assert Quota.of(100 << 20).total_bytes == Quota.of(100 << 20).device_bytes > 200 << 20
 
 
 class Hostile(RuleBasedStateMachine):
@@ -191,6 +254,8 @@ class Hostile(RuleBasedStateMachine):
         overhead = CHUNK_OVERHEAD * (len(pieces) + len(self.assembler.uploads()))
         assert self.assembler.held == sum(map(len, pieces)) + overhead
         assert self.assembler.held <= self.quota.total_bytes
+        assert sum(self.assembler._held_by.values()) == self.assembler.held
+        assert self.assembler._held_by.keys() == {name for name, _ in self.assembler.uploads()}
         assert len(self.assembler._finished) <= self.quota.finished
 
 

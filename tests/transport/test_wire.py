@@ -18,12 +18,16 @@ from hypothesis import strategies as st
 
 from gradsense.errors import UpdateRefused
 from gradsense.federation.transforms import codecs
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.transforms.transform import Plain
+from gradsense.federation.update import GlobalModel, Update, exactly
+from gradsense.transport.messages import SEAL_OVERHEAD
 from gradsense.transport.payloads import (
     OFFLINE,
     ONLINE,
     Ack,
     BadBody,
+    OutOfMemory,
+    WrongCodec,
     compress,
     expand,
     model_hash,
@@ -32,6 +36,7 @@ from gradsense.transport.payloads import (
     open_update,
     pack_model,
     pack_update,
+    update_limit,
 )
 from gradsense.transport.protocol import (
     BadProperties,
@@ -54,6 +59,7 @@ HEADER = MessageHeader("update", "plant", "gate-7", 3, 2, "ab" * 32)
 TOPIC = Topic("plant", "update", "gate-7")
 LIMIT = 1 << 20
 TENSORS = {"head": np.array([[1.0, -2.0], [0.5, 0.0]], dtype=np.float32)}
+BOUNDS = exactly(TENSORS)
 MODEL = GlobalModel(2, TENSORS, frozenset({"gate-7", "gate-1"}))
 
 
@@ -167,8 +173,8 @@ def test_an_update_arrives_as_the_simulator_would_decode_it(codec: str) -> None:
     body = pack_update(update(codec))
     properties = describe(HEADER, body)
     check_body(body, properties, LIMIT)
-    got = open_update(body, HEADER, LIMIT)
-    expected = codecs()[codec].unpack(codecs()[codec].pack(TENSORS))
+    got = open_update(body, HEADER, codecs()[codec], BOUNDS)
+    expected = codecs()[codec].unpack(codecs()[codec].pack(TENSORS), BOUNDS)
     assert got.delta["head"].tobytes() == expected["head"].tobytes()
     assert replace(got, delta=TENSORS) == update(codec)
     assert body.count(b"\x28\xb5\x2f\xfd") == 1, "one zstd frame"
@@ -211,7 +217,7 @@ def test_bodies_are_verified_before_they_are_parsed() -> None:
 def test_numbers_that_no_client_sends_are_refused(changes: dict[str, object]) -> None:
     body = pack_update(update(**changes))
     with pytest.raises(BadBody):
-        open_update(body, HEADER, LIMIT)
+        open_update(body, HEADER, codecs()["none"], BOUNDS)
 
 
 def test_a_model_of_other_tensors_is_refused() -> None:
@@ -240,17 +246,46 @@ def test_decompression_bombs_use_no_memory() -> None:
     with pytest.raises(BadBody):
         expand(compress(b"a") * 2, 1 << 20)
     with pytest.raises(TooLarge):
-        open_update(inner, HEADER, LIMIT)
+        open_update(inner, HEADER, codecs()["fp16"], BOUNDS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
 
 
-def test_shapes_that_ask_for_more_than_the_limit_are_refused() -> None:
+@pytest.mark.parametrize("codec", sorted(codecs()))
+def test_shapes_that_ask_for_more_than_the_run_has_are_refused(codec: str) -> None:
     vast = np.zeros((4096, 4096), dtype=np.float32)
-    body = pack_update(update("topk", delta={"head": vast}, packed=b""))
+    body = pack_update(update(codec, delta={"head": vast}, packed=b""))
     with pytest.raises(TooLarge):
-        open_update(body, HEADER, 16 << 20)
+        open_update(body, HEADER, codecs()[codec], BOUNDS)
+
+
+def test_only_the_codec_of_the_run_is_taken() -> None:
+    with pytest.raises(WrongCodec):
+        open_update(pack_update(update("topk")), HEADER, codecs()["uniform"], BOUNDS)
+
+
+@pytest.mark.parametrize("codec", sorted(codecs()))
+def test_what_cannot_be_compressed_fits_the_limit_of_its_run(codec: str) -> None:
+    """The largest body that honest tensors can give, sealed."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 1 << 32, (300, 70), dtype=np.uint32).view(np.float32)
+    tensors = {"head": np.nan_to_num(noise), "a.weight.of.a.long.name": np.nan_to_num(noise.T)}
+    body = pack_update(update(codec, delta=tensors, reason="x" * 64))
+    bounds = exactly(tensors)
+    most = update_limit(codecs()[codec], bounds)
+    assert len(body) + SEAL_OVERHEAD <= most
+    assert most < 1.01 * codecs()[codec].most_bytes(bounds) + 5000
+    assert open_update(body, HEADER, codecs()[codec], bounds).delta.keys() == tensors.keys()
+
+
+def test_no_memory_is_a_refusal_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Plain, "values", full)
+    with pytest.raises(OutOfMemory):
+        open_update(pack_update(update()), HEADER, codecs()["none"], BOUNDS)
 
 
 @settings(max_examples=100, deadline=None)
@@ -265,7 +300,7 @@ def test_no_flipped_bit_inside_an_update_does_worse_than_a_refusal(
     part[data.draw(st.integers(0, len(part) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     hostile = bytes(body) if part is body else bytes(body[: 4 + length]) + compress(bytes(inside))
     with suppress(UpdateRefused):
-        open_update(hostile, HEADER, LIMIT)
+        open_update(hostile, HEADER, codecs()[codec], BOUNDS)
 
 
 def test_small_bodies() -> None:

@@ -41,6 +41,13 @@ def run(
     lr: Annotated[float, typer.Option(help="Learning rate, where weights train.")] = 1e-3,
     participation: Annotated[float, typer.Option(help="Share invited to each round.")] = 1.0,
     max_norm: Annotated[float, typer.Option(help="Largest L2 norm of an update.")] = 1e3,
+    max_samples: Annotated[
+        int, typer.Option(help="Records that a device counts for, at most; gsfs has its cap.")
+    ] = 500,
+    interval: Annotated[float, typer.Option(help="Least seconds between two models.")] = 5.0,
+    upload_gap: Annotated[
+        float, typer.Option(help="Seconds between a device's uploads, on average.")
+    ] = 5.0,
     min_devices: Annotated[int, typer.Option(help="Begin when so many devices are there.")] = 1,
     rounds: Annotated[int | None, typer.Option(help="End after so many aggregations.")] = None,
     sealed: Annotated[bool, typer.Option("--sealed", help="Encrypt bodies end to end.")] = False,
@@ -78,6 +85,9 @@ def run(
         lr=lr,
         participation=participation,
         max_norm=max_norm,
+        max_samples=max_samples,
+        interval_s=interval,
+        upload_gap_s=upload_gap,
         min_devices=min_devices,
         rounds=rounds,
         sealed=sealed,

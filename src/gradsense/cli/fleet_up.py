@@ -76,6 +76,8 @@ def up(
                     seed=seed,
                     min_devices=devices,
                     sealed=sealed,
+                    interval_s=0.5,  # these devices are one's own, and one wants to see them
+                    upload_gap_s=0.5,
                 ),
             )
         )

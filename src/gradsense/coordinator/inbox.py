@@ -13,17 +13,25 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from gradsense.coordinator.records import JournalEntry, Piece, Upload
-from gradsense.federation.update import Update
+from gradsense.coordinator.trial import SetAside, Trials
+from gradsense.errors import UnknownTensor, WrongDtype, WrongShape
+from gradsense.federation.transforms.transform import Codec
+from gradsense.federation.update import ShapeBounds, Update
 from gradsense.transport import messages
 from gradsense.transport.chunks import Assembler, Chunk, DeviceQuota, Quota, Resume, ResumeRequest
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import CannotOpen, Message, Read
-from gradsense.transport.payloads import BadBody, open_update
+from gradsense.transport.payloads import (
+    BadBody,
+    OutOfMemory,
+    WrongCodec,
+    open_update,
+    update_limit,
+)
 from gradsense.transport.protocol import (
     UP,
     BadTopic,
     Properties,
-    SizeLimits,
     TooLarge,
     Topic,
     WrongHash,
@@ -35,7 +43,18 @@ KeyOf = Callable[[str, float], bytes | None]
 #: What sending the same message again cannot change. Other refusals leave the message open: a body
 #: of the wrong hash too, since chunks are not signed one by one and anybody on the way may have
 #: spoilt one.
-FINAL = (TooLarge, DeviceQuota, CannotOpen, BadBody)
+FINAL = (
+    TooLarge,
+    DeviceQuota,
+    CannotOpen,
+    BadBody,
+    WrongCodec,
+    UnknownTensor,
+    WrongShape,
+    WrongDtype,
+    OutOfMemory,
+    SetAside,
+)
 
 
 @dataclass(frozen=True)
@@ -44,8 +63,8 @@ class Setting:
 
     key_of: KeyOf
     identity: Identity
-    quota: Quota
-    limits: SizeLimits
+    trials: Trials
+    quota: Quota | None  # None: what the run's bodies need
     timer: Callable[[], float]
 
 
@@ -54,12 +73,19 @@ class Inbox:
 
     Args:
         run: whose topics these are.
+        codec, bounds: of its updates.
         pieces: of uploads that were not whole when the journal was closed, grouped by upload.
+
+    Attributes:
+        limit: bytes that a body may have.
     """
 
-    def __init__(self, run: str, setting: Setting, pieces: Iterable[Piece]) -> None:
-        self.run, self._setting = run, setting
-        self._assembler = Assembler(setting.quota)
+    def __init__(
+        self, run: str, setting: Setting, codec: Codec, bounds: ShapeBounds, pieces: Iterable[Piece]
+    ) -> None:
+        self.run, self._setting, self._codec, self._bounds = run, setting, codec, bounds
+        self.limit = update_limit(codec, bounds)
+        self._assembler = Assembler(setting.quota or Quota.of(self.limit))
         for piece in pieces:
             self._assembler.restore(piece.device, piece.chunk, piece.at)
         self._kept: set[Upload] = self._assembler.uploads()  # that have pieces in the journal
@@ -102,6 +128,8 @@ class Inbox:
         except WrongHash:
             self._drop(upload)
             raise
+        except MemoryError:
+            raise OutOfMemory(f"{chunk.total} bytes") from None
         finally:
             if self._assembler.counts.total() != before:
                 self._drop_given_up()
@@ -117,8 +145,11 @@ class Inbox:
         Raises:
             UpdateRefused: of ``FINAL``.
         """
-        clear = messages.unsealed(body, properties, self._setting.identity.own_seal_key)
-        return open_update(clear, properties.header, self._setting.limits.raw), clear
+        try:
+            clear = messages.unsealed(body, properties, self._setting.identity.own_seal_key)
+        except MemoryError:
+            raise OutOfMemory(f"{len(body)} bytes") from None
+        return open_update(clear, properties.header, self._codec, self._bounds), clear
 
     def resume(self, device: str, body: bytes) -> Resume:
         """The answer to a resume request: which chunks are missing.

@@ -17,7 +17,9 @@ from pathlib import Path
 from gradsense.coordinator.inbox import KeyOf, Setting
 from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.records import DUPLICATES, GIVEN_UP, REFUSED, IssuedModel, JournalEntry
-from gradsense.coordinator.state import RunState, Step, coordinator_of
+from gradsense.coordinator.state import RunState, coordinator_of
+from gradsense.coordinator.step import Step
+from gradsense.coordinator.trial import Trials
 from gradsense.federation.pools import senders
 from gradsense.fleet.jobs import Job
 from gradsense.fleet.registry import Order
@@ -26,7 +28,7 @@ from gradsense.transport.chunks import Quota
 from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message, SignedMessage, messages, sign_message
 from gradsense.transport.payloads import model_hash, pack_model
-from gradsense.transport.protocol import COORDINATOR, MessageHeader, SizeLimits, Topic
+from gradsense.transport.protocol import COORDINATOR, MessageHeader, Topic
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,7 @@ class Run:
         folder: that ``create`` filled.
         key_of: (device, seconds since 1970) to its public signing key, 32 bytes; None: refuse it.
         identity: the coordinator's keys.
-        quota: of uploads that wait for missing chunks.
-        limits: of bodies.
+        quota: of uploads that wait for missing chunks; by default ``Quota.of`` the run's bodies.
         timer: seconds, only to measure how long an aggregation takes.
 
     Raises:
@@ -149,18 +150,22 @@ class Run:
         key_of: KeyOf,
         identity: Identity,
         quota: Quota | None = None,
-        limits: SizeLimits | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._setting = Setting(key_of, identity, quota or Quota(), limits or SizeLimits(), timer)
         self._memory: RunState | None = None
         self._signed: SignedMessage | None = None
         self._journal = RunJournal(folder)
         try:
+            trials = Trials(folder)
+        except BaseException:
+            self._journal.close()
+            raise
+        self._setting = Setting(key_of, identity, trials, quota, timer)
+        try:
             self._journal.snapshots.sweep(self._journal.files())
             self._remember()
         except BaseException:
-            self._journal.close()
+            self.close()
             raise
 
     @classmethod
@@ -188,6 +193,7 @@ class Run:
 
     def close(self) -> None:
         """Close the journal. Nothing is lost if this is never called."""
+        self._setting.trials.close()
         self._journal.close()
 
     # Steps ----------------------------------------------------------------------------------

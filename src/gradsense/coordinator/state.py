@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from gradsense.coordinator.contributed import Contributed
@@ -27,6 +27,8 @@ from gradsense.coordinator.records import (
     Kind,
     UpdateOutcome,
 )
+from gradsense.coordinator.step import Step
+from gradsense.coordinator.trial import Suspect
 from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation import events
 from gradsense.federation.coordinator import Coordinator
@@ -36,38 +38,14 @@ from gradsense.fleet.jobs import Job
 from gradsense.fleet.registry import Order
 from gradsense.learning.learner import Tensors
 from gradsense.storage import files
-from gradsense.storage.checkpoint import Groups
 from gradsense.transport.messages import Message, Read
-from gradsense.transport.payloads import Ack, model_hash, open_presence, open_update
+from gradsense.transport.payloads import model_hash, open_presence, open_update
 from gradsense.transport.protocol import BadTopic, MessageHeader, Properties, TooLarge, parse_topic
 
 #: Refusals that sending the same again cannot change; they go into the journal and are answered.
 _FINAL = (*FINAL, Replay, RunFinished, UnknownBase)
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Step:
-    """What a batch of messages brings about, before it is written down.
-
-    Attributes:
-        answers: (kind, device, sequence) to where the answer stands, and its body.
-        verdicts: of the updates in this batch.
-        snapshot: of the newest model in ``batch.models``.
-        publish: there is a model to publish.
-    """
-
-    batch: JournalEntry
-    answers: dict[tuple[str, str, int], tuple[MessageHeader, bytes]] = field(default_factory=dict)
-    verdicts: dict[tuple[str, int], UpdateOutcome] = field(default_factory=dict)
-    snapshot: tuple[dict[str, Any], Groups] | None = None
-    publish: bool = False
-
-    def acknowledge(self, header: MessageHeader, refusal: str) -> None:
-        """Answer an update once, however often it came in this batch."""
-        body = Ack(header.sequence, refusal).pack()
-        self.answers["ack", header.device, header.sequence] = replace(header, kind="ack"), body
 
 
 def coordinator_of(
@@ -118,7 +96,8 @@ class RunState:
             self._replay(row)
             self.last_event = row.id
         self.devices, self.counts = journal.devices(), journal.counts()
-        self.inbox = Inbox(self.job.run, setting, journal.pieces())
+        codec, bounds = self.job.rules.codec, self.coordinator.shape_bounds
+        self.inbox = Inbox(self.job.run, setting, codec, bounds, journal.pieces())
 
     def _replay(self, row: JournalEvent) -> None:
         """Replay an event that follows the snapshot.
@@ -130,7 +109,11 @@ class RunState:
         if row.kind == "update":
             place = self.job.run, row.device, row.sequence or 0, row.base_version
             header = MessageHeader("update", *place)
-            update = open_update(row.body or b"", header, self._setting.limits.raw)
+            run = self.coordinator
+            try:
+                update = open_update(row.body or b"", header, run.algorithm.codec, run.shape_bounds)
+            except UpdateRefused as refusal:
+                raise _elsewhere(row, f"refused as {refusal.reason}") from None
         for effect in self.coordinator.handle(self._event(row, update)):
             match effect:
                 case events.Refuse():
@@ -226,14 +209,21 @@ class RunState:
             whole = self.inbox.assemble(device.name, chunk, step.batch.now)
             if whole is None:
                 return
-            update, body = self.inbox.open(whole, properties)
+            found = self._setting.trials.handle(
+                Suspect.of(properties), lambda: self._pool(step, properties, whole)
+            )
         except _FINAL as refusal:
             self.inbox.forget(device.name, chunk.message)
             self._apply(step, self._about(step, "refused", properties, refusal=refusal.reason))
             self._decide(step, device, read, refusal.reason)
             return
+        self._decide(step, device, read, found)
+
+    def _pool(self, step: Step, properties: Properties, whole: bytes) -> str:
+        """Open an update and pool it; the name under which it was refused, or nothing."""
+        update, body = self.inbox.open(whole, properties)
         row = self._about(step, "update", properties, samples=update.samples, body=body)
-        self._decide(step, device, read, self._apply(step, row, update))
+        return self._apply(step, row, update)
 
     def _admit(self, properties: Properties, now: float) -> None:
         """What an update's signed properties alone decide, before any of it is kept.
@@ -242,9 +232,9 @@ class RunState:
             UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``; for now
                 ``too-often`` or ``pool-full``.
         """
-        header, limits = properties.header, self._setting.limits
+        header = properties.header
         who = f"update {header.sequence} of '{header.device}'"
-        if properties.body_size > limits.body:
+        if properties.body_size > self.inbox.limit:
             raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
         self.coordinator.admit(header.device, header.sequence, now)
         known = self.hashes.get(header.base_version) == header.base_hash

@@ -18,15 +18,15 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import ValidationError
 
 from gradsense.discovery import members
-from gradsense.errors import InputError, UnknownTensor
+from gradsense.errors import InputError
 from gradsense.federation import transforms
 from gradsense.federation.parts import part
 from gradsense.federation.pools import Pool
 from gradsense.federation.rules import Rule, rules
 from gradsense.federation.transforms.transform import Codec, Plain, Transform
 from gradsense.federation.triggers import State, Trigger
-from gradsense.federation.update import Update
-from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of
+from gradsense.federation.update import ShapeBounds, Update, exactly
+from gradsense.learning.learner import FlowCost, Learner, ServerState, Tensors, norm_of
 from gradsense.learning.statistics import FleetStatistics
 
 #: What the head reads of a prompt (``models.heads.readout``): the last token's state, as the paper
@@ -182,17 +182,9 @@ class Algorithm(ABC, Generic[S]):
         """How many versions before this one an update may start from."""
         return 0 if self.pool.synchronous else max_staleness
 
-    def expected_shape(
-        self, name: str, delta: Array, tensors: Tensors, state: ServerState
-    ) -> tuple[int, ...]:
-        """The shape that an update's tensor must have.
-
-        Raises:
-            UnknownTensor: an update has no tensor of this name.
-        """
-        if name not in tensors:
-            raise UnknownTensor(f"the global model has no tensor '{name}'")
-        return tensors[name].shape
+    def shape_bounds(self, tensors: Tensors, state: ServerState) -> ShapeBounds:
+        """The tensors that an update may have: by default those of the global model."""
+        return exactly(tensors)
 
     def norm(self, update: Update, tensors: Tensors) -> float:
         """How much an update moves; the coordinator bounds it.

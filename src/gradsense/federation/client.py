@@ -10,7 +10,7 @@ import numpy as np
 
 from gradsense.federation.algorithm import Algorithm, Plan
 from gradsense.federation.transforms.transform import Plain
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.update import GlobalModel, Update, exactly
 from gradsense.learning.learner import Learner, Tensors
 
 
@@ -131,7 +131,9 @@ class Client:
         for transform in self.algorithm.transforms:
             tensors = transform.apply(tensors, rng)
         packed = codec.pack(tensors)
-        return (tensors if isinstance(codec, Plain) else codec.unpack(packed)), packed
+        if isinstance(codec, Plain):
+            return tensors, packed
+        return codec.unpack(packed, exactly(tensors)), packed
 
     def refused(self, sequence: int) -> None:
         """The coordinator turned an upload away."""

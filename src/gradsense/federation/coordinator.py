@@ -54,6 +54,7 @@ class Coordinator:
 
     Attributes:
         model: the newest global model.
+        bounds: the tensors that an update may have; they stay the same.
         started: version 0 was issued.
         connected: clients that are there, in the order in which they joined.
         enrolled: clients that ever joined.
@@ -100,6 +101,7 @@ class Coordinator:
         self._kept_outside = contributions is not None
         self.contributions = {} if contributions is None else contributions
         self.model = GlobalModel(0, tensors)
+        self.shape_bounds = algorithm.shape_bounds(tensors, self.server_state)
         self.started = False
         self.enrolled: set[str] = set()
         self.connected: dict[str, None] = {}  # a dict, for an order that does not vary
@@ -275,9 +277,9 @@ class Coordinator:
         self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
 
     def _check_tensor(self, name: str, delta: Array) -> None:
-        expected = self.algorithm.expected_shape(name, delta, self.model.tensors, self.server_state)
-        if delta.shape != expected:
-            raise errors.WrongShape(f"'{name}' is {delta.shape}, not {expected}")
+        if name not in self.shape_bounds:
+            raise errors.UnknownTensor(f"'{name}' is none of the tensors expected")
+        self.shape_bounds[name].check(name, delta.shape)
         if delta.dtype != np.float32:
             raise errors.WrongDtype(f"'{name}' is {delta.dtype}, not float32")
         if not np.isfinite(delta).all():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradsense.errors import WrongShape
 from gradsense.learning.learner import Tensors, layers_of
 
 _VALUES = ("client", "base_version", "sequence", "samples", "reason", "score")
@@ -46,6 +47,41 @@ class Update:
     def layers(self) -> tuple[str, ...]:
         """The layers that travel."""
         return layers_of(self.delta)
+
+
+@dataclass(frozen=True)
+class ShapeBound:
+    """The shape that a tensor of an update may have.
+
+    Attributes:
+        shape: the largest.
+        fewer_rows: there may be fewer rows of it, at least one.
+    """
+
+    shape: tuple[int, ...]
+    fewer_rows: bool = False
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Whether tensor ``name`` may have this shape.
+
+        Raises:
+            WrongShape: it may not.
+        """
+        if shape == self.shape:
+            return
+        fewer = self.fewer_rows and shape[1:] == self.shape[1:] and len(shape) == len(self.shape)
+        if not (fewer and 1 <= shape[0] <= self.shape[0]):
+            rows = " or fewer rows" if self.fewer_rows else ""
+            raise WrongShape(f"'{name}' is {shape}, not {self.shape}{rows}")
+
+
+#: The tensors that an update may have, by name.
+ShapeBounds = Mapping[str, ShapeBound]
+
+
+def exactly(tensors: Tensors) -> ShapeBounds:
+    """The bounds of tensors that are shaped like these."""
+    return {name: ShapeBound(tensor.shape) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,9 @@ def contradictions(
         rows = _weighted(factors[site], weights[site])
         total = total + rows.T @ rows
     features = len(total) - classes
-    inverse = np.linalg.inv(penalised_gram(total[:features, :features], regularisation))
+    inverse: _Floats = np.asarray(
+        np.linalg.inv(penalised_gram(total[:features, :features], regularisation)), np.float64
+    )
     head = inverse @ total[:features, features:]
     scores = {}
     for site in sites:
@@ -110,8 +112,8 @@ def _contradiction(rows: _Floats, least: float, inverse: _Floats, head: _Floats)
     score = 0.0
     for label in np.flatnonzero(counts > least):
         share = labels[:, label] / counts[label]  # makes means of sums over this class's flows
-        said = share @ outputs
-        against = float(np.delete(said, label).max() - said[label])
+        output = share @ outputs
+        against = float(np.delete(output, label).max() - output[label])
         far = max(float(share @ leverage @ share), 1e-12)
         known_to_others = min(1.0, 1 / (_KNOWN_FLOWS * far))
         score += counts[label] / counts.sum() * min(1.0, max(0.0, against)) * known_to_others

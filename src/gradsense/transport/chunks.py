@@ -183,9 +183,18 @@ class Quota:
     """
 
     device_bytes: int = 128 << 20
-    total_bytes: int = 1 << 30
+    total_bytes: int = 128 << 20
     age_s: float = 3600.0
     finished: int = 16_384
+
+    @classmethod
+    def of(cls, body: int) -> Self:
+        """What a run needs whose bodies have up to so many bytes: two of them for each device.
+
+        A device is certain to have ``total_bytes / n`` while n devices have uploads waiting.
+        """
+        device = 2 * (body + (chunk_count(body) + 1) * CHUNK_OVERHEAD)
+        return cls(device_bytes=device, total_bytes=max(cls.total_bytes, device))
 
 
 @dataclass
@@ -218,11 +227,13 @@ class UploadProgress:
 class Assembler:
     """Puts chunks together, of many devices, in any order, also twice.
 
-    Only chunks whose signed properties were verified may take memory: see ``messages.read``.
+    Only chunks whose signed properties were verified may take memory: see ``messages.read``. A
+    message of one chunk takes none. Where all is full, the device that has most waiting loses its
+    oldest message, so that however many devices fill it, another is certain of its equal share.
 
     Attributes:
         counts: messages given up: ``expired`` by age, ``displaced`` by newer ones of the same
-            device.
+            device, ``evicted`` to make room for a device that has less.
     """
 
     def __init__(self, quota: Quota | None = None) -> None:
@@ -230,6 +241,7 @@ class Assembler:
         self.counts: Counter[str] = Counter()
         self.held = 0  # bytes of all chunks, with their overhead; never above total_bytes
         self._transfers: dict[str, dict[bytes, _Transfer]] = {}
+        self._held_by: Counter[str] = Counter()  # the same, by device
         self._finished: OrderedDict[tuple[str, bytes], int] = OrderedDict()  # to its count
 
     def _transfer(self, device: str, message: bytes) -> _Transfer | None:
@@ -241,12 +253,14 @@ class Assembler:
         Raises:
             ChunkMismatch: the same chunk came before with other bytes; the earlier one stays.
             DeviceQuota: its message alone is more than a device may have.
-            AssemblerFull: no room, though nothing old is left to give up.
+            AssemblerFull: no room, and no other device has more waiting than this one.
             WrongHash: it completes a body that is not the one promised; all its chunks are
                 dropped, and the sender starts it anew.
         """
         if (device, chunk.message) in self._finished:
             return UploadProgress()
+        if chunk.count == 1:
+            return UploadProgress(body=self._verified(device, chunk, chunk.piece))
         transfer = self._transfer(device, chunk.message)
         if transfer is None:
             transfer = _Transfer(chunk.count, chunk.total, chunk.digest, now)
@@ -258,7 +272,9 @@ class Assembler:
         self._keep(device, chunk, transfer, now)
         if len(transfer.pieces) < transfer.count:
             return UploadProgress(missing=transfer.count - len(transfer.pieces))
-        return UploadProgress(body=self._complete(device, chunk.message, transfer))
+        body = b"".join(transfer.pieces[index] for index in range(transfer.count))
+        self._drop(device, chunk.message)
+        return UploadProgress(body=self._verified(device, chunk, body))
 
     def _make_room(self, device: str, transfer: _Transfer, size: int, now: float) -> None:
         if transfer.claimed > self.quota.device_bytes:
@@ -274,35 +290,42 @@ class Assembler:
         needed = size + 2 * CHUNK_OVERHEAD  # the second for the message, which may be new
         if self.held + needed > self.quota.total_bytes:
             self.expire(now)
-        if self.held + needed > self.quota.total_bytes:
-            raise AssemblerFull(f"{self.held} bytes wait for missing chunks")
+        while self.held + needed > self.quota.total_bytes:
+            most = max(self._held_by, key=self._held_by.__getitem__, default=device)
+            if self._held_by[most] <= self._held_by[device]:
+                raise AssemblerFull(f"{self.held} bytes wait for missing chunks")
+            own = self._transfers[most]
+            self._drop(most, min(own, key=lambda message: own[message].touched_s))
+            self.counts["evicted"] += 1
 
     def _keep(self, device: str, chunk: Chunk, transfer: _Transfer, now: float) -> None:
         # ``_make_room`` may have expired this very message; then it goes on with this chunk.
         if self._transfer(device, chunk.message) is not transfer:
             transfer.pieces, transfer.held = {}, CHUNK_OVERHEAD
             self.held += CHUNK_OVERHEAD
+            self._held_by[device] += CHUNK_OVERHEAD
             self._transfers.setdefault(device, {})[chunk.message] = transfer
         charge = len(chunk.piece) + CHUNK_OVERHEAD
         transfer.pieces[chunk.index] = chunk.piece
         transfer.held += charge
         transfer.touched_s = now
         self.held += charge
+        self._held_by[device] += charge
 
-    def _complete(self, device: str, message: bytes, transfer: _Transfer) -> bytes:
-        body = b"".join(transfer.pieces[index] for index in range(transfer.count))
-        self._drop(device, message)
-        if hashlib.sha256(body).digest() != transfer.digest:
+    def _verified(self, device: str, chunk: Chunk, body: bytes) -> bytes:
+        if hashlib.sha256(body).digest() != chunk.digest:
             raise WrongHash(f"'{device}': the chunks do not give the body that was promised")
-        self._finished[device, message] = transfer.count
+        self._finished[device, chunk.message] = chunk.count
         while len(self._finished) > self.quota.finished:
             self._finished.popitem(last=False)
         return body
 
     def _drop(self, device: str, message: bytes) -> None:
-        self.held -= self._transfers[device].pop(message).held
+        held = self._transfers[device].pop(message).held
+        self.held -= held
+        self._held_by[device] -= held
         if not self._transfers[device]:
-            del self._transfers[device]
+            del self._transfers[device], self._held_by[device]
 
     def expire(self, now: float) -> int:
         """Give up what has waited too long; how many messages that were."""

@@ -21,9 +21,16 @@ from safetensors.numpy import save as save_tensors
 
 from gradsense.errors import InputError, UpdateRefused
 from gradsense.federation.transforms import codecs
-from gradsense.federation.transforms.transform import OverLimit, compress, decompress
-from gradsense.federation.update import GlobalModel, Update
+from gradsense.federation.transforms.transform import (
+    Codec,
+    OverLimit,
+    compress,
+    compressed_most,
+    decompress,
+)
+from gradsense.federation.update import GlobalModel, ShapeBounds, Update
 from gradsense.learning.learner import Tensors
+from gradsense.transport.messages import SEAL_OVERHEAD
 from gradsense.transport.protocol import MessageHeader, TooLarge, WrongHash
 
 ONLINE, OFFLINE = b"online", b"offline"
@@ -37,6 +44,14 @@ _REFUSAL = re.compile(rb"[a-z0-9-]{0,64}")
 
 class BadBody(UpdateRefused):
     """The body is of the right hash, but cannot be read."""
+
+
+class WrongCodec(UpdateRefused):
+    """The update travels in another codec than its run has."""
+
+
+class OutOfMemory(UpdateRefused):
+    """There is no memory to open the body."""
 
 
 # Small ones ---------------------------------------------------------------------------------
@@ -103,20 +118,36 @@ def pack_update(update: Update) -> bytes:
     header = {name: getattr(update, name) for name in _Header.model_fields}
     text = json.dumps(header, separators=(",", ":")).encode()
     packed = update.packed or codecs()[update.codec].pack(update.delta)
-    frame = compress(packed) if update.codec == "none" else packed
+    frame = packed if codecs()[update.codec].compressed else compress(packed)
     return struct.pack("<I", len(text)) + text + frame
 
 
-def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
+def update_limit(codec: Codec, bounds: ShapeBounds) -> int:
+    """The bytes that the body of an update may have as it travels, sealed or not."""
+    return 4 + _MAX_UPDATE_HEADER + compressed_most(codec.most_bytes(bounds)) + SEAL_OVERHEAD
+
+
+def open_update(body: bytes, header: MessageHeader, codec: Codec, bounds: ShapeBounds) -> Update:
     """The update in a verified body (that was unsealed, if sealed).
 
     Args:
-        limit: bytes that its frame, and the tensors in it, may take.
+        codec: the run's; no other is taken.
+        bounds: the tensors that it may have.
 
     Raises:
-        TooLarge: they would take more.
+        WrongCodec: it travels in another codec.
+        TooLarge: it would take more than such tensors can.
+        UnknownTensor, WrongShape, WrongDtype: it has other tensors.
+        OutOfMemory: there is no memory for it.
         BadBody: it is no update, or holds numbers that no client sends.
     """
+    try:
+        return _opened(body, header, codec, bounds)
+    except MemoryError:
+        raise OutOfMemory(f"{len(body)} bytes") from None
+
+
+def _opened(body: bytes, header: MessageHeader, codec: Codec, bounds: ShapeBounds) -> Update:
     try:
         (length,) = struct.unpack_from("<I", body)
         if length > _MAX_UPDATE_HEADER:
@@ -124,12 +155,12 @@ def open_update(body: bytes, header: MessageHeader, limit: int) -> Update:
         fields = _Header.model_validate_json(body[4 : 4 + length]).model_dump()
     except (struct.error, ValidationError) as error:
         raise BadBody(f"no update header: {error}") from None
-    if fields["codec"] not in codecs():
-        raise BadBody("unknown codec")
+    if fields["codec"] != codec.name:
+        raise WrongCodec(f"codec '{fields['codec'][:80]}', where the run has '{codec.name}'")
     frame = body[4 + length :]
-    packed = expand(frame, limit) if fields["codec"] == "none" else frame
+    packed = frame if codec.compressed else expand(frame, codec.most_bytes(bounds))
     try:
-        delta = codecs()[fields["codec"]].unpack(packed, limit)
+        delta = codec.unpack(packed, bounds)
     except OverLimit as error:
         raise TooLarge(str(error)) from None
     # Last line before hostile bytes meet a codec: whatever it stumbles over is a refusal.

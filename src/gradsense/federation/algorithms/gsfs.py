@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradsense.errors import NormTooLarge, UnknownTensor
+from gradsense.errors import NormTooLarge
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
 from gradsense.federation.contributions import Contribution
 from gradsense.federation.parts import AtLeastOne, NonNegative, part
@@ -34,8 +34,8 @@ from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.transforms.transform import Codec
 from gradsense.federation.transforms.uniform import Uniform
 from gradsense.federation.triggers import Sensed, Trigger, Unexplained
-from gradsense.federation.update import Update
-from gradsense.learning.learner import Array, FlowCost, Learner, ServerState, Tensors, norm_of
+from gradsense.federation.update import ShapeBound, ShapeBounds, Update
+from gradsense.learning.learner import FlowCost, Learner, ServerState, Tensors, norm_of
 from gradsense.learning.statistics import (
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -218,14 +218,10 @@ class Gsfs(Algorithm[ReadingState]):
         """Any: the sum has no order, and what a site that was away for long sends is still news."""
         return version
 
-    def expected_shape(
-        self, name: str, delta: Array, tensors: Tensors, state: ServerState
-    ) -> tuple[int, ...]:
-        if name != STATISTICS:
-            raise UnknownTensor(f"'{name}' where {STATISTICS} were expected")
+    def shape_bounds(self, tensors: Tensors, state: ServerState) -> ShapeBounds:
+        """As many rows as the site saw directions, but never more than there are."""
         width = len(state[STATISTICS])
-        # As many rows as the site saw directions, but never more than there are.
-        return (min(max(1, len(delta)), width), width) if delta.ndim else (1, width)
+        return {STATISTICS: ShapeBound((width, width), fewer_rows=True)}
 
     def norm(self, update: Update, tensors: Tensors) -> float:
         """The root of the mean square of the records that R is of.

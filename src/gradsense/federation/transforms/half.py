@@ -7,14 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import (
-    MAX_MESSAGE_BYTES,
-    Codec,
-    OverLimit,
-    expand,
-    squeeze,
-)
-from gradsense.learning.learner import Array, Tensors
+from gradsense.federation.transforms.transform import Codec, Layout, Parts
+from gradsense.learning.learner import Array
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -25,16 +19,14 @@ class Half(Codec):
 
     name: ClassVar[str] = "fp16"
 
-    def pack(self, tensors: Tensors) -> bytes:
-        clipped = {n: np.clip(t, -HALF_MAX, HALF_MAX) for n, t in tensors.items()}
-        return squeeze({n: t.astype(np.float16) for n, t in clipped.items()})
+    def parts(self, tensor: Array) -> Parts:
+        return {"": np.clip(tensor, -HALF_MAX, HALF_MAX).astype(np.float16)}
 
-    def unpack(self, data: bytes, limit: int = MAX_MESSAGE_BYTES) -> dict[str, Array]:
-        halves = expand(data, limit)
-        asked = sum(4 * half.size for half in halves.values())
-        if asked > limit:
-            raise OverLimit(asked, limit)
-        return {name: half.astype(np.float32) for name, half in halves.items()}
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        return {"": ("<f2", shape)}
+
+    def values(self, parts: Parts, size: int) -> np.ndarray:
+        return parts[""].ravel().astype(np.float32)
 
     def off(self, tensor: Array) -> float:
         return max(float(np.abs(tensor).max(initial=0.0)) * 2.0**-11, 2.0**-25)

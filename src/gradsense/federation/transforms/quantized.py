@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 
 from gradsense.federation.parts import part
-from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.federation.transforms.transform import Layout, Parts, TensorCodec
 from gradsense.learning.learner import Array
 
 #: What float32 itself may add to a step.
@@ -43,6 +44,15 @@ class Quantized(TensorCodec):
             low, high = whole[::2] & 15, whole[1::2] & 15
             whole = (low | (high << 4)).astype(np.uint8)
         return {"whole": whole, "scale": scales.ravel()}
+
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        groups = -(-math.prod(shape) // self.group)
+        whole = (
+            ("|u1", (groups * self.group // 2,))
+            if self.bits == 4
+            else ("|i1", (groups * self.group,))
+        )
+        return {"whole": whole, "scale": ("<f4", (groups,))}
 
     def values(self, parts: Parts, size: int) -> np.ndarray:
         whole, scales = parts["whole"], parts["scale"]

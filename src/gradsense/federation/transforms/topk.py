@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gradsense.federation.parts import part
 from gradsense.federation.transforms.half import HALF_MAX
-from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.federation.transforms.transform import Layout, Parts, TensorCodec, refuse
 from gradsense.learning.learner import Array
 
 
@@ -27,18 +27,30 @@ class TopK(TensorCodec):
     name: ClassVar[str] = "topk"
     kept: Annotated[float, Field(gt=0, le=1)] = 0.05
 
+    def _count(self, size: int) -> int:
+        return min(size, max(1, math.ceil(self.kept * size)))
+
     def parts(self, tensor: Array) -> Parts:
         flat = tensor.ravel()
-        count = min(flat.size, max(1, math.ceil(self.kept * flat.size)))
+        count = self._count(flat.size)
         # A stable order decides ties, so that the same tensor gives the same bytes.
         places = np.sort(np.argsort(-np.abs(flat), kind="stable")[:count])
         values = np.clip(flat[places], -HALF_MAX, HALF_MAX).astype(np.float16)
         # Gaps between places are small numbers, which zstd likes.
         return {"gaps": np.diff(places, prepend=0).astype(np.uint32), "values": values}
 
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        count = self._count(math.prod(shape))
+        return {"gaps": ("<u4", (count,)), "values": ("<f2", (count,))}
+
     def values(self, parts: Parts, size: int) -> np.ndarray:
-        flat = np.zeros(size, dtype=np.float32)
-        flat[np.cumsum(parts["gaps"].astype(np.int64))] = parts["values"].astype(np.float32)
+        flat, gaps = np.zeros(size, dtype=np.float32), parts["gaps"]
+        if gaps.size:
+            places = gaps.astype(np.int64)
+            np.cumsum(places, out=places)
+            if places[-1] >= size or not gaps[1:].all():
+                raise refuse("its places do not increase within the tensor")
+            flat[places] = parts["values"]
         return flat
 
     def off(self, tensor: Array) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 
 from gradsense.federation.parts import Positive, part
-from gradsense.federation.transforms.transform import Parts, TensorCodec
+from gradsense.federation.transforms.transform import Layout, Parts, TensorCodec
 from gradsense.learning.learner import Array
 
 _TOP = 32_000  # folded, it fits two bytes
@@ -34,6 +35,8 @@ class Uniform(TensorCodec):
 
     def step(self, tensor: Array) -> float:
         """The step of this tensor; 0 where it holds only zeros."""
+        if not tensor.size:
+            return 0.0
         rows = tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
         loudness = np.sqrt(np.mean(np.square(rows, dtype=np.float64), axis=1))
         nonzero = loudness[loudness > 0]
@@ -51,10 +54,16 @@ class Uniform(TensorCodec):
         low, high = (folded & 255).astype(np.uint8), (folded >> 8).astype(np.uint8)
         return {"low": low, "high": high, "step": np.array([step], dtype=np.float32)}
 
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        size = math.prod(shape)
+        return {"low": ("|u1", (size,)), "high": ("|u1", (size,)), "step": ("<f4", (1,))}
+
     def values(self, parts: Parts, size: int) -> np.ndarray:
-        folded = parts["low"].astype(np.int32) | parts["high"].astype(np.int32) << 8
+        folded = parts["low"] | parts["high"].astype(np.int32) << 8
         whole = (folded >> 1) ^ -(folded & 1)
-        return whole * np.float32(parts["step"][0])
+        # A product of 16 and 24 bits is rounded once, in float32 as in float64.
+        found: np.ndarray = whole.astype(np.float32) * parts["step"][0]
+        return found
 
     def off(self, tensor: Array) -> float:
         # Rounding may have made the faintest row fainter than the one that chose the step.
