@@ -35,8 +35,8 @@ def rows_of(flows: int, seed: int, *, distinct: int | None = None) -> np.ndarray
 
 def sent(rows: np.ndarray, codec: str = "uniform", tolerance: float = 0.005) -> np.ndarray:
     one = codecs()[codec]
-    sent = {"r": factorise(rows, tolerance)}
-    return one.unpack(one.pack(sent), exactly(sent))["r"]
+    factor = factorise(rows, tolerance)
+    return one.unpack(one.pack({"r": factor}), exactly({"r": factor}))["r"]
 
 
 def check(factor: np.ndarray, samples: int, codec: str = "uniform", **kwargs: object) -> None:

@@ -89,6 +89,10 @@ class Codec(ABC):
             InputError: no tensor gives these values.
         """
 
+    @abstractmethod
+    def off(self, tensor: Array) -> float:
+        """So far at most is any value of this unpacked tensor from the packed one's."""
+
     def pack(self, tensors: Tensors) -> bytes:
         """The tensors as bytes."""
         found: Parts = {}
