@@ -205,7 +205,7 @@ def test_parts_of_the_fleet_are_rotated_and_the_coordinators_signing_key_stays(
 
 def test_a_broker_that_runs_already_is_shown_its_rules(run: Callable[..., str]) -> None:
     said = run("init", "--broker", "mqtt.example.org", "--port", "8884")
-    assert "pattern write gradsense/v2/+/up/%u/#" in said
+    assert "pattern write gradsense/v2/+/up/%u/update" in said
     assert '{allow, all, publish, ["gradsense/v2/+/up/${cert_common_name}/#"]}.' in said
 
 

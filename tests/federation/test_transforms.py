@@ -355,10 +355,6 @@ def test_topk_takes_only_places_that_increase_within_the_tensor(gaps: list[int])
 
 @settings(max_examples=200, deadline=None)
 @given(ARRAYS, st.sampled_from(sorted(codecs())))
-<<<<<<< HEAD
-def test_what_arrives_says_how_far_off_it_is(value: np.ndarray, name: str) -> None:
-=======
 def test_what_arrives_shows_how_far_off_it_is(value: np.ndarray, name: str) -> None:
->>>>>>> i12b
     got = there_and_back(name, value)
     assert np.abs(got - value).max() <= codecs()[name].off(got) + 1e-37

@@ -16,7 +16,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from gradsense.fleet import enrolment
-from gradsense.fleet.broker_files import emqx_acl, emqx_conf, mosquitto_acl, mosquitto_conf
+from gradsense.fleet.broker_files import Access, emqx_acl, emqx_conf, mosquitto_acl, mosquitto_conf
 from gradsense.localfleet.local_broker import free_port
 from gradsense.transport.protocol import Kind, Topic
 from tests.support.mosquitto import WAIT_S, Broker, program
@@ -145,6 +145,7 @@ def build(folder: Path) -> Site:
     port = free_port()
     fleet = folder / "fleet"
     enrolment.create(fleet, None, port, now=now - 40 * DAY)
+    (fleet / "runs" / "run1").mkdir(parents=True)
     with enrolment.opened(fleet) as opened:
         opened.enroll("old", folder / "old", now=now - 40 * DAY, days=30)
         for device in ("a", "b"):
@@ -215,6 +216,8 @@ def test_strangers_do_not_get_in(site: Site, tmp_path: Path) -> None:
     [
         f"{RUN}/up/b/update",
         f"{RUN}/up/update",
+        f"{RUN}/up/a/hello",
+        "gradsense/v2/run2/up/a/update",
         f"{RUN}/down/model",
         f"{RUN}/device/a/ack",
         "gradsense/v2/up/a/x",
@@ -226,9 +229,9 @@ def test_a_device_speaks_only_for_itself(site: Site, topic: str) -> None:
     coordinator = site.join("coordinator", "gradsense/v2/#")
     other, device = site.join("b", "#"), site.join("a")
     device.say(topic, "forged")
-    device.say(f"{RUN}/up/a/after", "own")
+    device.say(f"{RUN}/up/a/presence", "own")
     coordinator.say(f"{RUN}/down/after", "all")
-    assert coordinator.hears(f"{RUN}/up/a/after", "own")
+    assert coordinator.hears(f"{RUN}/up/a/presence", "own")
     assert other.hears(f"{RUN}/down/after", "all")
     assert "forged" not in [payload for _, payload in coordinator.got + other.got]
 
@@ -327,24 +330,40 @@ def test_mosquitto_is_told_all_that_keeps_strangers_out() -> None:
     assert "listener 1" in mosquitto_conf(Path("/f"), port=1, address="", user="u").splitlines()
 
 
+ACCESS = Access(["plant", "yard"], {"gate-7": "plant"}, ["lost"])
+
+
 def test_emqx_is_told_the_same() -> None:
-    rules = [line for line in emqx_acl(["lost"]).splitlines() if not line.startswith("%%")]
-    assert rules == [
+    rules = [line for line in emqx_acl(ACCESS).splitlines() if not line.startswith("%%")]
+    own = "gradsense/v2/plant/up/${cert_common_name}"
+    assert rules[:6] == [
         '{deny, {username, "lost"}, all, ["#"]}.',
         '{allow, {username, "coordinator"}, all, ["gradsense/v2/#"]}.',
-        '{allow, all, publish, ["gradsense/v2/+/up/${cert_common_name}/#"]}.',
-        '{allow, all, subscribe, ["gradsense/v2/+/down/#", '
-        '"gradsense/v2/+/device/${cert_common_name}/#"]}.',
-        "{deny, all}.",
+        '{deny, {username, "gate-7"}, all, ["gradsense/v2/yard/#"]}.',
+        f'{{allow, all, {{publish, [{{qos, 1}}, {{retain, false}}]}}, ["{own}/update", '
+        f'"{own}/resume-request"]}}.',
+        f'{{allow, all, {{publish, [{{qos, 1}}]}}, ["{own}/presence"]}}.',
+        '{allow, all, subscribe, ["gradsense/v2/plant/down/#", '
+        '"gradsense/v2/plant/device/${cert_common_name}/#"]}.',
     ]
+    assert rules[-1] == "{deny, all}."
     conf = emqx_conf(8884)
     for part in (":8884", "fail_if_no_peer_cert = true", "verify_peer", "no_match = deny"):
         assert part in conf
-    assert "user lost\ntopic deny #\n" in mosquitto_acl(["lost"])
+    assert "user lost\ntopic deny #\n" in mosquitto_acl(ACCESS)
 
 
 def allowed(rules: str, device: str, access: str, topic: str) -> bool:
-    """Whether one of the patterns for every device lets it read or write a topic."""
+    """Whether the rules let a device read or write a topic, as Mosquitto reads them."""
+    user = ""
+    for line in rules.splitlines():
+        what, *rest = line.split()
+        if what == "user":
+            (user,) = rest
+        elif what == "topic" and user == device:
+            right, pattern = rest
+            if right == "deny" and paho.topic_matches_sub(pattern, topic):
+                return False
     patterns = [line.split() for line in rules.splitlines() if line.startswith("pattern ")]
     return any(
         right in {access, "readwrite"}
@@ -361,16 +380,45 @@ def allowed(rules: str, device: str, access: str, topic: str) -> bool:
     ],
 )
 def test_the_rules_are_those_of_the_protocol(kind: Kind, access: str) -> None:
-    rules = mosquitto_acl([])
+    rules = mosquitto_acl(ACCESS)
     own, other = (str(Topic("plant", kind, device)) for device in ("gate-7", "gate-8"))
     wrong = "read" if access == "write" else "write"
     assert allowed(rules, "gate-7", access, own)
     assert not allowed(rules, "gate-7", access, other)
     assert not allowed(rules, "gate-7", wrong, own)
+    assert not allowed(rules, "lost", access, own.replace("gate-7", "lost"))
+    for run in ("yard", "attic"):  # not its own, and none at all
+        assert not allowed(rules, "gate-7", access, str(Topic(run, kind, "gate-7")))
+    if access == "write":
+        assert not allowed(rules, "gate-7", access, own + "/more")
+        assert not allowed(rules, "gate-7", access, own.replace(kind, "hello"))
+    early = mosquitto_acl(Access())  # the broker was started before there was a run
+    assert allowed(early, "gate-7", access, own)
+    assert not allowed(early, "gate-7", access, other)
 
 
 @pytest.mark.parametrize("index", [0, 3])
 def test_every_device_reads_the_model_and_writes_none(index: int) -> None:
     topic = str(Topic("plant", "model", index=index))
-    assert allowed(mosquitto_acl([]), "gate-7", "read", topic)
-    assert not allowed(mosquitto_acl([]), "gate-7", "write", topic)
+    assert allowed(mosquitto_acl(ACCESS), "gate-7", "read", topic)
+    assert not allowed(mosquitto_acl(ACCESS), "gate-7", "write", topic)
+
+
+@pytest.mark.broker
+def test_the_broker_cannot_be_filled(own: Site) -> None:
+    """1,100 large retained messages on free topics: none stays, and honest devices go on."""
+    filler = own.join("a")
+    for number in range(1100):
+        topic = f"gradsense/v2/run{number + 2}/up/a/update"
+        filler._client.publish(topic, bytes(250_000), qos=1, retain=True)
+        if number % 50 == 49:
+            filler.say(f"gradsense/v2/{number}/up/a/presence", "x", retain=True)
+    filler.say(f"{RUN}/up/a/update", "x" * 250_000, retain=True)
+    late = own.join("coordinator", "gradsense/v2/#")
+    device = own.join("b", f"{RUN}/down/#")
+    device.say(f"{RUN}/up/b/update", "honest")
+    assert late.hears(f"{RUN}/up/b/update", "honest")
+    late.say(f"{RUN}/down/model", "answered")
+    assert device.hears(f"{RUN}/down/model", "answered")
+    kept = {topic for topic, _ in late.got} - {f"{RUN}/up/b/update", f"{RUN}/down/model"}
+    assert kept == {f"{RUN}/up/a/update"}, "its own topic, once"

@@ -60,11 +60,15 @@ def init(
 
     Nothing is started. With --broker the rules for the broker that runs there are shown.
     """
-    from gradsense.fleet.broker_files import emqx_acl, mosquitto_acl
+    from gradsense.fleet.broker_files import Access, emqx_acl, mosquitto_acl
     from gradsense.fleet.enrolment import create
 
     about = create(fleet, broker, port, now=time.time())
-    rules = {"mosquitto": mosquitto_acl(), "emqx": emqx_acl()} if broker is not None else {}
+    rules = (
+        {"mosquitto": mosquitto_acl(Access()), "emqx": emqx_acl(Access())}
+        if broker is not None
+        else {}
+    )
     if as_json:
         _print({"folder": str(fleet), "acl": rules, **about.model_dump()})
         return

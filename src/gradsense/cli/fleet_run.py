@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,7 @@ def run(
     devices.
     """
     from gradsense.coordinator.opening import open_run
-    from gradsense.fleet.enrolment import read
+    from gradsense.fleet.enrolment import opened, read
     from gradsense.models.folder import read_card
 
     read(fleet)
@@ -97,13 +98,16 @@ def run(
         place = open_run(
             fleet, job, model=model, size=size, template=template, on_step=shown.update
         )
+    with opened(fleet) as changed:
+        changed.publish_access(now=time.time())
     if as_json:
         typer.echo(json.dumps({"folder": str(place), **job.model_dump()}, indent=2))
         return
     typer.echo(f"run {name} in {place}")
     typer.echo(
         f"next    gradsense coordinator --fleet {fleet}\n"
-        f"        gradsense fleet enroll ID --fleet {fleet} --run {name}"
+        f"        gradsense fleet enroll ID --fleet {fleet} --run {name}\n"
+        "A broker that is up takes the run's topics in at SIGHUP."
     )
 
 

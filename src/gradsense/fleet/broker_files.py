@@ -1,9 +1,11 @@
 """The broker's configuration: who may connect, and who may publish and read where.
 
 The broker takes a client's name from its certificate, and its MQTT client id as well, so that no
-device can take over another's session. Topics, all under ``gradsense/v2/RUN``:
+device can take over another's session. Topics, all under ``gradsense/v2/RUN`` and named in full, so
+that nobody can fill the broker with retained messages elsewhere:
 
-- ``up/DEVICE/...``: only DEVICE publishes, only the coordinator reads.
+- ``up/DEVICE/update``, ``resume-request``, ``presence``: only DEVICE publishes, only the
+  coordinator reads.
 - ``down/...``: the coordinator publishes, every device reads.
 - ``device/DEVICE/...``: the coordinator publishes, only DEVICE reads.
 
@@ -12,10 +14,11 @@ Sources: mosquitto.conf(5); EMQX 5, "Use ACL File" and "SSL/TLS" of its manual.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from gradsense.transport.protocol import COORDINATOR, MAX_PACKET_BYTES, ROOT
+from gradsense.transport.protocol import COORDINATOR, MAX_PACKET_BYTES, ROOT, UP, Kind, Topic
 
 
 def mosquitto_conf(folder: Path, *, port: int, address: str, user: str) -> str:
@@ -42,16 +45,17 @@ use_identity_as_username true
 use_username_as_clientid true
 acl_file {folder}/acl
 
-# What waits for devices that sleep survives a restart.
+# What waits survives a restart.
 persistence true
 persistence_location {folder}/data/
 autosave_interval 30
 persistent_client_expiration 14d
 
-# One device can neither fill the memory nor the queue of the others.
+# One device can neither fill the memory nor the queue of the others. Three retained messages of a
+# device are the most that it can leave here.
 max_packet_size {MAX_PACKET_BYTES}
 max_inflight_messages 20
-max_queued_messages 100000
+max_queued_messages 2000
 max_queued_bytes 67108864
 memory_limit 1073741824
 max_keepalive 3600
@@ -60,34 +64,74 @@ set_tcp_nodelay true
 """
 
 
-def mosquitto_acl(revoked: Iterable[str] = ()) -> str:
+@dataclass(frozen=True)
+class Access:
+    """Who may publish and read what.
+
+    Attributes:
+        runs: of the fleet. While there is none, devices may speak in any: the broker is often
+            started first.
+        devices: those in force that were enrolled for a run, and which: they may not speak in
+            another.
+        revoked: names that may nothing, on an open connection either.
+    """
+
+    runs: Sequence[str] = ()
+    devices: Mapping[str, str] = field(default_factory=dict)
+    revoked: Sequence[str] = ()
+
+    def others(self, device: str) -> list[str]:
+        """The runs that are not this device's."""
+        return [run for run in self.runs if run != self.devices[device]]
+
+
+def mosquitto_acl(access: Access) -> str:
     """The file behind ``acl_file``: %u is the name in the certificate.
 
-    Revoked names are denied here as well, as this reaches connections that are open.
+    A denial comes before any pattern.
     """
-    denied = "".join(f"\nuser {name}\ntopic deny #\n" for name in revoked)
-    return f"""\
-# Written by gradsense fleet.
-user {COORDINATOR}
-topic readwrite {ROOT}/#
-{denied}
-pattern write {ROOT}/+/up/%u/#
-pattern read {ROOT}/+/down/#
-pattern read {ROOT}/+/device/%u/#
-"""
+    lines = ["# Written by gradsense fleet.", f"user {COORDINATOR}", f"topic readwrite {ROOT}/#"]
+    for name in access.revoked:
+        lines += [f"user {name}", "topic deny #"]
+    for name in access.devices:
+        if others := access.others(name):
+            lines += [f"user {name}", *(f"topic deny {ROOT}/{run}/#" for run in others)]
+    for run in access.runs or ["+"]:
+        lines += [f"pattern write {topic}" for topic in _published("%u", run).values()]
+        lines += [f"pattern read {topic}" for topic in _subscribed("%u", run)]
+    return "\n".join([*lines, ""])
 
 
-def emqx_acl(revoked: Iterable[str] = ()) -> str:
-    """The same as ``acl.conf`` of EMQX 5, first match wins."""
-    denied = "".join(f'{{deny, {{username, "{name}"}}, all, ["#"]}}.\n' for name in revoked)
-    own = "${cert_common_name}"
-    return f"""\
-%% Written by gradsense fleet.
-{denied}{{allow, {{username, "{COORDINATOR}"}}, all, ["{ROOT}/#"]}}.
-{{allow, all, publish, ["{ROOT}/+/up/{own}/#"]}}.
-{{allow, all, subscribe, ["{ROOT}/+/down/#", "{ROOT}/+/device/{own}/#"]}}.
-{{deny, all}}.
-"""
+def emqx_acl(access: Access) -> str:
+    """The same as ``acl.conf`` of EMQX 5.1, first match wins; only presence may be retained."""
+    rules = [f'{{deny, {{username, "{name}"}}, all, ["#"]}}.' for name in access.revoked]
+    rules.append(f'{{allow, {{username, "{COORDINATOR}"}}, all, ["{ROOT}/#"]}}.')
+    for name in access.devices:
+        if others := access.others(name):
+            denied = _listed(f"{ROOT}/{run}/#" for run in others)
+            rules.append(f'{{deny, {{username, "{name}"}}, all, {topics}}}.')
+    for run in access.runs or ["+"]:
+        topics = _published("${cert_common_name}", run)
+        presence = [topics.pop("presence")]
+        rules += [
+            "{allow, all, {publish, [{qos, 1}, {retain, false}]}, "
+            f"{_listed(topics.values())}}}.",
+            f"{{allow, all, {{publish, [{{qos, 1}}]}}, {_listed(presence)}}}.",
+            f"{{allow, all, subscribe, {_listed(_subscribed('${cert_common_name}', run))}}}.",
+        ]
+    return "\n".join(["%% Written by gradsense fleet.", *rules, "{deny, all}.", ""])
+
+
+def _listed(topics: Iterable[str]) -> str:
+    return "[" + ", ".join(f'"{topic}"' for topic in topics) + "]"
+
+
+def _published(device: str, run: str) -> dict[Kind, str]:
+    return {kind: str(Topic(run, kind, device)) for kind in UP}
+
+
+def _subscribed(device: str, run: str) -> tuple[str, ...]:
+    return f"{ROOT}/{run}/down/#", f"{ROOT}/{run}/device/{device}/#"
 
 
 def emqx_conf(port: int) -> str:

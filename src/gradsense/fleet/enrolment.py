@@ -22,6 +22,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -85,7 +86,7 @@ class Fleet:
             InputError: no such device.
         """
         entry = self.registry.revoke(device, now, keep=keep)
-        self._publish(now)
+        self.publish_access(now=now)
         return entry
 
     def rotate_broker(self, *, now: float) -> Enrolment:
@@ -94,7 +95,7 @@ class Fleet:
         entry = _entry("broker", "broker", issued, now)
         self.registry.rotate(entry)
         write_files(self.folder / "broker", _broker_files(self.folder, self.about, issued))
-        self._publish(now)
+        self.publish_access(now=now)
         return entry
 
     def rotate_coordinator(self, *, now: float) -> Enrolment:
@@ -107,7 +108,7 @@ class Fleet:
         entry = _entry(COORDINATOR, "coordinator", issued, now, public)
         self.registry.rotate(entry)
         write_files(self.folder / "coordinator", _pair(issued))
-        self._publish(now)
+        self.publish_access(now=now)
         return entry
 
     def _bundle(
@@ -120,10 +121,10 @@ class Fleet:
         days: int,
         run: Path | None,
     ) -> Enrolment:
-        if run is not None:
-            jobs.read(run)
+        job = None if run is None else jobs.read(run)
         issued, signing = self._authority.issue(device, now, days), signing_pair()
         entry = _entry(device, "device", issued, now, signing.public)
+        entry = replace(entry, run="" if job is None else job.run)
         about = DeviceFile(device=device, **self.about.model_dump())
         try:
             files = {
@@ -141,12 +142,13 @@ class Fleet:
                 f"{out}: the bundle could not be written ({error.strerror or error}); if fleet "
                 f"list shows {device}, gradsense fleet rotate {device} makes another"
             ) from error
-        self._publish(now)
+        self.publish_access(now=now)
         return entry
 
-    def _publish(self, now: float) -> None:
-        """Bring what the broker reads about members up to date with the registry."""
-        write_files(self.folder / "broker", _access(self._authority, self.registry, now))
+    def publish_access(self, *, now: float) -> None:
+        """Bring what the broker reads about members and runs up to date."""
+        access = _access(self.folder, self._authority, self.registry, now)
+        write_files(self.folder / "broker", access)
 
 
 def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFile:
@@ -189,7 +191,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
             write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
             write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
-            write_files(fresh / "broker", _access(authority, registry, now))
+            write_files(fresh / "broker", _access(fresh, authority, registry, now))
             (fresh / "broker" / "data").mkdir(mode=0o700)
             files.write(fresh / "fleet.json", _json(about))
             registry.close()
@@ -292,12 +294,13 @@ def _broker_files(folder: Path, about: FleetFile, issued: IssuedCertificate) -> 
     }
 
 
-def _access(authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
-    revoked = registry.shut_out()
+def _access(folder: Path, authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
+    runs = sorted(path.name for path in (folder / jobs.RUNS).glob("[!.]*"))
+    access = broker_files.Access(runs, registry.devices(), registry.shut_out())
     return {
         "crl.pem": authority.revocations(registry.revocations(), now),
-        "acl": broker_files.mosquitto_acl(revoked).encode(),
-        "acl.conf": broker_files.emqx_acl(revoked).encode(),
+        "acl": broker_files.mosquitto_acl(access).encode(),
+        "acl.conf": broker_files.emqx_acl(access).encode(),
     }
 
 

@@ -36,6 +36,8 @@ MIGRATIONS = [
         id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, kind TEXT NOT NULL,
         device TEXT NOT NULL, run TEXT NOT NULL, version INTEGER NOT NULL);
     """,
+    # The broker lets a device speak in its own run only.
+    "ALTER TABLE certificates ADD COLUMN run TEXT NOT NULL DEFAULT '';",
 ]
 _SCHEMA = Schema(
     what="registry of gradsense",
@@ -43,7 +45,7 @@ _SCHEMA = Schema(
     migrations=MIGRATIONS,
     hint="restore its backup",
 )
-_COLUMNS = "name, role, serial, issued, expires, signing_key, revoked"
+_COLUMNS = "name, role, serial, issued, expires, signing_key, revoked, run"
 #: What may stand in a topic, a file name and a certificate's common name (64 at most, RFC 5280).
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 #: Names of the fleet's own parts, in any spelling.
@@ -52,7 +54,12 @@ _TAKEN = {"coordinator", "broker"}
 
 @dataclass(frozen=True)
 class Enrolment:
-    """One certificate. ``signing_key``: the holder's public Ed25519 key, 32 bytes, or None."""
+    """One certificate.
+
+    Attributes:
+        signing_key: the holder's public Ed25519 key, 32 bytes, or None.
+        run: that a device takes part in; empty where that is not known.
+    """
 
     name: str
     role: Role
@@ -61,6 +68,7 @@ class Enrolment:
     expires: float
     signing_key: bytes | None = None
     revoked: float | None = None
+    run: str = ""
 
     def state(self, now: float) -> State:
         """A revoked certificate stays revoked after its end."""
@@ -205,9 +213,16 @@ class Registry:
         query = "SELECT id, at, kind, device, run, version FROM orders WHERE id > ? ORDER BY id"
         return [Order(*row) for row in self._db.all(query, (after,))]
 
+    def devices(self) -> dict[str, str]:
+        """The devices in force that were enrolled for a run, by name, and the run of each."""
+        # In SQL, since every enrolment asks: rows of thousands of members are slow in Python.
+        rows = self._db.all(
+            "SELECT name, run FROM certificates WHERE run != '' AND revoked IS NULL ORDER BY name"
+        )
+        return dict(rows)
+
     def shut_out(self) -> list[str]:
         """The names whose newest certificate is revoked, by name."""
-        # In SQL, since every enrolment asks: rows of thousands of members are slow in Python.
         rows = self._db.all(
             "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
             "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
@@ -247,9 +262,9 @@ def _revoke(db: sqlite3.Connection, name: str, now: float) -> None:
 
 def _insert(db: sqlite3.Connection, entry: Enrolment) -> None:
     db.execute(
-        f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO certificates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(entry.name, entry.role, f"{entry.serial:040x}", entry.issued, entry.expires),
-            *(entry.signing_key, entry.revoked),
+            *(entry.signing_key, entry.revoked, entry.run),
         ),
     )

@@ -25,8 +25,8 @@ COORDINATOR = "coordinator"
 PROPERTY_PREFIX = "gs-"
 #: What a device reports to hold before its first model: version and hash.
 NO_MODEL = (0, "0" * 64)
-#: The largest packet that either side or the broker takes; a chunk has a quarter of it.
-MAX_PACKET_BYTES = 1 << 20
+#: The largest packet that either side or the broker takes: a chunk of 256 KiB and what names it.
+MAX_PACKET_BYTES = 320 << 10
 MAX_CHUNKS = 1 << 16
 
 Kind = Literal["update", "resume-request", "presence", "model", "resume", "ack"]

@@ -141,10 +141,6 @@ class Codec(ABC):
                 tensors[name] = flat.astype(np.float32, copy=False).reshape(shape)
         return tensors
 
-    @abstractmethod
-    def off(self, tensor: Array) -> float:
-        """So far at most is any value of this unpacked tensor from the packed one's."""
-
     def most_bytes(self, bounds: ShapeBounds) -> int:
         """The bytes of safetensors that these tensors can need, before any compression."""
         layouts = [self._storage(bound.shape) for bound in bounds.values()]
