@@ -108,7 +108,6 @@ Attack = Callable[[Teller, int], list[Message]]
 
 #: Name under which it is refused, and what is said. Nothing of these is answered.
 UNANSWERED: list[tuple[str, Attack]] = [
-    ("bad-topic", lambda m, n: [Message("gradsense/v2/porch/up/mallory/update/more")]),
     ("bad-properties", lambda m, n: [Message("gradsense/v2/porch/up/mallory/update")]),
     ("unsupported-schema", lambda m, n: [altered(m.sent(said(n), BASE)[0], **{"gs-schema": "1"})]),
     ("bad-signature", lying),
@@ -199,8 +198,9 @@ def test_a_device_may_neither_speak_as_another_nor_listen_to_it(
     honest.tell(fine, BASE)
     eventually(lambda: process.latest["runs"]["porch"]["devices"]["honest"]["sequence"] == 10)
     assert process.latest["runs"]["porch"]["devices"]["honest"]["updates"] == 3
-    # The model is for every device; nothing else came through.
-    assert {arrival.message.topic for arrival in heard} == {"gradsense/v2/porch/down/model"}
+    # These are for every device; nothing else came through.
+    down = {f"gradsense/v2/porch/down/{kind}" for kind in ("model", "revoked")}
+    assert {arrival.message.topic for arrival in heard} == down
     link.stop()
 
 

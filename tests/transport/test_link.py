@@ -26,7 +26,7 @@ pytestmark = pytest.mark.broker
 
 RUN = "gradsense/v2/run1"
 UP, DOWN, ACK = f"{RUN}/up/a/update", f"{RUN}/down/model", f"{RUN}/device/a/ack"
-STATUS = f"{RUN}/up/a/status"
+STATUS = f"{RUN}/up/a/presence"
 PAIRS = (("gs-kind", "update"), ("gs-run", "run1"), ("gs-run", "größer"))
 
 
@@ -178,7 +178,7 @@ def test_the_last_will_follows_a_kill_and_not_a_goodbye(
     coordinator.hears(b"goodbye")
     assert not device.link.connected
     assert device.link.counts.disconnects == 0
-    join("b").link.publish(Message(f"{RUN}/up/b/status", (), b"after"))
+    join("b").link.publish(Message(f"{RUN}/up/b/presence", (), b"after"))
     assert b"lost" not in [one.message.payload for one in coordinator.got]
     coordinator.link.publish(Message(STATUS, (), b"", retain=True))
     coordinator.hears(b"")
@@ -314,7 +314,10 @@ def test_strangers_and_wrong_brokers_are_told_what_to_do(
     own, stranger = broker.device("a"), foreign.device("a")
     cases = [
         (replace(stranger, port=broker.port), "broker-certificate", "take its own bundle"),
-        (replace(stranger, port=broker.port, ca=own.ca), "own-certificate", "fleet list"),
+        (
+            replace(stranger, port=broker.port, ca=own.ca, crl=own.crl),
+            *("own-certificate", "fleet list"),
+        ),
         (replace(own, host="127.1"), "broker-host", "--broker"),
         (stranger, "unreachable", "goes on trying"),
     ]

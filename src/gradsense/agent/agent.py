@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsense.agent.exchange import Downlink, Repeated, Uplink
+from gradsense.agent.exchange import Downlink, Repeated, Revoked, Uplink
 from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
 from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
@@ -31,12 +31,12 @@ from gradsense.agent.reader import Reader
 from gradsense.agent.store import AgentStore
 from gradsense.data.networks import Networks
 from gradsense.detection import bundle as bundles
-from gradsense.errors import Replay
+from gradsense.errors import Replay, UpdateRefused
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.fleet import jobs
 from gradsense.learning.learner import Learner
-from gradsense.transport import identity
+from gradsense.transport import identity, revocations
 from gradsense.transport.chunks import Resume
 from gradsense.transport.connection import Arrival, Link
 from gradsense.transport.messages import Message, SignedMessage, presence, sign_message
@@ -107,6 +107,8 @@ class Agent:
         self.stop = threading.Event()
         self.counts: Counter[str] = Counter()
         self._identity = identity.of_device(plan.bundle)
+        crl = revocations.held(plan.bundle / "device", plan.state)
+        self._identity = replace(self._identity, crl=crl)
         start = plan.bundle / jobs.RUN
         self._job, self._start = jobs.read(start), start
         algorithm = self._job.rules
@@ -257,7 +259,24 @@ class Agent:
                 self._uplink.on_ack(ack)
             case Resume() as resume:
                 self._uplink.on_resume(resume, now)
+            case Revoked() as found:
+                self._revoke(found.crl)
         self.link.done(arrival)
+
+    def _revoke(self, crl: bytes) -> None:
+        """Keep a longer list of revoked broker certificates, and break with a broker on it."""
+        held = self._identity.crl
+        try:
+            before = None if held is None else held.read_bytes()
+            if not revocations.newer(crl, before, self._identity.ca):
+                return
+        except UpdateRefused as refusal:
+            _log.warning("refused from the coordinator's topics: %s (%s)", refusal.reason, refusal)
+            self.counts["bad-revocations"] += 1
+            return
+        place = revocations.keep(crl, self.plan.state)
+        self._identity = replace(self._identity, crl=place)
+        self.link.trust(place)
 
     def _status(self, body: bytes) -> Message:
         run, me = self._job.run, self._identity

@@ -36,6 +36,8 @@ from gradsense.transport.pacing import Rate
 from gradsense.transport.payloads import Ack, open_model
 from gradsense.transport.protocol import (
     COORDINATOR,
+    TO_ALL,
+    TO_ONE,
     MessageHeader,
     Properties,
     SizeLimits,
@@ -70,7 +72,14 @@ class Repeated:
     version: int
 
 
-News = GlobalModel | Repeated | Ack | Resume
+@dataclass(frozen=True)
+class Revoked:
+    """The list of revoked broker certificates, PEM, as the coordinator signed it."""
+
+    crl: bytes
+
+
+News = GlobalModel | Repeated | Revoked | Ack | Resume
 
 
 class Downlink:
@@ -128,6 +137,8 @@ class Downlink:
         try:
             found = wire.read(message, self._key_of)
             header = found.properties.header
+            if header.kind == "revoked":
+                return Revoked(found.body)
             if header.kind == "ack":
                 return Ack.open(found.body, header)
             if header.kind == "resume":
@@ -141,9 +152,7 @@ class Downlink:
 
     def _key_of(self, topic: Topic) -> Ed25519PublicKey:
         """The coordinator's, for what it may send to this device."""
-        mine = topic.kind == "model" or (
-            topic.kind in ("ack", "resume") and topic.device == self._device
-        )
+        mine = topic.kind in TO_ALL or (topic.kind in TO_ONE and topic.device == self._device)
         if not mine or topic.run != self._run:
             raise WrongDevice(f"{topic} is not for '{self._device}' in run '{self._run}'")
         return self._coordinator_key

@@ -311,6 +311,11 @@ class Run:
         cleared = [Message(topic, retain=True) for topic in topics]
         return [*cleared, *messages(self._signed, retain=True)]
 
+    def revocations(self, crl: bytes) -> list[Message]:
+        """The list of revoked broker certificates (PEM), for every device; to be retained."""
+        header = MessageHeader("revoked", self.job.run, COORDINATOR)
+        return messages(sign_message(header, crl, self._setting.identity.signing_key), retain=True)
+
     # Questions ------------------------------------------------------------------------------
 
     @property

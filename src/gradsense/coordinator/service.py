@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from gradsense.coordinator.doorkeeper import QOS_0, RETAINED, Doorkeeper, device_of
 from gradsense.coordinator.run import Run
 from gradsense.errors import GradsenseError, InputError
+from gradsense.fleet import broker_process
+from gradsense.fleet.enrolment import publish_rules
 from gradsense.fleet.jobs import RUNS
 from gradsense.fleet.registry import Registry
 from gradsense.storage import files
 from gradsense.storage.sqlite import StorageFull
-from gradsense.transport import identity
-from gradsense.transport.connection import Arrival, Link
+from gradsense.transport import identity, revocations
+from gradsense.transport.connection import Arrival, Link, size
 from gradsense.transport.messages import Message
 from gradsense.transport.protocol import ROOT
 
@@ -82,13 +83,17 @@ class CoordinatorService:
         self.unreadable: dict[str, str] = {}  # runs that cannot be opened, and why
         self._versions: dict[str, int] = {}  # the newest models that were reported
         self._offsets: dict[str, float] = {}  # run's own time minus the timer's
-        self._inbox: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
+        self._door: Doorkeeper[Arrival] = Doorkeeper()
+        self._crl = self._identity.crl.read_bytes() if self._identity.crl else b""
+        self._denied: Mapping[str, float] = {}  # by the broker, as last written
         self._batch: list[Arrival] = []  # what is being taken in
         self._connected = threading.Event()
         self.link = Link(
             self._identity,
             subscriptions=_SUBSCRIPTIONS,
-            on_message=self._inbox.put,
+            on_message=self._receive,
+            on_qos_0=lambda topic: self._door.refuse(device_of(topic), 0, QOS_0, self._timer()),
+            retain_as_published=True,
             on_connect=lambda resumed: self._connected.set(),
             session_s=_SESSION_S,
             receive_maximum=_RECEIVE,
@@ -170,6 +175,7 @@ class CoordinatorService:
 
     def _look_after(self) -> None:
         """Periodic work."""
+        self._deny()
         if self._connected.is_set():
             self._connected.clear()
             self._announce(self._runs)
@@ -178,6 +184,7 @@ class CoordinatorService:
             self._next_look = real + _LOOK_S
             self._announce(self._look_for_runs())
             self._obey()
+            self._look_for_revocations()
             for name, run in self._runs.items():
                 self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
         if real >= self._next_status:
@@ -185,6 +192,48 @@ class CoordinatorService:
             # A status of thousands of devices takes its time; it may have a twentieth of it.
             took = self._timer() - real
             self._next_status = real + max(self._status_s, 20 * took)
+
+    def _receive(self, arrival: Arrival) -> None:
+        """Called by the link's thread with each message."""
+        message, now = arrival.message, self._timer()
+        device, topic = device_of(message.topic), message.topic
+        if message.retain and not topic.endswith("/presence"):
+            # It would come again with every connection, and take the broker's memory.
+            if message.payload:
+                self._door.refuse(device, size(message), RETAINED, now)
+                if device not in self._door.shut_out(now):
+                    self._publish([Message(topic, retain=True)])
+            self.link.done(arrival)
+        elif self._door.arrive(device, size(message), arrival, now):
+            self.link.done(arrival)
+
+    def _deny(self) -> None:
+        """Have the broker deny those who flood, and let those in again whose time is over."""
+        now, wall = self._timer(), self._wall()
+        shut_out = self._door.shut_out(now)
+        if shut_out.keys() == self._denied.keys():
+            return
+        self._registry.deny({device: wall + left for device, left in shut_out.items()})
+        if not publish_rules(self.fleet, self._registry, wall):
+            return  # an operator's command is at work: at the next look
+        by_itself = broker_process.reload(self.fleet)
+        for device in shut_out.keys() - self._denied.keys():
+            _log.warning(
+                "%s floods the fleet and is shut out for %.0f s%s",
+                *(device, shut_out[device]),
+                "" if by_itself else "; have the broker read its access rules again",
+            )
+        self._denied = shut_out
+
+    def _look_for_revocations(self) -> None:
+        """Pass on the list of revoked broker certificates when an operator has changed it."""
+        file = self.fleet / "coordinator" / revocations.FILE
+        crl = file.read_bytes() if file.is_file() else b""
+        if crl == self._crl:
+            return
+        self._crl = crl
+        self.link.trust(file)
+        self._announce(self._runs)
 
     def _obey(self) -> None:
         """Carry out what operators have ordered since the last look."""
@@ -199,10 +248,10 @@ class CoordinatorService:
             return
         waits = {name: run.deadline() for name, run in self._runs.items()}
         due = [at - self._now(name) for name, at in waits.items() if at is not None]
-        with suppress(queue.Empty):
-            self._batch.append(self._inbox.get(timeout=max(0.0, min([_POLL_S, *due]))))
-            while len(self._batch) < _BATCH:
-                self._batch.append(self._inbox.get_nowait())
+        wait_s = max(0.0, min([_POLL_S, *due]))
+        while len(self._batch) < _BATCH and (arrival := self._door.take(wait_s)) is not None:
+            self._batch.append(arrival)
+            wait_s = 0.0
 
     def _take(self) -> None:
         """Take in the batch, with one commit for each run."""
@@ -236,6 +285,8 @@ class CoordinatorService:
     def _announce(self, names: Iterable[str]) -> None:
         for name in names:
             self._publish(self._runs[name].announce())
+            if self._crl:
+                self._publish(self._runs[name].revocations(self._crl))
 
     def _report(self, name: str, run: Run) -> None:
         """A line for each new model."""
@@ -258,6 +309,8 @@ class CoordinatorService:
             "connected": self.link.connected,
             "up_s": round(self._timer() - self._began, 3),
             "counts": dict(self.counts),
+            "turned_away": self._door.counted(),
+            "shut_out": dict(self._door.shut_out(self._timer())),
             "link": asdict(self.link.counts),
             "runs": {name: asdict(run.status()) for name, run in self._runs.items()},
             "unreadable": self.unreadable,

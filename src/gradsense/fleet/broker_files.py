@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gradsense.fleet.broker_process import PID_FILE
 from gradsense.transport.protocol import COORDINATOR, MAX_PACKET_BYTES, ROOT, UP, Kind, Topic
 
 
@@ -44,6 +45,8 @@ require_certificate true
 use_identity_as_username true
 use_username_as_clientid true
 acl_file {folder}/acl
+# By this gradsense fleet and the coordinator find the broker, to have it read these files again.
+pid_file {folder}/{PID_FILE}
 
 # What waits survives a restart.
 persistence true
@@ -55,7 +58,7 @@ persistent_client_expiration 14d
 # device are the most that it can leave here.
 max_packet_size {MAX_PACKET_BYTES}
 max_inflight_messages 20
-max_queued_messages 2000
+max_queued_messages 5000
 max_queued_bytes 67108864
 memory_limit 1073741824
 max_keepalive 3600
@@ -109,7 +112,7 @@ def emqx_acl(access: Access) -> str:
     for name in access.devices:
         if others := access.others(name):
             denied = _listed(f"{ROOT}/{run}/#" for run in others)
-            rules.append(f'{{deny, {{username, "{name}"}}, all, {topics}}}.')
+            rules.append(f'{{deny, {{username, "{name}"}}, all, {denied}}}.')
     for run in access.runs or ["+"]:
         topics = _published("${cert_common_name}", run)
         presence = [topics.pop("presence")]

@@ -28,11 +28,12 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from gradsense.errors import GradsenseError, InputError
-from gradsense.fleet import broker_files, device_bundle, jobs
+from gradsense.fleet import broker_files, broker_process, device_bundle, jobs
 from gradsense.fleet.certificates import Authority, IssuedCertificate, seal_pair, signing_pair
 from gradsense.fleet.device_bundle import write_files
 from gradsense.fleet.registry import Enrolment, Registry, Role, device_id
 from gradsense.storage import files
+from gradsense.transport import revocations
 from gradsense.transport.identity import Address, DeviceFile, FleetFile
 from gradsense.transport.protocol import COORDINATOR
 
@@ -132,6 +133,7 @@ class Fleet:
                 "ca.pem": self._authority.certificate,
                 **_pair(issued),
                 "signing-key.pem": signing.private,
+                revocations.FILE: self._brokers(now),
                 "seal-key.pem": (self.folder / "coordinator" / "fleet-seal-key.pem").read_bytes(),
             }
             device_bundle.prepare(out)
@@ -145,10 +147,16 @@ class Fleet:
         self.publish_access(now=now)
         return entry
 
+    def _brokers(self, now: float) -> bytes:
+        """The list of revoked broker certificates, which every device keeps."""
+        return self._authority.revocations(self.registry.revocations("broker"), now)
+
     def publish_access(self, *, now: float) -> None:
         """Bring what the broker reads about members and runs up to date."""
         access = _access(self.folder, self._authority, self.registry, now)
         write_files(self.folder / "broker", access)
+        write_files(self.folder / "coordinator", {revocations.FILE: self._brokers(now)})
+        broker_process.reload(self.folder)
 
 
 def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFile:
@@ -189,7 +197,8 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             registry.add(_entry("broker", "broker", server, now))
             registry.add(_entry(COORDINATOR, "coordinator", client, now, signing.public))
             write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})
-            write_files(fresh / "coordinator", {**ca, **_pair(client), **secret})
+            none = {revocations.FILE: authority.revocations([], now)}
+            write_files(fresh / "coordinator", {**ca, **_pair(client), **secret, **none})
             write_files(fresh / "broker", {**ca, **_broker_files(folder, about, server)})
             write_files(fresh / "broker", _access(fresh, authority, registry, now))
             (fresh / "broker" / "data").mkdir(mode=0o700)
@@ -294,11 +303,30 @@ def _broker_files(folder: Path, about: FleetFile, issued: IssuedCertificate) -> 
     }
 
 
+def publish_rules(folder: Path, registry: Registry, now: float) -> bool:
+    """Bring the broker's access rules alone up to date, without the authority's key.
+
+    Returns:
+        False, and nothing was written: another command holds the folder's lock.
+    """
+    with (folder / "lock").open("a") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        write_files(folder / "broker", _rules(folder, registry, now))
+    return True
+
+
 def _access(folder: Path, authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
+    revocations = authority.revocations(registry.revocations(), now)
+    return {"crl.pem": revocations, **_rules(folder, registry, now)}
+
+
+def _rules(folder: Path, registry: Registry, now: float) -> dict[str, bytes]:
     runs = sorted(path.name for path in (folder / jobs.RUNS).glob("[!.]*"))
-    access = broker_files.Access(runs, registry.devices(), registry.shut_out())
+    access = broker_files.Access(runs, registry.devices(), registry.shut_out(now))
     return {
-        "crl.pem": authority.revocations(registry.revocations(), now),
         "acl": broker_files.mosquitto_acl(access).encode(),
         "acl.conf": broker_files.emqx_acl(access).encode(),
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,10 @@ MIGRATIONS = [
         device TEXT NOT NULL, run TEXT NOT NULL, version INTEGER NOT NULL);
     """,
     # The broker lets a device speak in its own run only.
-    "ALTER TABLE certificates ADD COLUMN run TEXT NOT NULL DEFAULT '';",
+    """
+    ALTER TABLE certificates ADD COLUMN run TEXT NOT NULL DEFAULT '';
+    CREATE TABLE denied (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+    """,
 ]
 _SCHEMA = Schema(
     what="registry of gradsense",
@@ -192,6 +196,12 @@ class Registry:
         with self._db.transaction() as db:
             _order(db, Order(0, now, "rollback", run=run, version=version))
 
+    def deny(self, until: Mapping[str, float]) -> None:
+        """Shut these names out until a time each, and nobody else: they have flooded the fleet."""
+        with self._db.transaction() as db:
+            db.execute("DELETE FROM denied")
+            db.executemany("INSERT INTO denied VALUES (?, ?)", until.items())
+
     # Questions ------------------------------------------------------------------------------
 
     def _entries(self, rest: str, values: tuple[object, ...] = ()) -> list[Enrolment]:
@@ -221,17 +231,20 @@ class Registry:
         )
         return dict(rows)
 
-    def shut_out(self) -> list[str]:
-        """The names whose newest certificate is revoked, by name."""
+    def shut_out(self, now: float) -> list[str]:
+        """The names whose newest certificate is revoked, or that are denied for now, by name."""
         rows = self._db.all(
             "SELECT name FROM certificates WHERE revoked IS NOT NULL AND rowid IN "
-            "(SELECT max(rowid) FROM certificates GROUP BY name) ORDER BY name"
+            "(SELECT max(rowid) FROM certificates GROUP BY name) "
+            "UNION SELECT name FROM denied WHERE until > ? ORDER BY name",
+            (now,),
         )
         return [name for (name,) in rows]
 
-    def revocations(self) -> list[tuple[int, float]]:
-        """(serial, time) of every revoked certificate, in the order of their issue."""
-        revoked = self._entries("WHERE revoked IS NOT NULL ORDER BY rowid")
+    def revocations(self, role: Role | None = None) -> list[tuple[int, float]]:
+        """(serial, time) of every revoked certificate, or of one role's, in the order of issue."""
+        only = "role" if role is None else f"'{role}'"
+        revoked = self._entries(f"WHERE revoked IS NOT NULL AND role = {only} ORDER BY rowid")
         return [(entry.serial, entry.revoked) for entry in revoked if entry.revoked is not None]
 
     def signing_key(self, device: str, now: float) -> bytes | None:

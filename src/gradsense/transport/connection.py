@@ -19,7 +19,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -34,6 +35,7 @@ from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
 from gradsense.transport.pacing import Backoff
 from gradsense.transport.protocol import MAX_PACKET_BYTES
+from gradsense.transport.revocations import revoked
 
 #: Publishes without PUBACK: so many are on the way at once, so many wait behind them in memory.
 #: Mosquitto allows 20 and EMQX 32 on the way; paho does not heed what a broker announces.
@@ -75,6 +77,10 @@ class Link:
             is half open is found within about 1.5 times as long, by either side.
         receive_maximum: messages that may come before the first of them is ``done``.
         rng: of this link alone; jitter of the fleet's attempts to connect.
+        on_qos_0: takes the topic of a message that was published with QoS 0, which is then dropped:
+            nothing of this protocol is. None: such messages are taken.
+        retain_as_published: messages that somebody retains come marked as such when they are new,
+            too.
         check_dates: whether the dates of the broker's certificate matter, see ``Identity.tls``.
 
     Raises:
@@ -94,10 +100,15 @@ class Link:
         keepalive_s: int = 15,
         receive_maximum: int = 16,
         rng: random.Random,
+        on_qos_0: Callable[[str], None] | None = None,
+        retain_as_published: bool = False,
         check_dates: bool = True,
     ) -> None:
-        self._identity, self._tls = identity, identity.tls(check_dates=check_dates)
-        self._filters = [(topic, SubscribeOptions(qos=1)) for topic in subscriptions]
+        self._identity, self._check_dates = identity, check_dates
+        self._tls = identity.tls(check_dates=check_dates)
+        options = SubscribeOptions(qos=1, retainAsPublished=retain_as_published)
+        self._filters = [(topic, options) for topic in subscriptions]
+        self._on_qos_0 = on_qos_0
         self._on_arrival, self._on_open, self._on_close = on_message, on_connect, on_disconnect
         self._will, self._session_s, self._receive_maximum = will, session_s, receive_maximum
         # paho pings after this silence and gives up after as much again.
@@ -165,6 +176,16 @@ class Link:
         client, mid = arrival._receipt
         if client is current.client:  # the numbers of another connection name other messages
             client.ack(mid, 1)
+
+    def trust(self, crl: Path) -> None:
+        """Refuse the broker certificates on this list from now on, on an open connection too."""
+        self._identity = replace(self._identity, crl=crl)
+        self._tls = self._identity.tls(check_dates=self._check_dates)
+        current = self._current
+        tls: Any = None if current is None else current.client.socket()
+        shown = None if tls is None else tls.getpeercert(binary_form=True)
+        if current is not None and shown and revoked(shown, crl.read_bytes()):
+            current.client.disconnect()
 
     def resubscribe(self) -> bool:
         """Let the broker send all retained messages again; False: there is no connection."""
@@ -310,6 +331,9 @@ class Link:
 
     def _on_message(self, client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
         try:
+            if not came.qos and self._on_qos_0 is not None:
+                self._on_qos_0(came.topic)
+                return
             arrival = _arrival(client, came)
             self._log.add(received=1, bytes_received=size(arrival.message))
             self._on_arrival(arrival)

@@ -17,6 +17,7 @@ _STABLE_S = 60.0
 _OTHER_HOST = (62, 64)
 #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
 _OTHER_TIME = (9, 10)
+_REVOKED = 23
 _OWN_CERTIFICATE = "look at gradsense fleet list whether it is revoked or has ended, then rotate it"
 
 #: What to do about a reason code of MQTT 5, by its name.
@@ -64,6 +65,9 @@ def _of_certificate(error: ssl.SSLCertVerificationError, identity: Identity) -> 
     if error.verify_code in _OTHER_HOST:
         hint = f"it must name {identity.host}: gradsense fleet init --broker gives the name"
         return ConnectionFailure("broker-host", text, hint)
+    if error.verify_code == _REVOKED:
+        hint = "it may be stolen: have the broker show the certificate of fleet rotate --broker"
+        return ConnectionFailure("broker-revoked", text, hint)
     if error.verify_code in _OTHER_TIME:
         hint = "set this machine's clock, or gradsense fleet rotate --broker"
         return ConnectionFailure("broker-dates", text, hint)

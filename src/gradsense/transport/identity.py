@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gradsense.errors import InputError
 from gradsense.storage import files
+from gradsense.transport import revocations
 from gradsense.transport.protocol import COORDINATOR
 
 #: Far above any certificate, key or JSON of these folders.
@@ -74,6 +75,7 @@ class Identity:
         name: the device's id, or ``COORDINATOR``.
         host, port: of the broker.
         ca, cert, key: PEM files for TLS.
+        crl: file of the list of revoked broker certificates; None: there is none.
         signing_key: with which this side signs.
         coordinator_key: with which the coordinator signs, and nobody else what goes down.
         own_seal_key: opens what is sealed for this side.
@@ -86,6 +88,7 @@ class Identity:
     ca: Path
     cert: Path
     key: Path = field(repr=False)
+    crl: Path | None
     signing_key: Ed25519PrivateKey = field(repr=False)
     coordinator_key: Ed25519PublicKey = field(repr=False)
     own_seal_key: X25519PrivateKey = field(repr=False)
@@ -107,6 +110,9 @@ class Identity:
             context.verify_flags |= _NO_CHECK_TIME
         try:
             context.load_verify_locations(self.ca)
+            if self.crl is not None:
+                context.load_verify_locations(self.crl)
+                context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             context.load_cert_chain(self.cert, self.key)
         except OSError as error:  # ssl.SSLError is one
             raise InputError(
@@ -160,6 +166,7 @@ def _identity(about: FleetFile, folder: Path, name: str, *, opens: str, seals: s
         ca=folder / "ca.pem",
         cert=folder / "cert.pem",
         key=folder / "key.pem",
+        crl=revocations.held(folder),
         signing_key=signing,
         coordinator_key=Ed25519PublicKey.from_public_bytes(bytes.fromhex(about.coordinator_key)),
         own_seal_key=own,

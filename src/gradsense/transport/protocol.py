@@ -29,9 +29,10 @@ NO_MODEL = (0, "0" * 64)
 MAX_PACKET_BYTES = 320 << 10
 MAX_CHUNKS = 1 << 16
 
-Kind = Literal["update", "resume-request", "presence", "model", "resume", "ack"]
-#: What devices publish, what one device is sent, and what travels in chunks.
+Kind = Literal["update", "resume-request", "presence", "model", "revoked", "resume", "ack"]
+#: What devices publish, what all or one of them are sent, and what travels in chunks.
 UP: tuple[Kind, ...] = ("update", "resume-request", "presence")
+TO_ALL: tuple[Kind, ...] = ("model", "revoked")
 TO_ONE: tuple[Kind, ...] = ("resume", "ack")
 CHUNKED: tuple[Kind, ...] = ("update", "model")
 
@@ -105,13 +106,16 @@ class Topic:
             return f"{base}/up/{self.device}/{self.kind}"
         if self.kind in TO_ONE:
             return f"{base}/device/{self.device}/{self.kind}"
-        return f"{base}/down/model/{self.index}" if self.index else f"{base}/down/model"
+        return f"{base}/down/{self.kind}" + (f"/{self.index}" if self.index else "")
 
 
 def device_filters(run: str, device: str) -> tuple[str, ...]:
     """What a device subscribes to: the model's chunks, and what is for itself."""
     base = f"{ROOT}/{run}"
-    return f"{base}/down/model", f"{base}/down/model/+", f"{base}/device/{device}/#"
+    return (
+        *(f"{base}/down/model", f"{base}/down/model/+", f"{base}/down/revoked"),
+        f"{base}/device/{device}/#",
+    )
 
 
 def parse_topic(text: str) -> Topic:
@@ -126,15 +130,15 @@ def parse_topic(text: str) -> Topic:
     match text.split("/"):
         case [_, _, run, "up" | "device", device, kind] if kind in (*UP, *TO_ONE):
             topic = Topic(run, kind, device)
-        case [_, _, run, "down", "model"]:
-            topic = Topic(run, "model")
+        case [_, _, run, "down", "model" | "revoked" as kind]:
+            topic = Topic(run, kind)
         case [_, _, run, "down", "model", index] if _NUMBER.fullmatch(index):
             topic = Topic(run, "model", index=int(index))
         case _:
             raise refusal
     named = _NAME.fullmatch(topic.run) and _NAME.fullmatch(topic.device)
     for_all = topic.device == COORDINATOR
-    if str(topic) != text or not named or for_all != (topic.kind == "model"):
+    if str(topic) != text or not named or for_all != (topic.kind in TO_ALL):
         raise refusal
     if topic.index >= MAX_CHUNKS:
         raise refusal
@@ -161,6 +165,7 @@ _PLACE: dict[Kind, tuple[str, ...]] = {
     "resume-request": ("sequence",),
     "presence": ("base-version", "base-hash"),
     "model": ("base-version", "base-hash", "sealed"),
+    "revoked": (),
     "resume": ("sequence",),
     "ack": ("sequence",),
 }
