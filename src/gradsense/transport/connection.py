@@ -35,6 +35,7 @@ from gradsense.transport.identity import Identity
 from gradsense.transport.messages import Message
 from gradsense.transport.pacing import Backoff
 from gradsense.transport.protocol import MAX_PACKET_BYTES
+from gradsense.transport.publishes import LinearClient, Publish
 from gradsense.transport.revocations import revoked
 
 #: Publishes without PUBACK: so many are on the way at once, so many wait behind them in memory.
@@ -225,7 +226,7 @@ class Link:
             self._stopping.wait(self._backoff.wait_s(attempt.held_s))
 
     def _client(self) -> paho.Client:
-        client = paho.Client(
+        client = LinearClient(
             CallbackAPIVersion.VERSION2,
             self._identity.name,  # brokers take it from the certificate anyway
             protocol=MQTTProtocolVersion.MQTTv5,
@@ -245,7 +246,7 @@ class Link:
         client.on_log = self._on_log
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
+        client.on_publish_came = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
         return client
@@ -329,18 +330,19 @@ class Link:
             self._attempt.answered = True
             self._log.refused(of_reason("disconnect", str(reason)))
 
-    def _on_message(self, client: paho.Client, _data: Any, came: paho.MQTTMessage) -> None:
+    def _on_message(self, client: paho.Client, came: Publish) -> None:
         try:
-            if not came.qos and self._on_qos_0 is not None:
+            if came.mid is None and self._on_qos_0 is not None:
                 self._on_qos_0(came.topic)
                 return
-            arrival = _arrival(client, came)
-            self._log.add(received=1, bytes_received=size(arrival.message))
-            self._on_arrival(arrival)
+            message = Message(came.topic, came.pairs, came.payload, came.retain)
+            self._log.add(received=1, bytes_received=size(message))
+            receipt = None if came.mid is None else (client, came.mid)
+            self._on_arrival(Arrival(message, came.retain, receipt))
         except Exception as error:
             # Not acknowledged it would take one of few places and come again with each session.
             self._log.fault(error)
-            if came.qos:
+            if came.mid is not None:
                 client.ack(came.mid, 1)
 
     def _on_publish(
@@ -380,12 +382,6 @@ def _properties(packet: int, message: Message | None = None) -> Properties:
     if message is not None and message.pairs:
         properties.UserProperty = list(message.pairs)
     return properties
-
-
-def _arrival(client: paho.Client, came: paho.MQTTMessage) -> Arrival:
-    pairs = tuple(getattr(came.properties, "UserProperty", ()))
-    message = Message(came.topic, pairs, bytes(came.payload), came.retain)
-    return Arrival(message, came.retain, (client, came.mid) if came.qos else None)
 
 
 def _send_at_once(_client: paho.Client, _data: Any, connection: Any) -> None:
