@@ -20,6 +20,7 @@ _FLEET = {
     "revoke": "fleet:revoke",
     "rotate": "fleet:rotate",
     "list": "fleet:members",
+    "backup": "fleet:backup",
     "run": "fleet_run:run",
     "status": "fleet_run:status",
     "model": "fleet_run:model",
