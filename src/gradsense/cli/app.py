@@ -21,6 +21,7 @@ _FLEET = {
     "rollback": "fleet:rollback",
     "rotate": "fleet:rotate",
     "list": "fleet:members",
+    "backup": "fleet:backup",
     "run": "fleet_run:run",
     "status": "fleet_run:status",
     "model": "fleet_run:model",

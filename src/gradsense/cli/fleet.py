@@ -223,6 +223,23 @@ def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None
     results_console().print(table)
 
 
+@command(example="gradsense fleet backup /mnt/backup/fleet-monday")
+def backup(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not be there yet.")],
+    fleet: FleetFolder = Path("fleet"),
+    as_json: AsJson = False,
+) -> None:
+    """Copy the whole folder, keys and runs, while its coordinator may be at work."""
+    from gradsense.coordinator.backup import back_up
+
+    runs = back_up(fleet, out)
+    if as_json:
+        _print({"folder": str(out), "runs": runs})
+        return
+    typer.echo(f"backup: {out}, runs: {', '.join(runs) or 'none'}")
+    typer.echo("it holds every key of the fleet: encrypt it, and keep it away from the broker")
+
+
 def _row(entry: Enrolment, now: float) -> dict[str, str]:
     return {
         "id": entry.name,
