@@ -102,7 +102,7 @@ def test_groups_list_their_commands_with_one_line_each() -> None:
     ("line", "offered"),
     [
         ("gradsense wa", {"watch"}),
-        ("gradsense fleet r", {"revoke", "rotate", "run"}),
+        ("gradsense fleet r", {"revoke", "rollback", "rotate", "run"}),
         ("gradsense watch --onc", {"--once"}),
         ("gradsense compare --split ", {"grouped", "random"}),
     ],

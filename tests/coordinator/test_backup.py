@@ -11,8 +11,9 @@ import pytest
 
 from gradsense.coordinator import backup
 from gradsense.coordinator.backup import back_up
-from gradsense.coordinator.journal import FILE, SNAPSHOTS, RunJournal
+from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.run import Run
+from gradsense.coordinator.snapshots import FOLDER
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import enrolment
 from gradsense.fleet.jobs import RUNS, Job
@@ -58,7 +59,7 @@ def test_what_must_not_be_written_is_not(fleet: Path, tmp_path: Path, out: str) 
 
 
 def test_a_damaged_model_makes_no_backup(fleet: Path, tmp_path: Path) -> None:
-    (model,) = (fleet / RUNS / "porch" / SNAPSHOTS).iterdir()
+    (model,) = (fleet / RUNS / "porch" / FOLDER).iterdir()
     model.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="damaged"):
         back_up(fleet, tmp_path / "copy")
@@ -69,7 +70,7 @@ def test_a_damaged_model_makes_no_backup(fleet: Path, tmp_path: Path) -> None:
 def test_a_model_removed_meanwhile_makes_it_begin_anew(
     fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, made: bool
 ) -> None:
-    (model,) = (fleet / RUNS / "porch" / SNAPSHOTS).iterdir()
+    (model,) = (fleet / RUNS / "porch" / FOLDER).iterdir()
     left, real = [times], shutil.copy2
 
     def copy(source: Path, place: Path) -> None:

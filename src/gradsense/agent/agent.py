@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradsense.agent.exchange import Downlink, Repeated, Revoked, Uplink
+from gradsense.agent.exchange import Downlink, Repeated, RevokedBrokers, Uplink
 from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
 from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
@@ -259,7 +259,7 @@ class Agent:
                 self._uplink.on_ack(ack)
             case Resume() as resume:
                 self._uplink.on_resume(resume, now)
-            case Revoked() as found:
+            case RevokedBrokers() as found:
                 self._revoke(found.crl)
         self.link.done(arrival)
 

@@ -73,13 +73,13 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class Revoked:
+class RevokedBrokers:
     """The list of revoked broker certificates, PEM, as the coordinator signed it."""
 
     crl: bytes
 
 
-News = GlobalModel | Repeated | Revoked | Ack | Resume
+News = GlobalModel | Repeated | RevokedBrokers | Ack | Resume
 
 
 class Downlink:
@@ -138,7 +138,7 @@ class Downlink:
             found = wire.read(message, self._key_of)
             header = found.properties.header
             if header.kind == "revoked":
-                return Revoked(found.body)
+                return RevokedBrokers(found.body)
             if header.kind == "ack":
                 return Ack.open(found.body, header)
             if header.kind == "resume":

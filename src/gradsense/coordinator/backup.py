@@ -13,7 +13,9 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
-from gradsense.coordinator.journal import FILE, SNAPSHOTS, newest_snapshot
+from gradsense.coordinator.journal import FILE
+from gradsense.coordinator.lookup import newest_snapshot
+from gradsense.coordinator.snapshots import FOLDER
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet.enrolment import opened
 from gradsense.fleet.jobs import RUNS
@@ -91,6 +93,6 @@ def _check(run: Path) -> None:
     """Whether every model that the journal names was copied, and the newest is whole."""
     with closing(sqlite3.connect(run / FILE)) as db:
         named = db.execute("SELECT file FROM models WHERE file IS NOT NULL").fetchall()
-    if not all((run / SNAPSHOTS / name).is_file() for (name,) in named):
+    if not all((run / FOLDER / name).is_file() for (name,) in named):
         raise _Moved
     newest_snapshot(run)

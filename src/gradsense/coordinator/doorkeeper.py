@@ -11,7 +11,7 @@ import math
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 from gradsense.transport.pacing import Rate
@@ -39,8 +39,8 @@ class Allowance:
 
     messages_per_s: float = 100.0
     burst_messages: int = 1000
-    bytes_per_s: float = 32 << 20
-    burst_bytes: int = 512 << 20
+    bytes_per_s: float = 4 << 20
+    burst_bytes: int = 32 << 20
     waiting: int = 256
     waiting_bytes: int = 96 << 20
     shut_out_s: float = 60.0
@@ -86,6 +86,12 @@ class Doorkeeper(Generic[T]):
         self._bytes = 0
         self._news = threading.Condition()
         self.turned_away: Counter[tuple[str, str]] = Counter()
+
+    def expect(self, body: int) -> None:
+        """Honest devices upload bodies of so many bytes: a few at once are no flood."""
+        with self._news:
+            burst = max(self._allowance.burst_bytes, 4 * body)
+            self._allowance = replace(self._allowance, burst_bytes=burst)
 
     def arrive(self, device: str, size: int, message: T, now: float) -> str:
         """Let a message in, or say under which name it is turned away.

@@ -39,7 +39,7 @@ STATUS_FORMAT = 2
 #: Messages of one commit. More make a device wait longer for its acknowledgement.
 _BATCH = 64
 #: Messages that the broker may have on the way to us without an acknowledgement.
-_RECEIVE = 256
+_RECEIVE = 128
 #: The broker keeps for us what comes while this process is restarted.
 _SESSION_S = 3600
 _SUBSCRIPTIONS = (f"{ROOT}/+/up/#",)
@@ -131,6 +131,7 @@ class CoordinatorService:
                     _log.error("run %s cannot be opened: %s", name, error)
                 continue
             self._runs[name] = run
+            self._door.expect(run.body_limit)
             self._offsets[name] = run.now - self._timer()
             fresh.append(name)
         self.unreadable = {name: str(error) for name, error in errors.items()}
