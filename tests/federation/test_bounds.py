@@ -124,7 +124,7 @@ def test_a_site_weighs_no_more_than_the_cap() -> None:
     cloud.receive(read("a", 1, 1, 1000), 0.0)
     cloud.receive(read("b", 1, 2, 10), 0.0)
     whole = cloud.contributions["a"]
-    assert (round(whole.records), round(rule.weight(whole), 4)) == (1000, 0.01)
+    assert (round(whole.records), round(rule.weight_of(whole.records), 4)) == (1000, 0.01)
     (records,) = np.diag(cloud.server_state[STATISTICS] * UNIT)[1:2]
     assert records == pytest.approx(20)
 

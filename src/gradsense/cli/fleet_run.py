@@ -135,6 +135,7 @@ def make_job(**values: Any) -> Job:
 @command(example="gradsense fleet status --json")
 def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """How the coordinator and its runs stand."""
+    from gradsense.coordinator.flags import FLAGGED
     from gradsense.coordinator.service import read_status
     from gradsense.fleet.enrolment import read
 
@@ -155,6 +156,16 @@ def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     console.print(f"coordinator {state}, {broker}; as of {status['at']}", markup=False)
     for name, run in status["runs"].items():
         console.print(run_table(name, run))
+    for device, seconds in status["shut_out"].items():
+        console.print(f"{device} floods the fleet: shut out for {seconds:.0f} s", markup=False)
+    for name, scores in status["contradictions"].items():
+        for device, score in scores.items():
+            if score >= FLAGGED:
+                console.print(
+                    f"run {name}: look at {device}, which contradicts what the others agree on "
+                    f"({score:.2f} of 1); gradsense fleet revoke {device} takes it out",
+                    markup=False,
+                )
     for name, reason in status["unreadable"].items():
         console.print(f"run {name} cannot be opened: {reason}", markup=False)
 

@@ -51,6 +51,29 @@ class StatusCollector(Collector):
         )
         unreadable.add_metric([], len(status["unreadable"]))
         yield unreadable
+        shut_out = GaugeMetricFamily(
+            "gradsense_coordinator_shut_out_devices", "Devices that flood and are shut out for now."
+        )
+        shut_out.add_metric([], len(status["shut_out"]))
+        yield shut_out
+        away = CounterMetricFamily(
+            "gradsense_coordinator_turned_away",
+            "Messages turned away before they were verified, by name.",
+            labels=["device", "reason"],
+        )
+        for device, names in status["turned_away"].items():
+            for reason, number in names.items():
+                away.add_metric([device, reason], number)
+        yield away
+        against = GaugeMetricFamily(
+            "gradsense_coordinator_contradiction",
+            "How far a device contradicts what the others agree on, 0 to 1.",
+            labels=["run", "device"],
+        )
+        for run, scores in status["contradictions"].items():
+            for device, score in scores.items():
+                against.add_metric([run, device], score)
+        yield against
         runs = status["runs"]
         for family, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
             for name, (field, text) in fields.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gradsense.coordinator.journal import FILE, SCHEMA, contribution_of, incomplete
 from gradsense.coordinator.snapshots import Snapshots
+from gradsense.errors import InputError
 from gradsense.federation.contributions import Contribution
 from gradsense.learning.learner import Array
 from gradsense.storage.sqlite import Rows, read_only
@@ -36,6 +37,24 @@ def contributions(folder: Path) -> list[Contribution]:
     return [contribution_of(row) for row in rows]
 
 
+def contributors(folder: Path) -> dict[str, float]:
+    """Device to the records that its part of a run's sum is of."""
+    return dict(_rows(folder, "SELECT device, records FROM contributions ORDER BY device"))
+
+
+def contribution(folder: Path, device: str) -> Contribution:
+    """What one of these has contributed.
+
+    Raises:
+        InputError: also if it was taken back meanwhile.
+    """
+    query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
+    rows = _rows(folder, query, (device,))
+    if not rows:
+        raise InputError("contributes nothing any more", hint="ask again", field=device)
+    return contribution_of(rows[0])
+
+
 def kept_versions(folder: Path) -> list[int]:
     """The models that a run can return to, in order."""
     rows = _rows(folder, "SELECT version FROM models WHERE file IS NOT NULL ORDER BY version")
@@ -48,7 +67,7 @@ def touched_by(folder: Path, device: str) -> list[int]:
     return [version for version, names in rows if device in json.loads(names)]
 
 
-def _rows(folder: Path, query: str) -> Rows:
+def _rows(folder: Path, query: str, values: tuple[str, ...] = ()) -> Rows:
     if (folder / FILE).is_file() and not (folder / FILE).stat().st_size:
         raise incomplete(folder)
-    return read_only(folder / FILE, SCHEMA, query)
+    return read_only(folder / FILE, SCHEMA, query, values)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gradsense.coordinator.doorkeeper import QOS_0, RETAINED, Doorkeeper, device_of
+from gradsense.coordinator.flags import Flags
 from gradsense.coordinator.run import Run
 from gradsense.errors import GradsenseError, InputError
 from gradsense.fleet import broker_process
@@ -85,6 +86,7 @@ class CoordinatorService:
         self._offsets: dict[str, float] = {}  # run's own time minus the timer's
         self._door: Doorkeeper[Arrival] = Doorkeeper()
         self._crl = self._identity.crl.read_bytes() if self._identity.crl else b""
+        self._flags = Flags(fleet)
         self._denied: Mapping[str, float] = {}  # by the broker, as last written
         self._batch: list[Arrival] = []  # what is being taken in
         self._connected = threading.Event()
@@ -147,11 +149,13 @@ class CoordinatorService:
     def run(self) -> None:
         """Work until ``stop`` is set."""
         self.link.start()
+        self._flags.start()
         try:
             while not self.stop.is_set():
                 self.step()
         finally:
             self._write_status()
+            self._flags.stopping.set()
             self.link.stop()
             for run in self._runs.values():
                 run.close()
@@ -311,6 +315,7 @@ class CoordinatorService:
             "up_s": round(self._timer() - self._began, 3),
             "counts": dict(self.counts),
             "turned_away": self._door.counted(),
+            "contradictions": dict(self._flags.scores),
             "shut_out": dict(self._door.shut_out(self._timer())),
             "link": asdict(self.link.counts),
             "runs": {name: asdict(run.status()) for name, run in self._runs.items()},

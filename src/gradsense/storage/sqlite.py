@@ -170,7 +170,7 @@ class Database:
             return self.connection.execute(query, values).fetchall()
 
 
-def read_only(file: Path, schema: Schema, query: str) -> Rows:
+def read_only(file: Path, schema: Schema, query: str, values: tuple[object, ...] = ()) -> Rows:
     """Rows of a file that another process may have open and be writing to.
 
     Raises:
@@ -180,7 +180,7 @@ def read_only(file: Path, schema: Schema, query: str) -> Rows:
     with _translated(file, schema):
         db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)
         try:
-            return db.execute(query).fetchall()
+            return db.execute(query, values).fetchall()
         finally:
             db.close()
 

@@ -75,11 +75,11 @@ class Identity:
         name: the device's id, or ``COORDINATOR``.
         host, port: of the broker.
         ca, cert, key: PEM files for TLS.
-        crl: file of the list of revoked broker certificates; None: there is none.
         signing_key: with which this side signs.
         coordinator_key: with which the coordinator signs, and nobody else what goes down.
         own_seal_key: opens what is sealed for this side.
         peer_seal_key: seals for the other side.
+        crl: file of the list of revoked broker certificates; None: there is none.
     """
 
     name: str
@@ -88,11 +88,11 @@ class Identity:
     ca: Path
     cert: Path
     key: Path = field(repr=False)
-    crl: Path | None
     signing_key: Ed25519PrivateKey = field(repr=False)
     coordinator_key: Ed25519PublicKey = field(repr=False)
     own_seal_key: X25519PrivateKey = field(repr=False)
     peer_seal_key: X25519PublicKey = field(repr=False)
+    crl: Path | None = None
 
     def tls(self, *, check_dates: bool = True) -> ssl.SSLContext:
         """TLS 1.2 or newer with this side's certificate; only the fleet's authority is trusted.

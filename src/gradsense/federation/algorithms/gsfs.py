@@ -113,16 +113,14 @@ class RidgeSum(SumRule):
     def without(self, tensors: Tensors, leaving: Contribution, state: ServerState) -> Aggregated:
         return self._solved(tensors, state[STATISTICS] - self._term(leaving))
 
-    def weight(self, contribution: Contribution) -> float:
-        """What each record of a site counts for."""
-        if self.cap is None:
-            return 1.0
-        return min(1.0, self.cap / max(contribution.records, _LEAST_RECORDS))
+    def weight_of(self, records: float) -> float:
+        """What each record counts for of a site that has contributed so many."""
+        return 1.0 if self.cap is None else min(1.0, self.cap / max(records, _LEAST_RECORDS))
 
     def _term(self, contribution: Contribution) -> NDArray[np.int64]:
         factor = contribution.tensors[STATISTICS].astype(np.float64)
         # Products and sums of whole numbers are exact in float64, however BLAS orders them.
-        whole = np.rint(factor * math.sqrt(self.weight(contribution) / UNIT))
+        whole = np.rint(factor * math.sqrt(self.weight_of(contribution.records) / UNIT))
         return (whole.T @ whole).astype(np.int64)
 
     def _solved(self, tensors: Tensors, total: NDArray[np.int64]) -> Aggregated:
