@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from gradsense.cli.app import app
 from gradsense.coordinator import exporter, trial
+from gradsense.coordinator.doorkeeper import Allowance
 from gradsense.coordinator.journal import FILE, RunJournal
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
@@ -112,6 +113,42 @@ def test_suspects_are_tried_in_a_child_beside_a_live_connection(
         assert told(process, "porch")["refused"] == {"set-aside": 1}
         assert process.latest["link"]["disconnects"] == 0
         for teller in (cam, bell):
+            teller.link.stop()
+
+
+def test_a_flood_is_shut_out_and_others_are_heard(
+    broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the coordinator at once, then by the broker, and for a while only."""
+    allowance = Allowance(messages_per_s=1.0, burst_messages=50, shut_out_s=3.0)
+    monkeypatch.setattr("gradsense.coordinator.doorkeeper.Allowance", lambda: allowance)
+    new_run(broker.fleet, job("porch"), START)
+    acl = broker.fleet / "broker" / "acl"
+    with working(broker.fleet) as process:
+        cam, loud = (Teller(broker, "porch", name) for name in ("cam", "loud"))
+        eventually(lambda: told(process, "porch").get("online") == 2)
+        for qos in (1, 0):
+            for _ in range(200):
+                loud.link._current.client.publish(  # type: ignore[union-attr]
+                    "gradsense/v2/porch/up/loud/update", bytes(64), qos
+                )
+        kept = Message("gradsense/v2/porch/up/cam/resume-request", (), b"x", retain=True)
+        cam.say([kept])
+        cam.tell(said("cam", 1.0), BASE)
+        eventually(lambda: "loud" in process.latest["shut_out"])
+        eventually(lambda: "user loud\ntopic deny #" in acl.read_text())
+        away = process.latest["turned_away"]
+        assert away["loud"].keys() >= {"qos-0", "shut-out"}
+        assert away["cam"] == {"retained": 1}
+        eventually(lambda: "user loud" not in acl.read_text())
+        loud.tell(said("loud", 1.0), BASE)
+        metrics = {
+            sample.name
+            for family in exporter.StatusCollector(lambda: process.latest).collect()
+            for sample in family.samples
+        }
+        assert "gradsense_coordinator_turned_away_total" in metrics
+        for teller in (cam, loud):
             teller.link.stop()
 
 

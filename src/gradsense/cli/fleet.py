@@ -37,11 +37,12 @@ _NO_RUN = (
     "FLEET/runs/NAME/start to the bundle as run/."
 )
 _REVOKED = (
-    "Send the broker SIGHUP: Mosquitto 2 then refuses it, on an open connection too. "
+    "A Mosquitto on this machine refuses it from now on, on an open connection too; send one "
+    "elsewhere its broker/ files and SIGHUP. "
     "EMQX: load broker/acl.conf again and kick the client."
 )
 _ROTATED = (
-    "Send the broker SIGHUP: Mosquitto 2 then takes new connections by the new certificate only; "
+    "A Mosquitto on this machine takes new connections by the new certificate only; "
     "a restart closes open ones."
 )
 

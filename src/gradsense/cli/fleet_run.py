@@ -107,7 +107,7 @@ def run(
     typer.echo(
         f"next    gradsense coordinator --fleet {fleet}\n"
         f"        gradsense fleet enroll ID --fleet {fleet} --run {name}\n"
-        "A broker that is up takes the run's topics in at SIGHUP."
+        "A Mosquitto on this machine knows the run's topics by now; send one elsewhere SIGHUP."
     )
 
 
