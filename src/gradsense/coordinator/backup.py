@@ -58,7 +58,8 @@ def back_up(fleet: Path, out: Path) -> list[str]:
 
 
 def _copy(fleet: Path, fresh: Path) -> list[str]:
-    paths = sorted(fleet.rglob("*"))
+    # The registry last: no journal may have carried out an order that its copy does not know.
+    paths = sorted(fleet.rglob("*"), key=lambda path: (path.name == "registry.sqlite3", path))
     for folder in filter(Path.is_dir, paths):  # a parent comes before what is in it
         (fresh / folder.relative_to(fleet)).mkdir(mode=0o700)
     for file in paths:
