@@ -20,6 +20,7 @@ _FLEET = {
     "revoke": "fleet:revoke",
     "rollback": "fleet:rollback",
     "rotate": "fleet:rotate",
+    "backup": "fleet:back_up",
     "list": "fleet:members",
     "run": "fleet_run:run",
     "status": "fleet_run:status",

@@ -201,6 +201,27 @@ def rotate(
     _show(entry, now, as_json, f"new keys: {place}. {_ROTATED}")
 
 
+@command(example="gradsense fleet backup /mnt/safe/fleet-2026-11-28")
+def back_up(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    fleet: FleetFolder = Path("fleet"),
+    as_json: AsJson = False,
+) -> None:
+    """Copy the fleet's folder while it works: keys, registry and runs, all of one moment.
+
+    To restore it: stop the coordinator, put the copy in the folder's place, start the coordinator.
+    Devices notice, and send again what the copy does not know.
+    """
+    from gradsense.coordinator.backup import backup
+
+    runs = backup(fleet, out)
+    if as_json:
+        _print({"folder": str(out), "runs": runs})
+    else:
+        named = ", ".join(runs) or "none yet"
+        typer.echo(f"{out}; runs: {named}. It holds the fleet's secret keys: keep it to yourself")
+
+
 @command(example="gradsense fleet list --json")
 def members(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
     """Every member with its certificate: its state, how long it is valid, its signing key."""

@@ -42,6 +42,12 @@ def kept_versions(folder: Path) -> list[int]:
     return [version for (version,) in rows]
 
 
+def snapshot_files(folder: Path) -> list[str]:
+    """Names of the snapshots that a run's journal needs."""
+    rows = _rows(folder, "SELECT file FROM models WHERE file IS NOT NULL ORDER BY version")
+    return [name for (name,) in rows]
+
+
 def touched_by(folder: Path, device: str) -> list[int]:
     """The models into which updates of this device went, in order."""
     rows = _rows(folder, "SELECT version, contributors FROM models ORDER BY version")

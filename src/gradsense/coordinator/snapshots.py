@@ -24,7 +24,7 @@ from gradsense.storage.sqlite import StorageFull
 #: Snapshots that keep their file, beside that of version 0: so many while they are no more bytes
 #: than that together, but always the last two.
 KEPT_MODELS, KEPT_BYTES = 20, 512 << 20
-_FOLDER, _NAME = "models", "version-{}.safetensors"
+FOLDER, _NAME = "models", "version-{}.safetensors"
 
 
 class Snapshots:
@@ -35,7 +35,7 @@ class Snapshots:
     """
 
     def __init__(self, run: Path) -> None:
-        self._folder, self.kept = run / _FOLDER, KEPT_MODELS
+        self._folder, self.kept = run / FOLDER, KEPT_MODELS
 
     def save(self, version: int, groups: Groups) -> tuple[str, str]:
         """Write a snapshot; once this returns it is durable.
