@@ -47,7 +47,7 @@ def test_the_restore_drill(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-m", "gradsense", *command], check=True)
         saved = rig.audit()
 
-        for until in (200, 300):
+        for until in (160, 230):
             feed(rig, until)
             settled(rig)
         before = rig.audit()
@@ -69,7 +69,7 @@ def test_the_restore_drill(tmp_path: Path) -> None:
         after = rig.audit()
         assert set(after.pooled.values()) == {1}
         assert (after.twice, after.lost, after.refused) == (0, 0, 0)
-        assert after.samples == dict.fromkeys(after.samples, FLOWS)
+        assert after.samples == {site.name: len(site.lines) for site in rig.sites}
         again = sum(
             value
             for site in rig.sites

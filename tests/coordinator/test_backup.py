@@ -1,4 +1,4 @@
-"""A copy of a fleet's folder that a coordinator works on: whole, private, and good to go on from."""
+"""A copy of a fleet's folder that a coordinator works on: whole, private, and good to go on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A consistent copy of a fleet's folder, also while its coordinator works.
 
-The registry and each run's journal are copied with SQLite's backup API: each copy is the file of one
+The registry and each run's journal are copied with SQLite's backup API: each copy is of one
 moment. A journal names the snapshots that belong to it; they are copied after it, and should the
 coordinator have removed one meanwhile, that run is copied again. Commands that change the fleet
 wait until the copy is made.
@@ -22,7 +22,7 @@ from gradsense.fleet.jobs import MODEL, RUNS, START
 from gradsense.storage.files import replacing
 
 _REGISTRY = "registry.sqlite3"
-#: Parts of a fleet that only its commands write, which wait; and those of a run, which never change.
+#: What only a fleet's commands write, which wait; and what of a run never changes.
 _PARTS, _OF_RUN = ("fleet.json", "ca", "coordinator", "broker"), (START, MODEL)
 #: A run's snapshots are removed one model at a time, so the second attempt mostly succeeds.
 _ATTEMPTS = 10
