@@ -4,6 +4,7 @@
     ├── InputError              something the user gave is wrong: exit code 2
     └── UpdateRefused           the coordinator does not take an update
         ├── UnknownBase
+        ├── NotStarted
         ├── UnknownTensor
         ├── WrongShape
         ├── WrongDtype
@@ -93,6 +94,10 @@ class UpdateRefused(GradsenseError):
 
 class UnknownBase(UpdateRefused):
     """The update starts from a global model that was never published or is too old."""
+
+
+class NotStarted(UpdateRefused):
+    """Too few devices have come for the run's first model; the update may be sent again."""
 
 
 class UnknownTensor(UpdateRefused):

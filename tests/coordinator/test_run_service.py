@@ -106,9 +106,21 @@ def test_a_restart_finds_everything_as_it_was(tmp_path: Path) -> None:
 
 def test_announce_is_the_same_model_after_a_restart(tmp_path: Path) -> None:
     run, _ = begin(tmp_path, "a")
-    before = run.announce()
-    assert before
-    assert reopened(run, tmp_path).announce() == before
+    (before,) = run.announce()
+    (after,) = reopened(run, tmp_path).announce()
+    assert after.payload == before.payload
+    epochs = [dict(one.pairs)["gs-epoch"] for one in (before, after)]
+    assert epochs == ["1", "2"], "all that differs, but for the signature"
+
+
+def test_an_epoch_is_later_than_all_before_and_not_before_the_wall_clock(tmp_path: Path) -> None:
+    begin(tmp_path, "a")[0].close()
+    epochs = []
+    for wall in (50.5, 50.9, 10.0, 90.0):
+        run = open_run(tmp_path, wall=wall)
+        epochs.append(int(dict(run.announce()[0].pairs)["gs-epoch"]))
+        run.close()
+    assert epochs == [50, 51, 52, 90]
 
 
 def test_surplus_chunks_of_a_larger_model_are_cleared(tmp_path: Path) -> None:
@@ -264,11 +276,23 @@ def test_another_body_under_a_used_number_is_a_replay(tmp_path: Path) -> None:
     assert run.status().refused == {"replay": 1}
 
 
-def test_a_reordered_update_is_a_replay_that_excuses_nobody(tmp_path: Path) -> None:
+def test_what_a_restored_coordinator_missed_may_come_behind_what_is_newer(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
     speak(run, *sent(update("b", sequence=5, delta={"w": ONE}), base))
-    heard = speak(run, *sent(update("b", sequence=4, delta={"w": ONE}), base))
-    assert acks(heard) == {("b", 4): "replay"}
+    run = reopened(run, tmp_path)
+    late = sent(update("b", sequence=4, delta={"w": ONE}), base)
+    assert acks(speak(run, *late)) == {("b", 4): ""}
+    run = reopened(run, tmp_path)
+    assert acks(speak(run, *late)) == {("b", 4): ""}
+    told = run.status()
+    assert (told.updates, told.duplicates, told.pool.invited) == (2, 1, 2)
+
+
+def test_an_older_update_than_those_that_are_remembered_is_a_replay(tmp_path: Path) -> None:
+    run, base = begin(tmp_path, "a", "b")
+    speak(run, *sent(update("b", sequence=500, delta={"w": ONE}), base))
+    heard = speak(run, *sent(update("b", sequence=371, delta={"w": ONE}), base))
+    assert acks(heard) == {("b", 371): "replay"}, "500 - 128 is the last that is"
     assert run.status().pool.invited == 2
 
 

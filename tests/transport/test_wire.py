@@ -140,7 +140,7 @@ def test_each_kind_has_its_own_properties_and_nothing_twice() -> None:
         "update": {"sequence", "base-version", "base-hash", "sealed", "chunk-count", "chunk-index"},
         "resume-request": {"sequence"},
         "presence": {"base-version", "base-hash"},
-        "model": {"base-version", "base-hash", "sealed", "chunk-count"},
+        "model": {"base-version", "base-hash", "epoch", "sealed", "chunk-count"},
         "revoked": set(),
         "resume": {"sequence"},
         "ack": {"sequence"},

@@ -28,6 +28,7 @@ from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
 from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
 from gradsense.agent.reader import Reader
+from gradsense.agent.recheck import Recheck
 from gradsense.agent.store import AgentStore
 from gradsense.data.networks import Networks
 from gradsense.detection import bundle as bundles
@@ -152,7 +153,9 @@ class Agent:
             self._identity.coordinator_key,
             seal_key=self._identity.own_seal_key,
             held=kept,
+            epochs=self.memory.epochs(),
         )
+        self._recheck = Recheck(self.memory, self._identity.signing_key, rng)
         self._uplink = Uplink(
             self.memory,
             self._identity.signing_key,
@@ -202,7 +205,8 @@ class Agent:
     def _rest(self) -> None:
         """Wait for a message, or until something is due."""
         now = self._timer()
-        wake = self._uplink.wake_at(now)
+        sender = self._recheck if self._recheck.pending else self._uplink
+        wake = sender.wake_at(now)
         wait = _IDLE_S if wake is None else min(_IDLE_S, wake - now)
         if self.link.unacked:
             wait = _LEAST_S  # a PUBACK does not wake this wait
@@ -227,10 +231,14 @@ class Agent:
             self._connected.clear()
             self.link.publish(self._status(ONLINE))
             self._uplink.on_connect(now)
+            self._recheck.on_connect(now)
         with suppress(queue.Empty):
             while True:
                 self._take(self._inbox.get_nowait())
-        due = self._uplink.due(now, connected=self.link.connected, unacked=self.link.unacked)
+        connected = self.link.connected
+        due = self._recheck.due(now, connected=connected)
+        if not self._recheck.pending:
+            due = self._uplink.due(now, connected=connected, unacked=self.link.unacked)
         for message in due:
             if not self.link.publish(message):
                 self._uplink.on_disconnect()
@@ -247,11 +255,17 @@ class Agent:
             self.stop.wait(wait)
         now = self._timer()
         self._down_rate.take(min(size, _BURST), now)
-        match self._downlink.take(arrival.message, now):
+        news = self._downlink.take(arrival.message, now)
+        self._recheck.heard(self._downlink.latest, now)
+        match news:
+            case Ack() | Resume() if self._recheck.pending:
+                self._answered(news, now)
             case GlobalModel() as model:
                 self._newer = model
                 self._uplink.on_model(now)
             case Repeated():
+                if self._newer is None and self._downlink.epoch > self.memory.epochs()[0]:
+                    self.memory.same_model(self._downlink.epoch)
                 self._uplink.on_model(now)
             case Ack() as ack if ack.refusal:
                 self._refused.append(ack)  # it changes the client, which may be at work
@@ -277,6 +291,15 @@ class Agent:
         place = revocations.keep(crl, self.plan.state)
         self._identity = replace(self._identity, crl=place)
         self.link.trust(place)
+
+    def _answered(self, answer: Ack | Resume, now: float) -> None:
+        """An answer about what was acknowledged before; any other is one of no concern by now."""
+        if isinstance(answer, Ack):
+            done = self._recheck.on_ack(answer)
+        else:
+            done = self._recheck.on_resume(answer, now)
+        if done:
+            self._uplink.on_offers()
 
     def _status(self, body: bytes) -> Message:
         run, me = self._job.run, self._identity
@@ -355,8 +378,15 @@ class Agent:
     def _adopt(self, model: GlobalModel) -> None:
         """Take a new global model, publish that, and hand it to the detector."""
         self._newer = None
-        self.client.adopt(model)
-        self.memory.save(self.client.snapshot(), model=model)
+        if restored := model.version <= self.client.version:
+            self.counts["restored"] += 1
+            _log.warning(
+                "the coordinator was restored from a backup: model %d takes the place of %d",
+                model.version,
+                self.client.version,
+            )
+        self.client.adopt(model, restored=restored)
+        self.memory.save(self.client.snapshot(), model=model, epoch=self._downlink.epoch)
         self._invited = model.invites(self.client.name)
         self.link.publish(self._status(ONLINE))
         self.counts["adopted"] += 1

@@ -9,9 +9,8 @@ what is refused is counted under its name, and logged the first time.
 
 Up go the updates of the outbox, one at a time and in order. Only the coordinator's own
 acknowledgement takes an update out of the outbox; a broker's counts for the window only. An update
-of one chunk that is not answered is published again. For one of several chunks the device sends a
-resume request, then what is missing. Both after a retry timeout that doubles; anything new from the
-coordinator makes it try soon.
+of one chunk that is not answered is published again. Of several chunks the device sends a resume
+request, then what is missing. Both after a timeout that doubles; any news makes it try soon.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from gradsense.transport import messages as wire
 from gradsense.transport.chunks import Assembler, Quota, Resume, ResumeRequest
 from gradsense.transport.messages import Message, Read, SignedMessage, sign, sign_message
 from gradsense.transport.pacing import Rate
-from gradsense.transport.payloads import Ack, open_model
+from gradsense.transport.payloads import Ack, model_hash, open_model
 from gradsense.transport.protocol import (
     COORDINATOR,
     TO_ALL,
@@ -45,11 +44,6 @@ from gradsense.transport.protocol import (
     Topic,
 )
 
-_RESTORED = (
-    "the coordinator publishes model %d, but this device holds %d and keeps it. If the "
-    "coordinator's folder was restored from an older backup, start a new run: models of this one "
-    "are adopted again only after model %d"
-)
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +54,7 @@ class WrongDevice(UpdateRefused):
 
 
 class StaleModel(UpdateRefused):
-    """A model of an older version than the one held."""
+    """A model of an older epoch than the one held, or of an older version in that epoch."""
 
     reason = "stale"
 
@@ -90,8 +84,10 @@ class Downlink:
         seal_key: the fleet's, where bodies are sealed.
         limits: of a model.
         held: the model that the device holds, if any. Later ones must have its tensors.
+        epochs: as ``AgentStore.epochs``.
 
     Attributes:
+        epoch, latest: of the model held; the latest that was heard of.
         refused: name to how many messages were refused under it.
     """
 
@@ -104,20 +100,22 @@ class Downlink:
         limits: SizeLimits | None = None,
         *,
         held: GlobalModel | None = None,
+        epochs: tuple[int, int] = (0, 0),
     ) -> None:
         self.refused: Counter[str] = Counter()
+        self.epoch, self.latest = epochs
         self._run, self._device = run, device
         self._coordinator_key, self._seal_key = coordinator_key, seal_key
         self._limits = limits or SizeLimits()
         #: Of the model held; -1 before the first.
         self.version = -1 if held is None else held.version
         self._shapes = None if held is None else _shapes(held.tensors)
+        self._hash = "" if held is None else model_hash(held.tensors)
         # Chunks of two versions are mixed while one is published over the other.
         most = 3 * self._limits.body
-        self._assembler = Assembler(Quota(device_bytes=most, total_bytes=most))
-        self._parts: dict[bytes, int] = {}  # messages in the assembler, to their versions
+        self._assembler = Assembler(Quota(most, most))
+        self._parts: dict[bytes, tuple[int, int]] = {}  # messages, to their epochs and versions
         self._part_at = 0.0
-        self._warned = False
 
     @property
     def waits_since(self) -> float | None:
@@ -160,27 +158,30 @@ class Downlink:
     def _chunk(self, found: Read, now: float) -> News | None:
         properties, chunk = found.properties, found.chunk
         assert chunk is not None  # ``read`` gives one for a model
-        version = properties.header.base_version
-        if version == self.version:
-            return Repeated(version) if chunk.index == 0 else None
-        if version < self.version:
-            if chunk.index == 0 and not self._warned:
-                # Under chunk 0's topic the newest model is kept: an older one is no leftover.
-                self._warned = True
-                _log.warning(_RESTORED, version, self.version, self.version)
-            raise StaleModel(f"model {version}, where {self.version} is held")
+        header = properties.header
+        place = header.epoch, header.base_version
+        self.latest = max(self.latest, header.epoch)
+        # In a later epoch the coordinator may be one of before, whose versions are used again.
+        if header.epoch > self.epoch and (self.version, self._hash) == (place[1], header.base_hash):
+            self.epoch = header.epoch
+            return Repeated(self.version)
+        if place == (self.epoch, self.version):
+            return Repeated(self.version) if chunk.index == 0 else None
+        if place < (self.epoch, self.version):
+            raise StaleModel(f"model {place}, where {self.epoch, self.version} (epoch, version) is")
         if properties.body_size > self._limits.body:
             raise TooLarge(f"a model of {properties.body_size} bytes")
         progress = self._assembler.add(COORDINATOR, chunk, now)
         if progress.body is None:
             if progress.missing:
-                self._parts[chunk.message] = version
+                self._parts[chunk.message] = place
                 self._part_at = now
             return None
         self._parts.pop(chunk.message, None)
         model = self._open(progress.body, properties)
-        self.version, self._shapes = version, _shapes(model.tensors)
-        for message in [one for one, number in self._parts.items() if number <= version]:
+        (self.epoch, self.version), self._shapes = place, _shapes(model.tensors)
+        self._hash = header.base_hash
+        for message in [one for one, other in self._parts.items() if other <= place]:
             self._assembler.forget(COORDINATOR, message)
             del self._parts[message]
         return model
@@ -209,12 +210,10 @@ class Uplink:
 
     Args:
         memory: the outbox, and which model the device holds.
-        key: the device's; updates are signed again with it, because the key may have been
-            rotated while they waited.
+        key: the device's, for updates too: it may have been rotated while they waited.
         rate: what the link may carry; its burst is more than a chunk.
         window: publishes that the broker has not confirmed yet, at most.
-        retry_s, max_retry_s: seconds without an answer until the first repeat, and the most
-            that they double to.
+        retry_s, max_retry_s: seconds without an answer until the first repeat; they double up to.
         rng: spreads what a fleet does on the same occasion over ``jitter_s`` seconds.
 
     Attributes:
@@ -279,6 +278,10 @@ class Uplink:
         self._blocked = False
         self._retry_s = self._min_s
         self._start()
+
+    def on_offers(self) -> None:
+        """Older updates wait again: begin with the oldest."""
+        self._signed = None
 
     def on_disconnect(self) -> None:
         """The link is gone."""

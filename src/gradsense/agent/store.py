@@ -6,7 +6,8 @@ killed at any instant therefore neither learns from a flow twice nor sends an up
 it does not have. What was taken in survives a loss of power.
 
 Updates wait here, signed as they will travel, until the coordinator has acknowledged each of them.
-None is ever dropped: an agent whose outbox is ``full`` stops making updates.
+None is ever dropped: an agent whose outbox is ``full`` stops making updates. The last ones that
+were acknowledged are kept, for a coordinator that is restored from a backup of before.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsense.errors import GradsenseError, InputError
+from gradsense.federation.sequences import MOST_SKIPPED
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.learner import Tensors
 from gradsense.storage import checkpoint
@@ -35,6 +37,8 @@ if TYPE_CHECKING:  # they bring readers of logs and graphs, which this file does
 
 FILE = "agent.sqlite3"
 _LOCK = "agent.lock"
+#: Acknowledged updates that are kept at most, and their bytes.
+KEPT_UPDATES, KEPT_BYTES = MOST_SKIPPED, 64 << 20
 #: Bytes of unacknowledged updates from which on the outbox is full.
 OUTBOX_BYTES = 256 << 20
 
@@ -55,6 +59,10 @@ MIGRATIONS = [
         ON CONFLICT (name) DO UPDATE SET value = value + excluded.value;
     DELETE FROM outbox;
     """,
+    # What was acknowledged, for a coordinator that is restored from an older backup.
+    """
+    CREATE TABLE kept (sequence INTEGER PRIMARY KEY, properties TEXT NOT NULL, body BLOB NOT NULL);
+    """,
 ]
 
 _SCHEMA = Schema(
@@ -63,6 +71,19 @@ _SCHEMA = Schema(
     migrations=MIGRATIONS,
     hint="move it away or give another --state",
 )
+
+_HELD_EPOCH, _EPOCH = "held-epoch", "epoch"
+_ASKED = "SELECT CAST(CAST(body AS TEXT) AS INTEGER) FROM states WHERE name = 'asked'"
+_MOVE = "INSERT OR REPLACE INTO"
+#: Drop the oldest beyond a number and a total of bytes, both counted from the newest.
+_PRUNE = """
+    DELETE FROM kept WHERE sequence IN (
+        SELECT sequence FROM (
+            SELECT sequence, row_number() OVER newest AS number,
+                sum(length(body)) OVER newest AS bytes
+            FROM kept WINDOW newest AS (ORDER BY sequence DESC))
+        WHERE number > ? OR bytes > ?)
+"""
 
 #: What ``federation.Client.snapshot`` gives and ``restore`` takes: values, and groups of tensors.
 ClientState = tuple[Mapping[str, Any], Mapping[str, Tensors]]
@@ -77,15 +98,22 @@ class AgentStore:
     Args:
         folder: made if it is not there; one process at a time.
         most_bytes: of unacknowledged updates from which on the outbox is ``full``.
+        keep: number and bytes of acknowledged updates that are kept at most.
 
     Raises:
         InputError: the folder cannot be used, is in use, or holds a damaged, foreign or newer file.
         StorageFull: it cannot be opened for now.
     """
 
-    def __init__(self, folder: Path, *, most_bytes: int = OUTBOX_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        most_bytes: int = OUTBOX_BYTES,
+        keep: tuple[int, int] = (KEPT_UPDATES, KEPT_BYTES),
+    ) -> None:
         self.file = folder / FILE
-        self._most_bytes = most_bytes
+        self._most_bytes, self._keep = most_bytes, keep
         self._held: tuple[int, str] | None = None  # not looked up yet
         busy = "another gradsense edge trains with this state"
         self._db = Database.of_state(folder, FILE, _SCHEMA, lock=_LOCK, busy=busy)
@@ -136,6 +164,7 @@ class AgentStore:
         *,
         update: SignedMessage | None = None,
         model: GlobalModel | None = None,
+        epoch: int = 0,
     ) -> None:
         """Keep the client's state and what goes with it: all or nothing.
 
@@ -144,6 +173,7 @@ class AgentStore:
             update: that it has just made, signed; it waits in the outbox from now on.
                 It is taken in even where the outbox is ``full``, since the state counts it as sent.
             model: the global model that it has just adopted, in place of the one before.
+            epoch: of that model.
 
         Raises:
             ValueError: the update is not of the number that the state used last.
@@ -167,6 +197,7 @@ class AgentStore:
                 db.execute("INSERT INTO outbox VALUES (?, ?, ?)", row)
             if model is not None:
                 _keep(db, "model", packed)
+                _keep(db, _HELD_EPOCH, str(epoch).encode())
         self._held = held
 
     def model(self) -> GlobalModel | None:
@@ -190,9 +221,10 @@ class AgentStore:
 
     def head(self) -> SignedMessage | None:
         """The oldest update that was not acknowledged, as it travels."""
-        for text, body in self._db.all(
-            "SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1"
-        ):
+        return self._update("SELECT properties, body FROM outbox ORDER BY sequence LIMIT 1")
+
+    def _update(self, query: str) -> SignedMessage | None:
+        for text, body in self._db.all(query):
             topic, pairs = json.loads(text)
             return SignedMessage(Properties.parse(parse_topic(topic), pairs), body)
         return None
@@ -210,7 +242,7 @@ class AgentStore:
     def acknowledged(
         self, sequence: int, refusal: str = "", *, client: ClientState | None = None
     ) -> bool:
-        """The coordinator has acknowledged or refused an update: it need not be kept.
+        """The coordinator has acknowledged or refused an update: it waits no longer.
 
         Args:
             refusal: the name under which it was refused; empty if it was pooled. Counted as
@@ -222,12 +254,57 @@ class AgentStore:
         """
         body = None if client is None else checkpoint.dumps(dict(client[0]), client[1])
         with self._db.transaction() as db:
+            if not refusal:
+                db.execute(f"{_MOVE} kept SELECT * FROM outbox WHERE sequence = ?", (sequence,))
             gone = db.execute("DELETE FROM outbox WHERE sequence = ?", (sequence,)).rowcount == 1
             if gone:
+                db.execute(_PRUNE, self._keep)
                 _count(db, {f"refused:{refusal}" if refusal else "acknowledged": 1})
                 if body is not None:
                     _keep(db, "client", body)
             return gone
+
+    # After a backup -------------------------------------------------------------------------
+
+    def epochs(self) -> tuple[int, int]:
+        """Of the model held, and the latest of the coordinator that was heard of."""
+        names = _HELD_EPOCH, _EPOCH
+        rows: dict[str, bytes] = dict(
+            self._db.all("SELECT name, body FROM states WHERE name IN (?, ?)", names)
+        )
+        held, latest = (int(rows.get(name, b"0")) for name in names)
+        return held, latest
+
+    def same_model(self, epoch: int) -> None:
+        """The model held is the coordinator's in this epoch too."""
+        with self._db.transaction() as db:
+            _keep(db, _HELD_EPOCH, str(epoch).encode())
+
+    def begin_epoch(self, epoch: int) -> None:
+        """The coordinator was opened anew: ask whether it knows the last acknowledged update."""
+        with self._db.transaction() as db:
+            _keep(db, _EPOCH, str(epoch).encode())
+            _ask(db, "SELECT max(sequence) FROM kept")
+
+    def asked(self) -> SignedMessage | None:
+        """The acknowledged update that the coordinator is asked about; None: none is."""
+        return self._update(f"SELECT properties, body FROM kept WHERE sequence = ({_ASKED})")
+
+    def known(self) -> int:
+        """The coordinator knows that update. What is behind it waits again; how many those are."""
+        with self._db.transaction() as db:
+            return _offer_again(db)
+
+    def unknown(self) -> int:
+        """The coordinator does not know that update: ask about the one before, or offer them all.
+
+        Returns:
+            how many updates wait again.
+        """
+        with self._db.transaction() as db:
+            _ask(db, f"SELECT coalesce(max(sequence), 0) FROM kept WHERE sequence < ({_ASKED})")
+            first = db.execute(_ASKED).fetchone() == (0,)
+            return _offer_again(db) if first else 0
 
     # What was read --------------------------------------------------------------------------
 
@@ -274,6 +351,24 @@ class AgentStore:
         except ValueError as error:
             raise self._damaged(error) from error
         return batch["phrase_ids"], batch["labels"], batch["weights"]
+
+
+def _ask(db: sqlite3.Connection, query: str) -> None:
+    """Ask about the update of this number; about none if it is null."""
+    (sequence,) = db.execute(query).fetchone()
+    db.execute("DELETE FROM states WHERE name = 'asked'")
+    if sequence is not None:
+        _keep(db, "asked", str(sequence).encode())
+
+
+def _offer_again(db: sqlite3.Connection) -> int:
+    """Move what was acknowledged behind the update asked about to the outbox again."""
+    db.execute(f"{_MOVE} outbox SELECT * FROM kept WHERE sequence > ({_ASKED})")
+    moved = db.execute(f"DELETE FROM kept WHERE sequence > ({_ASKED})").rowcount
+    db.execute("DELETE FROM states WHERE name = 'asked'")
+    if moved:
+        _count(db, {"acknowledged": -moved, "offered-again": moved})
+    return moved
 
 
 def _keep(db: sqlite3.Connection, name: str, body: bytes) -> None:

@@ -71,6 +71,10 @@ MIGRATIONS = [
         tensors BLOB NOT NULL) WITHOUT ROWID;
     ALTER TABLE run ADD COLUMN last_order INTEGER NOT NULL DEFAULT 0;
     """,
+    # By its epoch devices know a run that was restored from a backup.
+    """
+    ALTER TABLE run ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
 SCHEMA = Schema(
     what="run's journal",
@@ -143,6 +147,23 @@ class RunJournal:
                 raise InputError("the run exists", hint="give another name", file=self.file)
             db.execute("INSERT INTO run (one, job, now, widest) VALUES (1, ?, 0, 0)", (job,))
             _insert_models(db, [first])
+
+    def open(self, wall: float) -> int:
+        """Begin a new epoch, later than any before it, and return it once it is durable.
+
+        A journal that was restored from a backup knows nothing of the epochs since then. The wall
+        clock keeps the new one above them.
+
+        Args:
+            wall: seconds since 1970.
+
+        Raises:
+            StorageFull: it could not be written.
+        """
+        with self._db.transaction() as db:
+            db.execute("UPDATE run SET epoch = max(epoch + 1, ?)", (int(wall),))
+        rows = self._db.all("SELECT epoch FROM run")
+        return int(rows[0][0]) if rows else 0
 
     def commit(self, batch: JournalEntry) -> None:
         """Take in one step; once this returns, it is durable.

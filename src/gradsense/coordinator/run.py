@@ -45,6 +45,7 @@ class Run:
         identity: the coordinator's keys.
         quota: of uploads that wait for missing chunks; by default ``Quota.of`` the run's bodies.
         timer: seconds, only to measure how long an aggregation takes.
+        wall: seconds since 1970, for ``RunJournal.open``.
 
     Raises:
         InputError: no run there, one that another process works on, or a damaged one.
@@ -59,6 +60,7 @@ class Run:
         identity: Identity,
         quota: Quota | None = None,
         timer: Callable[[], float] = time.perf_counter,
+        wall: float = 0.0,
     ) -> None:
         self._memory: RunState | None = None
         self._signed: SignedMessage | None = None
@@ -72,6 +74,7 @@ class Run:
         try:
             self._journal.snapshots.sweep(self._journal.files())
             self._remember()
+            self._epoch = self._journal.open(wall)
         except BaseException:
             self.close()
             raise
@@ -197,7 +200,7 @@ class Run:
         job, identity, model = memory.job, self._setting.identity, memory.coordinator.model
         version, digest = model.version, memory.hashes[model.version]
         return sign_message(
-            MessageHeader("model", job.run, COORDINATOR, 0, version, digest),
+            MessageHeader("model", job.run, COORDINATOR, 0, version, digest, epoch=self._epoch),
             pack_model(model),
             identity.signing_key,
             seal_for=identity.peer_seal_key if job.sealed else None,

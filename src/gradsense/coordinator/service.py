@@ -90,6 +90,7 @@ class CoordinatorService:
         self._denied: Mapping[str, float] = {}  # by the broker, as last written
         self._batch: list[Arrival] = []  # what is being taken in
         self._connected = threading.Event()
+        self._greeted = False
         self.link = Link(
             self._identity,
             subscriptions=_SUBSCRIPTIONS,
@@ -126,7 +127,8 @@ class CoordinatorService:
             if name in self._runs:
                 continue
             try:
-                run = Run(folder, key_of=self._registry.signing_key, identity=self._identity)
+                keys, now = self._registry.signing_key, self._wall()
+                run = Run(folder, key_of=keys, identity=self._identity, wall=now)
             except (InputError, StorageFull) as error:
                 errors[name] = error
                 if self.unreadable.get(name) != str(error):
@@ -164,8 +166,11 @@ class CoordinatorService:
     def step(self) -> None:
         """One turn: take in what has come, do what is due, write the status."""
         try:
-            self._arrived()
-            self._take()
+            if self._greet():
+                self._arrived()
+                self._take()
+            else:
+                self._connected.wait(_POLL_S)
             for name, run in self._runs.items():
                 due = run.deadline()
                 if due is not None and self._now(name) >= due:
@@ -178,12 +183,20 @@ class CoordinatorService:
             _log.warning("%s; trying again", full)
             self.stop.wait(_RETRY_S)
 
+    def _greet(self) -> bool:
+        """Announce the models on a new connection; False before the first.
+
+        Nothing is acknowledged before that, so that devices hear of a restored run's epoch first.
+        """
+        if self._connected.is_set():
+            self._connected.clear()
+            self._greeted = True
+            self._announce(self._runs)
+        return self._greeted
+
     def _look_after(self) -> None:
         """Periodic work."""
         self._deny()
-        if self._connected.is_set():
-            self._connected.clear()
-            self._announce(self._runs)
         real = self._timer()
         if real >= self._next_look:
             self._next_look = real + _LOOK_S

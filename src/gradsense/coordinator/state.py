@@ -29,7 +29,7 @@ from gradsense.coordinator.records import (
 )
 from gradsense.coordinator.step import Step
 from gradsense.coordinator.trial import Suspect
-from gradsense.errors import InputError, Replay, RunFinished, UnknownBase, UpdateRefused
+from gradsense.errors import InputError, NotStarted, Replay, RunFinished, UnknownBase, UpdateRefused
 from gradsense.federation import events
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.rules.rule import SumRule
@@ -230,13 +230,17 @@ class RunState:
 
         Raises:
             UpdateRefused: ``too-large``, ``replay``, ``run-finished`` or ``unknown-base``; for now
-                ``too-often`` or ``pool-full``.
+                ``too-often``, ``pool-full`` or ``not-started``.
         """
         header = properties.header
         who = f"update {header.sequence} of '{header.device}'"
         if properties.body_size > self.inbox.limit:
             raise TooLarge(f"{who}: a body of {properties.body_size} bytes")
         self.coordinator.admit(header.device, header.sequence, now)
+        if not self.job.rules.trains:  # its update says nothing about its base
+            if not self.coordinator.started:
+                raise NotStarted(f"{who}: too few devices have come")
+            return
         known = self.hashes.get(header.base_version) == header.base_hash
         if not self.coordinator.started or not known:
             raise UnknownBase(f"{who}: base version {header.base_version} has another hash")

@@ -71,11 +71,17 @@ class Client:
         """It has uploaded on the current model and waits for the next one."""
         return self.algorithm.wait and self.sent_on >= self.version
 
-    def adopt(self, model: GlobalModel) -> None:
-        """Take a new global model (eq 15). An older one than the one held is ignored."""
-        if model.version > self.version:
+    def adopt(self, model: GlobalModel, *, restored: bool = False) -> None:
+        """Take a new global model (eq 15). An older one than the one held is ignored.
+
+        Args:
+            restored: the fleet returned to a backup, and goes on from this model whatever its
+                version.
+        """
+        if restored or model.version > self.version:
             self.algorithm.adopt(self.state, model.tensors)
             self.version = model.version
+            self.sent_on = min(self.sent_on, model.version - 1)  # nothing was sent on this one
 
     def plan(self, budget: int) -> Plan:
         """What the next ``work(budget)`` costs."""

@@ -18,6 +18,7 @@ from gradsense.federation.bounds import Bounds
 from gradsense.federation.contributions import Contribution
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.rules.rule import Aggregated, SumRule
+from gradsense.federation.sequences import pass_over, seen
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Array, Tensors, norm_of
 
@@ -29,7 +30,7 @@ _FOR_NOW = {errors.TooOften.reason, errors.PoolFull.reason}
 
 #: Attributes that a snapshot saves unchanged.
 _PLAIN = (
-    *("started", "last_sequence", "submissions", "refused"),
+    *("started", "last_sequence", "skipped", "submissions", "refused"),
     *("issued_at", "oldest_base", "norms", "allowances"),
 )
 
@@ -59,7 +60,7 @@ class Coordinator:
         connected: clients that are there, in the order in which they joined.
         enrolled: clients that ever joined.
         pooled: what waits to be aggregated.
-        last_sequence: of each client's last pooled update.
+        last_sequence, skipped: the largest of each client's pooled updates; what may come below it.
         submissions: updates pooled from each client.
         refused: updates refused, by reason.
         excused: refused in this round: not waited for any longer.
@@ -107,8 +108,8 @@ class Coordinator:
         self.connected: dict[str, None] = {}  # a dict, for an order that does not vary
         self.pooled: list[PooledUpdate] = []
         self.last_sequence: dict[str, int] = {}
-        self.submissions: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()
+        self.skipped: dict[str, list[int]] = {}
+        self.submissions, self.refused = Counter[str](), Counter[str]()
         self.excused: set[str] = set()
         self.issued_at, self.oldest_base = 0.0, 0
         self.norms: dict[str, float] = {}
@@ -164,10 +165,10 @@ class Coordinator:
         except errors.UpdateRefused as refusal:
             turned_away = self._turn_away(update.client, refusal.reason, at)
             return [events.Refuse(update, refusal), *turned_away]
-        self.last_sequence[update.client] = update.sequence
+        pass_over(self.last_sequence, self.skipped, update.client, update.sequence)
         self.submissions[update.client] += 1
         self._spend(update.client, at)
-        staleness = self.model.version - update.base_version
+        staleness = max(0, self.model.version - update.base_version)
         if self.bounds.max_samples is not None:
             update = replace(update, samples=min(update.samples, self.bounds.max_samples))
         self.pooled.append(PooledUpdate(update, at, staleness))
@@ -224,7 +225,7 @@ class Coordinator:
                 for now.
         """
         who = f"update {sequence} of client '{client}'"
-        if sequence <= self.last_sequence.get(client, 0):
+        if seen(self.last_sequence, self.skipped, client, sequence):
             raise errors.Replay(f"{who}: that sequence number was seen before")
         if self.finished:
             raise errors.RunFinished(f"{who}: the run ended with version {self.model.version}")
@@ -258,7 +259,7 @@ class Coordinator:
         version = self.model.version
         allowed = self.algorithm.versions_back(version, self.max_staleness)
         oldest = max(version - allowed, self.oldest_base)
-        if not oldest <= update.base_version <= version:
+        if self.algorithm.trains and not oldest <= update.base_version <= version:
             raise errors.UnknownBase(
                 f"{who}: base version {update.base_version}, the current one is "
                 f"{version}, and {oldest} the oldest that is accepted"
@@ -389,7 +390,7 @@ class Coordinator:
         )
         self.connected = dict.fromkeys(values["connected"])
         self.enrolled, self.excused = set(values["enrolled"]), set(values["excused"])
-        for name in _PLAIN:
+        for name in values.keys() & _PLAIN:  # ``skipped`` is newer than the others
             setattr(self, name, type(getattr(self, name))(values[name]))
         self.pooled = []
         for index, saved in enumerate(values["pooled"]):

@@ -152,6 +152,7 @@ _PATTERNS = {
     "sequence": _NUMBER,
     "base-version": _NUMBER,
     "base-hash": _HASH,
+    "epoch": _NUMBER,
     "sealed": re.compile(r"[01]", re.ASCII),
     "body-sha256": _HASH,
     "body-size": _NUMBER,
@@ -164,7 +165,7 @@ _PLACE: dict[Kind, tuple[str, ...]] = {
     "update": ("sequence", "base-version", "base-hash", "sealed"),
     "resume-request": ("sequence",),
     "presence": ("base-version", "base-hash"),
-    "model": ("base-version", "base-hash", "sealed"),
+    "model": ("base-version", "base-hash", "epoch", "sealed"),
     "revoked": (),
     "resume": ("sequence",),
     "ack": ("sequence",),
@@ -182,6 +183,7 @@ class MessageHeader:
         base_version, base_hash: the global model that an update starts from, with its
             ``model_hash``; of a model its own; of presence the one that the device holds.
         sealed: whether the body is encrypted end to end (``messages.seal``).
+        epoch: of a model, how often its run was opened, or later: see ``RunJournal.open``.
     """
 
     kind: Kind
@@ -191,6 +193,7 @@ class MessageHeader:
     base_version: int = 0
     base_hash: str = ""
     sealed: bool = False
+    epoch: int = 0
 
     def pairs(self) -> list[tuple[str, str]]:
         """Names and values that its topic does not have, in the fixed order."""
@@ -198,6 +201,7 @@ class MessageHeader:
             "sequence": str(self.sequence),
             "base-version": str(self.base_version),
             "base-hash": self.base_hash,
+            "epoch": str(self.epoch),
             "sealed": str(int(self.sealed)),
         }
         return [(name, values[name]) for name in _PLACE[self.kind]]
@@ -293,6 +297,7 @@ class Properties:
             base_version=int(values.get("base-version", 0)),
             base_hash=values.get("base-hash", ""),
             sealed=values.get("sealed") == "1",
+            epoch=int(values.get("epoch", 0)),
         )
         size, count = int(values["body-size"]), int(values.get("chunk-count", 1))
         index = int(values.get("chunk-index", topic.index))
