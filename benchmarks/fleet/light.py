@@ -26,8 +26,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gradsense.agent.exchange import Downlink, Repeated, Uplink
+from gradsense.agent.downlink import Downlink, Repeated
 from gradsense.agent.store import AgentStore
+from gradsense.agent.uplink import Uplink
 from gradsense.federation.update import GlobalModel, Update
 from gradsense.learning.learner import Tensors
 from gradsense.transport import identity

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gradsense.agent.exchange import Downlink, Uplink
+from gradsense.agent.downlink import Downlink
 from gradsense.agent.store import AgentStore
+from gradsense.agent.uplink import Uplink
 from gradsense.federation.client import Client
 from gradsense.federation.update import GlobalModel
 from gradsense.fleet import jobs

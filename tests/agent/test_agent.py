@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from gradsense.agent import agent as module
-from gradsense.agent.agent import Agent, AgentPlan
+from gradsense.agent.agent import Agent
 from gradsense.agent.limits import ResourceLimits
+from gradsense.agent.plan import AgentPlan
 from gradsense.data.synthetic.traffic import write_fleet
 from gradsense.detection import bundle as bundles
 from gradsense.federation.update import GlobalModel, Update

@@ -13,8 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gradsense.agent.exchange import Downlink, Uplink
+from gradsense.agent.downlink import Downlink
 from gradsense.agent.store import NO_MODEL, AgentStore
+from gradsense.agent.uplink import Uplink
 from gradsense.transport.chunks import Assembler, Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, messages, read, sign, sign_message
 from gradsense.transport.pacing import Rate

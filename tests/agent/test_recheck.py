@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradsense.agent.exchange import Downlink, Repeated, Uplink
+from gradsense.agent.downlink import Downlink, Repeated
 from gradsense.agent.recheck import Recheck
 from gradsense.agent.store import AgentStore
+from gradsense.agent.uplink import Uplink
 from gradsense.coordinator.run import Run
 from gradsense.federation.update import GlobalModel
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
@@ -103,7 +104,7 @@ class Pair:
         if not self.down:
             return
         news = self.downlink.take(self.down.popleft(), self.now)
-        self.recheck.heard(self.downlink.latest, self.now)
+        self.recheck.on_epoch(self.downlink.latest, self.now)
         match news:
             case Ack() if self.recheck.pending:
                 if self.recheck.on_ack(news):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from gradsense.agent.exchange import Uplink
 from gradsense.agent.store import NO_MODEL, AgentStore
+from gradsense.agent.uplink import Uplink
 from gradsense.storage.sqlite import StorageFull
 from gradsense.transport.chunks import Resume, ResumeRequest
 from gradsense.transport.messages import Message, SignedMessage, read, sign

@@ -5,5 +5,6 @@ from gradsense.exports import TYPE_CHECKING, export
 __all__ = ["Agent", "AgentPlan", "ResourceLimits"]
 export(__name__)
 if TYPE_CHECKING:
-    from gradsense.agent.agent import Agent, AgentPlan
+    from gradsense.agent.agent import Agent
     from gradsense.agent.limits import ResourceLimits
+    from gradsense.agent.plan import AgentPlan

@@ -16,21 +16,20 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gradsense.agent.exchange import Downlink, Repeated, RevokedBrokers, Uplink
+from gradsense.agent.downlink import Downlink, Repeated, RevokedBrokers
 from gradsense.agent.handover import DETECTOR, hand_over, hand_over_weights, handed_over
-from gradsense.agent.label_rules import LabelRules
 from gradsense.agent.labelling import BatchBuilder, Harvest
-from gradsense.agent.limits import Interrupted, ResourceLimits, Throttle
+from gradsense.agent.limits import Interrupted, Throttle
+from gradsense.agent.plan import AgentPlan
 from gradsense.agent.reader import Reader
 from gradsense.agent.recheck import Recheck
 from gradsense.agent.store import AgentStore
-from gradsense.data.networks import Networks
+from gradsense.agent.uplink import Uplink
 from gradsense.detection import bundle as bundles
 from gradsense.errors import Replay, UpdateRefused
 from gradsense.federation.client import Client
@@ -58,36 +57,6 @@ _MOST_BATCHES = 8
 _WINDOW, _BURST = 8, 1 << 20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class AgentPlan:
-    """What an agent works with.
-
-    Args:
-        bundle: of ``fleet enroll``: device/ and run/.
-        logs: files or folders to learn from.
-        state: folder for what must survive.
-        rules: labels by rule.
-        journal: state folder of the watch, for the operator's feedback.
-        networks: the operator's own.
-        limits: of CPU, memory and temperature.
-        settle_s: seconds that labelled flows wait for more before they are a batch.
-        uplink, downlink: bytes a second; None for no cap.
-        keepalive_s: silence after which the broker is asked whether it is there.
-    """
-
-    bundle: Path
-    logs: Sequence[Path]
-    state: Path
-    rules: LabelRules | None = None
-    journal: Path | None = None
-    networks: Networks = field(default_factory=Networks)
-    limits: ResourceLimits = field(default_factory=ResourceLimits)
-    settle_s: float = 60.0
-    uplink: float | None = None
-    downlink: float | None = None
-    keepalive_s: int = 15
 
 
 class Agent:
@@ -256,7 +225,7 @@ class Agent:
         now = self._timer()
         self._down_rate.take(min(size, _BURST), now)
         news = self._downlink.take(arrival.message, now)
-        self._recheck.heard(self._downlink.latest, now)
+        self._recheck.on_epoch(self._downlink.latest, now)
         match news:
             case Ack() | Resume() if self._recheck.pending:
                 self._answered(news, now)

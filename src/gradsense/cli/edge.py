@@ -82,9 +82,10 @@ def edge(
     """
     place = state or state_folder()
     if agent_of or not detect:
-        from gradsense.agent.agent import Agent, AgentPlan
+        from gradsense.agent.agent import Agent
         from gradsense.agent.label_rules import read as read_rules
         from gradsense.agent.limits import ResourceLimits, lower_priority
+        from gradsense.agent.plan import AgentPlan
         from gradsense.agent.supervisor import die_with_parent
         from gradsense.data.networks import Networks
 
