@@ -78,7 +78,7 @@ class Downlink:
         epochs: as ``AgentStore.epochs``.
 
     Attributes:
-        epoch, latest: of the model held; the latest that was heard of.
+        epoch, latest: of the model held; the latest that was signed.
         refused: name to how many messages were refused under it.
     """
 
@@ -152,7 +152,6 @@ class Downlink:
         header = properties.header
         place = header.epoch, header.base_version
         self.latest = max(self.latest, header.epoch)
-        # In a later epoch the coordinator may be one of before, whose versions are used again.
         if header.epoch > self.epoch and (self.version, self._hash) == (place[1], header.base_hash):
             self.epoch = header.epoch
             return Repeated(self.version)
