@@ -94,6 +94,15 @@ def test_what_was_sent_is_not_kept_twice() -> None:
     assert client.state.local["w"] is shared.tensors["w"]
 
 
+def test_an_older_model_of_a_restored_fleet_is_worked_on() -> None:
+    client = Client("a", ToyLearner(), FEDAVG)
+    client.adopt(model(3, w=3.0))
+    assert client.work(100) is not None
+    client.adopt(model(2, w=2.0), restored=True)
+    assert (client.version, client.waiting) == (2, False)
+    assert client.weights["w"] == pytest.approx([2.0])
+
+
 def test_an_older_model_is_ignored() -> None:
     client = Client("a", ToyLearner(), FEDAVG)
     client.adopt(model(3, w=3.0))

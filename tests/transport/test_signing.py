@@ -44,7 +44,8 @@ def vectors() -> dict[str, object]:
     """Everything in the vectors file, computed afresh."""
     sealed = seal(BODY, RECIPIENT.public_key(), SEALED.associated_data(), ephemeral=EPHEMERAL)
     model = sign(
-        describe(MessageHeader("model", "plant", "coordinator", 0, 2, "cd" * 32), BODY), KEY
+        describe(MessageHeader("model", "plant", "coordinator", 0, 2, "cd" * 32, epoch=5), BODY),
+        KEY,
     )
     name = SIGNED.message_id
     return {

@@ -225,7 +225,7 @@ class Agent:
         now = self._timer()
         self._down_rate.take(min(size, _BURST), now)
         news = self._downlink.take(arrival.message, now)
-        self._recheck.on_epoch(self._downlink.latest, now)
+        self._recheck.notice(self._downlink.latest, now)
         match news:
             case Ack() | Resume() if self._recheck.pending:
                 self._answered(news, now)

@@ -75,7 +75,7 @@ class Downlink:
         epochs: as ``AgentStore.epochs``.
 
     Attributes:
-        epoch, latest: of the model held; the latest that was heard of.
+        epoch, latest: of the model held; the latest that was signed.
         refused: name to how many messages were refused under it.
     """
 

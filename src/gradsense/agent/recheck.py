@@ -52,8 +52,8 @@ class Recheck:
         """Whether something is still to be asked."""
         return self._asked is not None
 
-    def on_epoch(self, epoch: int, now: float) -> bool:
-        """The coordinator's epoch, from what it has signed; whether it is a new one.
+    def notice(self, epoch: int, now: float) -> bool:
+        """Note the epoch of what the coordinator has signed; whether it is a new one.
 
         To be called before anything that came later is looked at.
         """
@@ -87,7 +87,7 @@ class Recheck:
         if self._asked is None or ack.sequence != self._asked.properties.header.sequence:
             return False
         self._asked = None
-        self._logged(self._memory.known())
+        self._report(self._memory.known())
         return True
 
     def on_resume(self, resume: Resume, now: float) -> bool:
@@ -98,11 +98,11 @@ class Recheck:
         again = self._memory.unknown()
         self._asked, self._at = self._memory.asked(), now
         if self._asked is None:
-            self._logged(again)
+            self._report(again)
         return self._asked is None
 
     @staticmethod
-    def _logged(again: int) -> None:
+    def _report(again: int) -> None:
         if again:
             _log.warning(
                 "the coordinator was restored from a backup: %d acknowledged updates that it does "

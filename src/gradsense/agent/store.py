@@ -267,7 +267,7 @@ class AgentStore:
     # After a backup -------------------------------------------------------------------------
 
     def epochs(self) -> tuple[int, int]:
-        """Of the model held, and the latest of the coordinator that was heard of."""
+        """Of the model held, and the latest that the coordinator has signed."""
         names = _HELD_EPOCH, _EPOCH
         rows: dict[str, bytes] = dict(
             self._db.all("SELECT name, body FROM states WHERE name IN (?, ?)", names)
