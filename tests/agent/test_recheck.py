@@ -142,6 +142,7 @@ class Pair:
         self.now += 1.0
         # The wall clock of a restored coordinator is later than that of the one before.
         self.run = open_run(self.folder / "run", wall=1000.0 + self.now)
+        self.up.append(status("cam"))  # the broker has kept it, and passes it on again
         self.down.extend(self.run.announce())
 
     def kill(self) -> None:
