@@ -11,7 +11,7 @@ a fleet in which the attackers never spoke: what an attack costs is the differen
 update is refused where its structure or its norm is impossible, and a device counts for 500 flows
 at most. ``screened`` also leaves out whom ``learning.screening`` finds.
 
-fedavg trains the same head over the same frozen base, 10 rounds of one epoch (AdamW, 1e-3, batches
+fedavg trains the same head over the same frozen base, 40 rounds of one epoch (AdamW, 1e-3, batches
 of 32): a whole base trained by every site for every attack would take days.
 """
 

@@ -18,7 +18,7 @@ from gradsense.federation.update import Update
 from gradsense.learning.learner import Array, Tensors, norm_of
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT
 
-_ROUNDS, _BATCH, _LR, _DECAY = 10, 32, 1e-3, 0.01
+_ROUNDS, _BATCH, _LR, _DECAY = 40, 32, 1e-3, 0.01
 #: Of a flow that is all that an attacker has.
 _REPEATS = 512
 

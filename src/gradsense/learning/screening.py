@@ -77,7 +77,8 @@ def screened(
 
     The worst go first, and the others are asked again without them, until none is above. This
     is for fleets in which several sites see the same: where a site is alone with what it sees,
-    nobody can say whether it lies.
+    nobody can say whether it lies. It is for a person to order: liars who outweigh the honest turn
+    it against them.
 
     Args:
         above: contradictions that are too much.
