@@ -54,7 +54,10 @@ def mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
 def exported_metrics() -> set[str]:
     """Names as Prometheus sees them."""
     run = defaultdict[str, Any](int, {"refused": {"replay": 1}})
-    status = {"connected": True, "runs": {"home": run}, "counts": Counter(), "link": Counter()}
+    status = {
+        **{"connected": True, "runs": {"home": run}, "counts": Counter(), "link": Counter()},
+        **{"unreadable": {}, "shut_out": {}, "turned_away": {}, "contradictions": {}},
+    }
     metrics = StatusCollector(lambda: status).collect()
     return {sample.name for metric in metrics for sample in metric.samples}
 

@@ -16,6 +16,7 @@ from gradsense.detection.export import export
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import examples, load_corpus
 from gradsense.experiments.run import FederatedRun, write_model
+from gradsense.federation.algorithms.gsfs import UNIT
 from gradsense.gateway.wiring import WatchPlan, open_watch
 from gradsense.learning.statistics import STATISTICS, solve
 
@@ -52,7 +53,7 @@ def test_feedback_teaches_a_client_what_was_no_attack(edge_log: Path, tmp_path: 
     factor = trainer.observe(
         seen, federated.final(), torch.arange(len(seen)), tolerance=0.005
     ).factor.astype(np.float64)
-    moments = federated.simulator.coordinator.server_state[STATISTICS].astype(np.float64)
+    moments = federated.simulator.coordinator.server_state[STATISTICS] * UNIT
     features = trainer.classifier.features(seen.encoded, torch.arange(len(seen.encoded)))
     x = features.detach().double().numpy()
 
