@@ -162,8 +162,8 @@ def status(fleet: FleetFolder = Path("fleet"), as_json: AsJson = False) -> None:
         for device, score in scores.items():
             if score >= FLAGGED:
                 console.print(
-                    f"run {name}: look at {device}, which contradicts what the others agree on "
-                    f"({score:.2f} of 1); gradsense fleet revoke {device} takes it out",
+                    f"run {name}: the labels of {device} contradict what the others agree on "
+                    f"({score:.2f} of 1); it may be wrong, or they: compare its labels with theirs",
                     markup=False,
                 )
     for name, reason in status["unreadable"].items():

@@ -20,7 +20,8 @@ from gradsense.learning.screening import contradictions
 from gradsense.learning.statistics import HEAD_BIAS, STATISTICS
 from gradsense.storage.sqlite import StorageFull
 
-#: A score from here on is shown: honest sites of unlike networks stay below (docs/benchmarks.md).
+#: A score from here on is worth a look. It is no proof: many who lie together make the honest site
+#: the one that contradicts (docs/benchmarks.md).
 FLAGGED = 0.1
 #: Seconds between two looks; a look costs one inverse of the features' matrix.
 _PAUSE_S = 60.0
