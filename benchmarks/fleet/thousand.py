@@ -182,7 +182,14 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
     tiny = {"w": rng.standard_normal(WEIGHTS).astype(np.float32)}
 
     def scene(name: str, algorithm: str, part: Part, **more: Any) -> Scene:
-        job = Job(run=name, algorithm=algorithm, labels=LABELS, min_devices=n, interval_s=0.0)
+        job = Job(
+            run=name,
+            algorithm=algorithm,
+            labels=LABELS,
+            min_devices=n,
+            interval_s=0.0,
+            upload_gap_s=0.0,
+        )
         return Scene(job, tiny, replace(part, run=name), n, **more)
 
     part = Part("", "round", {"w": 1e-3 * tiny["w"]}, samples=FLOWS)
@@ -205,7 +212,14 @@ def scenes(arguments: argparse.Namespace) -> dict[str, Scene]:
 def large(devices: int, width: int, seconds: float) -> Scene:
     """Moments of so many features, as the default algorithm sends them."""
     rng = np.random.default_rng(1)
-    job = Job(run="large", algorithm="gsfs", labels=LABELS, min_devices=devices, interval_s=0.0)
+    job = Job(
+        run="large",
+        algorithm="gsfs",
+        labels=LABELS,
+        min_devices=devices,
+        interval_s=0.0,
+        upload_gap_s=0.0,
+    )
     labels = np.eye(len(LABELS))[rng.integers(len(LABELS), size=FLOWS)]
     rows = np.hstack([rng.standard_normal((FLOWS, width)), np.ones((FLOWS, 1)), labels])
     algorithm = job.rules
