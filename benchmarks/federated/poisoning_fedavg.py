@@ -59,7 +59,7 @@ def averaged(
                 flows = lie(fleet, attack, flows)
             rng = np.random.default_rng([seed, number, zlib.crc32(name.encode())])
             delta = trained(model, flows, rng)
-            allowed = bounds.norm(name, norms, norm_of(model))
+            allowed = bounds.norm(name, norms, model)
             if hostile and attack in SENT_ATTACKS:
                 delta = bent(delta, attack, 0.999 * allowed, rng)
             if (norm := norm_of(delta)) > allowed:

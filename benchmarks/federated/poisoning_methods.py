@@ -18,7 +18,6 @@ from gradsense.federation.bounds import Bounds
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.rules import Rule, rules
 from gradsense.federation.update import Update, exactly
-from gradsense.learning.learner import norm_of
 from gradsense.learning.screening import contradictions, screened
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, factorise, solve
 
@@ -143,7 +142,7 @@ def _summed(
         try:
             if method.checked:
                 norm = algorithm.norm(update, tensors)
-                if norm > _bounds(True).norm(name, norms, norm_of(tensors)):
+                if norm > _bounds(True).norm(name, norms, tensors):
                     raise UpdateRefused("too loud")
                 norms[name] = norm
         except UpdateRefused:

@@ -3,7 +3,8 @@
 The file is an event log. ``Coordinator`` is pure, so its state is the last snapshot, which every
 aggregation makes, and the events since, played again. One transaction takes in a whole batch of
 messages and all that follows from them; only after it may anything be acknowledged. What was
-committed survives a loss of power."""
+committed survives a loss of power.
+"""
 
 from __future__ import annotations
 

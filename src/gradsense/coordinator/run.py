@@ -168,9 +168,8 @@ class Run:
         if step.snapshot is not None:
             values, groups = step.snapshot
             newest = batch.models[-1]
-            name, sha256 = self._journal.snapshots.save(
-                newest.version, groups
-            )  # before the journal names it
+            # Before the journal names it.
+            name, sha256 = self._journal.snapshots.save(newest.version, groups)
             state = json.dumps(values)
             batch.models[-1] = replace(newest, file=name, file_sha256=sha256, state=state)
             if not memory.job.keep_updates:

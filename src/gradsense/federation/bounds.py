@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+
+from gradsense.federation.pools import PooledUpdate
+from gradsense.federation.update import ShapeBounds
+from gradsense.learning.learner import Tensors, norm_of
 
 #: So many other clients must have been seen before they say what is usual.
 _ENOUGH_OTHERS = 3
@@ -37,18 +41,33 @@ class Bounds:
     pooled: float = math.inf
     pool_bytes: float = math.inf
 
-    def norm(self, client: str, norms: Mapping[str, float], model: float) -> float:
+    def norm(self, client: str, norms: Mapping[str, float], tensors: Tensors) -> float:
         """The largest norm that an update of this client may have.
 
         Args:
             norms: the largest of each client that was ever pooled.
-            model: the norm of the global model's tensors.
+            tensors: of the global model.
         """
         if math.isinf(self.norm_ratio):
             return self.max_norm
         others = [norm for name, norm in norms.items() if name != client]
-        usual = median(others) if len(others) >= _ENOUGH_OTHERS else max(model, *norms.values(), 0)
+        if len(others) >= _ENOUGH_OTHERS:
+            usual = median(others)
+        else:
+            usual = max([norm_of(tensors), *norms.values()])
         return min(self.max_norm, self.norm_ratio * usual) if usual else self.max_norm
+
+    def full(self, pooled: Sequence[PooledUpdate], shapes: ShapeBounds) -> bool:
+        """Whether the pool holds all the bytes that it may.
+
+        Args:
+            shapes: of an update's tensors, at most.
+        """
+        most = sum(4 * math.prod(bound.shape) for bound in shapes.values())
+        if len(pooled) * most < self.pool_bytes:
+            return False  # a large pool is not walked through at every update
+        held = sum(t.nbytes for entry in pooled for t in entry.update.delta.values())
+        return held >= self.pool_bytes
 
     def spent(self, whole_at: float, at: float) -> float:
         """When a client's allowance is whole again, if it uploads at ``at``; see ``too_often``."""

@@ -20,7 +20,7 @@ from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.sequences import pass_over, seen
 from gradsense.federation.update import GlobalModel, Update
-from gradsense.learning.learner import Array, Tensors, norm_of
+from gradsense.learning.learner import Array, Tensors
 
 #: Refusals after which the coordinator still waits for the client's update.
 _STILL_AWAITED = {errors.Replay.reason, errors.RunFinished.reason}
@@ -55,7 +55,7 @@ class Coordinator:
 
     Attributes:
         model: the newest global model.
-        bounds: the tensors that an update may have; they stay the same.
+        shape_bounds: the tensors that an update may have; they stay the same.
         started: version 0 was issued.
         connected: clients that are there, in the order in which they joined.
         enrolled: clients that ever joined.
@@ -161,12 +161,13 @@ class Coordinator:
 
     def _receive(self, update: Update, at: float) -> list[events.Effect]:
         try:
-            self._check(update, at)
+            norm = self._check(update, at)
         except errors.UpdateRefused as refusal:
             turned_away = self._turn_away(update.client, refusal.reason, at)
             return [events.Refuse(update, refusal), *turned_away]
         pass_over(self.last_sequence, self.skipped, update.client, update.sequence)
         self.submissions[update.client] += 1
+        self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
         self._spend(update.client, at)
         staleness = max(0, self.model.version - update.base_version)
         if self.bounds.max_samples is not None:
@@ -237,17 +238,11 @@ class Coordinator:
             waiting = sum(entry.update.client == client for entry in self.pooled)
             if waiting >= self.bounds.pooled:
                 raise errors.PoolFull(f"{who}: {waiting} of its updates wait to be aggregated")
-        if self._full():
+        if self.bounds.full(self.pooled, self.shape_bounds):
             raise errors.PoolFull(f"{who}: the pool is full until the next model")
 
-    def _full(self) -> bool:
-        limit = self.bounds.pool_bytes
-        if limit == math.inf:
-            return False
-        return sum(t.nbytes for entry in self.pooled for t in entry.update.delta.values()) >= limit
-
-    def _check(self, update: Update, at: float) -> None:
-        """Whether this update may be pooled; the cheap questions first."""
+    def _check(self, update: Update, at: float) -> float:
+        """The norm of this update if it may be pooled; the cheap questions first."""
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
             raise errors.NotInvited(
@@ -272,10 +267,10 @@ class Coordinator:
             norm = self.algorithm.norm(update, self.model.tensors)
         except errors.UpdateRefused as refusal:
             raise type(refusal)(f"{who}: {refusal}") from None
-        allowed_norm = self.bounds.norm(update.client, self.norms, norm_of(self.model.tensors))
+        allowed_norm = self.bounds.norm(update.client, self.norms, self.model.tensors)
         if norm > allowed_norm:
             raise errors.NormTooLarge(f"{who}: a norm of {norm:.4g}; {allowed_norm:.4g} is allowed")
-        self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
+        return norm
 
     def _check_tensor(self, name: str, delta: Array) -> None:
         if name not in self.shape_bounds:
@@ -320,7 +315,9 @@ class Coordinator:
         ]
 
     def _ready(self) -> bool:
-        return self.algorithm.pool.ready(self.pooled, self.awaited()) or self._full()
+        return self.algorithm.pool.ready(self.pooled, self.awaited()) or self.bounds.full(
+            self.pooled, self.shape_bounds
+        )
 
     def _aggregate_if_ready(self, at: float) -> list[events.Effect]:
         if not self.pooled or not self._ready():

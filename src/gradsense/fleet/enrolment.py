@@ -319,8 +319,8 @@ def publish_rules(folder: Path, registry: Registry, now: float) -> bool:
 
 
 def _access(folder: Path, authority: Authority, registry: Registry, now: float) -> dict[str, bytes]:
-    revocations = authority.revocations(registry.revocations(), now)
-    return {"crl.pem": revocations, **_rules(folder, registry, now)}
+    every = authority.revocations(registry.revocations(), now)
+    return {"crl.pem": every, **_rules(folder, registry, now)}
 
 
 def _rules(folder: Path, registry: Registry, now: float) -> dict[str, bytes]:

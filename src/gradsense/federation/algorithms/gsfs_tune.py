@@ -6,12 +6,12 @@ Where it leaves ``gsfs_paper``, and the setting that does it:
                                                             site uploads in any case (``rounds``)
     its 60 % are always the fastest sites                   80 % (``share``); a smaller pool moves
                                                             the model in proportion
-    a frequent uploader can decide alone                ``frequency_power``, ``frequency_bound``
+    a frequent uploader can decide alone                    ``frequency_power``, ``frequency_bound``
     a stale update counts in full                           ``staleness_exponent``
     a broadcast overwrites what was not sent (eq 15)        it is put on top (``keep_local``)
     it mentions partial updates                             only layers that triggered travel
-    (``partial``) a client trains on after an upload                      it rests until the next
-    model (``wait``)
+                                                            (``partial``)
+    a client trains on after an upload                      it rests until the next model (``wait``)
 """
 
 from __future__ import annotations

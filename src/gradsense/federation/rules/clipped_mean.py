@@ -22,9 +22,6 @@ class ClippedMean(DeltaRule):
 
     name: ClassVar[str] = "clipped-mean"
 
-    def init(self, tensors: Tensors) -> ServerState:
-        return {}
-
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         movements = by_client(pooled)
         norms = [norm_of(movement) for movement in movements]

@@ -32,9 +32,6 @@ class MultiKrum(DeltaRule):
     name: ClassVar[str] = "krum"
     hostile: Annotated[float, Field(ge=0, le=0.5)] = 0.2
 
-    def init(self, tensors: Tensors) -> ServerState:
-        return {}
-
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         movements = by_client(pooled)
         clients = len(movements)

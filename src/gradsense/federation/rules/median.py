@@ -21,9 +21,6 @@ class CoordinateMedian(DeltaRule):
 
     name: ClassVar[str] = "median"
 
-    def init(self, tensors: Tensors) -> ServerState:
-        return {}
-
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         step = {
             name: np.median(values, axis=0).astype(np.float32)

@@ -61,6 +61,10 @@ class SumRule(Rule):
 class DeltaRule(Rule):
     """A rule for updates that say what to add to the weights. Any such algorithm may take it."""
 
+    def init(self, tensors: Tensors) -> ServerState:
+        """None, but for rules that remember earlier rounds."""
+        return {}
+
 
 def weighted_sum(pooled: Pooled, weights: Sequence[float]) -> dict[str, Array]:
     """Σ w_i Δθ_i by tensor, summed in float64 in the order of arrival.

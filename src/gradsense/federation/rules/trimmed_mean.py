@@ -29,9 +29,6 @@ class TrimmedMean(DeltaRule):
     name: ClassVar[str] = "trimmed-mean"
     trimmed: Annotated[float, Field(ge=0, le=0.5)] = 0.2
 
-    def init(self, tensors: Tensors) -> ServerState:
-        return {}
-
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         movements = by_client(pooled)
         clients = len(movements)
