@@ -8,8 +8,8 @@ the same. Scores are over the test flows of the sites that do not attack, and be
 a fleet in which the attackers never spoke: what an attack costs is the difference of the two.
 
 ``before`` takes what a device sends as it comes. The others are what a coordinator does now: an
-update is refused where its structure or its norm is impossible, and a device counts for 500 flows
-at most. ``screened`` also leaves out whom ``learning.screening`` finds.
+update is refused where its structure or its norm is impossible, and a device counts for no more
+flows than most of them have. ``watched`` adds a person who revokes whom ``fleet status`` shows.
 
 fedavg trains the same head over the same frozen base, 40 rounds of one epoch (AdamW, 1e-3, batches
 of 32): a whole base trained by every site for every attack would take days.
@@ -92,9 +92,11 @@ def cases(data: Path, seeds: int, only: str | None, fleets: str | None) -> Itera
             for method in METHODS:
                 if only and not method.startswith(only):
                     continue
-                if method == "gsfs, screened" and sites == 19:
-                    continue  # not for unlike sites: it would leave out honest ones
-                some = draws if method == "gsfs" else draws[:: 5 if number == 1 else 2]
+                some = (
+                    draws
+                    if method in ("gsfs", "gsfs, watched")
+                    else draws[:: 5 if number == 1 else 2]
+                )
                 for attackers in some:
                     for attack in (None, *ATTACKS):
                         yield Case(method, sites, seed, tuple(map(str, attackers)), attack)

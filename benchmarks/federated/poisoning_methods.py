@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,11 +19,13 @@ from gradsense.federation.bounds import Bounds
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.rules import Rule, rules
 from gradsense.federation.update import Update, exactly
-from gradsense.learning.screening import contradictions, screened
+from gradsense.learning.screening import contradictions
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS, factorise, solve
 
 #: nano's states, and a half more than the longest of its flows.
 _WIDTH, _LENGTH = 80, 207.0
+#: A contradiction that no honest fleet has shown.
+_HONEST = 0.1
 _BEFORE = 1e3  # the norm that a coordinator once allowed
 
 
@@ -33,18 +36,18 @@ class Method:
     Attributes:
         rule: how the cloud aggregates.
         checked: refuse what cannot be, and bound norms and samples.
-        screen: leave out whom the screening finds.
+        watched: a person revokes whom the contradictions point to.
     """
 
     rule: Rule
     checked: bool = True
-    screen: bool = False
+    watched: bool = False
 
 
 METHODS = {
     "gsfs, before": Method(RidgeSum(cap=None), checked=False),
     "gsfs": Method(RidgeSum()),
-    "gsfs, screened": Method(RidgeSum(), screen=True),
+    "gsfs, watched": Method(RidgeSum(), watched=True),
     "fedavg, before": Method(rules()["mean"], checked=False),
     "fedavg": Method(rules()["mean"]),
     **{
@@ -151,17 +154,43 @@ def _summed(
             updates.append(PooledUpdate(update, 0.0, 0))
     given = rule.contributions(tensors, Pooled(updates, {}))
     factors = {name: own.tensors[STATISTICS] for name, own in given.items()}
-    weights = {name: rule.weight_of(own.records) for name, own in given.items()}
-    out: dict[str, float] = {}
-    if method.screen:
-        out = screened(factors, weights, classes, rule.regularisation)
+    records = {name: own.records for name, own in given.items()}
+    out: list[str] = []
+    if method.watched:
+        out = revoked(rule, factors, records, classes)
+        records = {name: number for name, number in records.items() if name not in out}
+    weights = rule.weights(records)
     total = np.zeros((features + 1 + classes,) * 2)
-    for name, own in factors.items():
-        if name not in out:
-            rows = own.astype(np.float64) * math.sqrt(weights[name])
-            total += rows.T @ rows
+    for name, each in weights.items():
+        rows = factors[name].astype(np.float64) * math.sqrt(each)
+        total += rows.T @ rows
     weight, bias = solve(total, classes, rule.regularisation)
     flags = {}
-    if method.checked and attack and not method.screen:
-        flags = contradictions(factors, weights, classes, rule.regularisation)
+    if method.checked and attack:
+        flags = contradictions(factors.__getitem__, weights, classes, rule.regularisation)
     return Made(weight, bias, refused, tuple(out), flags)
+
+
+def revoked(
+    rule: RidgeSum,
+    factors: Mapping[str, NDArray[np.float32]],
+    records: Mapping[str, float],
+    classes: int,
+) -> list[str]:
+    """Whom a person revokes who knows no more than ``fleet status`` says.
+
+    Those with the highest contradictions (four fifths of the highest) go, and the others are looked
+    at again, until none is above what no honest site reaches, or a third of the fleet is gone.
+    """
+    left, out = dict(records), list[str]()
+    while True:
+        scores = contradictions(
+            factors.__getitem__, rule.weights(left), classes, rule.regularisation
+        )
+        worst = max(scores.values(), default=0.0)
+        bad = [site for site in scores if scores[site] > max(_HONEST, 0.8 * worst)]
+        bad = sorted(bad, key=lambda site: -scores[site])[: len(records) // 3 - len(out)]
+        if not bad:
+            return out
+        out += bad
+        left = {site: number for site, number in left.items() if site not in bad}

@@ -14,9 +14,9 @@ LABELS = ("Benign", "DDoS")
 
 
 def test_a_run_of_statistics_knows_how_long_the_states_of_its_base_are(tmp_path: Path) -> None:
-    place = open_run(tmp_path, Job(run="porch", algorithm="gsfs:cap=100", labels=LABELS))
+    place = open_run(tmp_path, Job(run="porch", algorithm="gsfs:cap=0.5", labels=LABELS))
     rules = read(place / START).rules
-    assert (rules.rule.cap, rules.state_width) == (100, 80)
+    assert (rules.rule.cap, rules.state_width) == (0.5, 80)
     # Real flows have 107 to 138; a half more is allowed.
     assert 1.4 * 138 < rules.state_length < 1.6 * 138
     trained = open_run(tmp_path, Job(run="hall", algorithm="fedavg", labels=LABELS))

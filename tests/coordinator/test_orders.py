@@ -18,7 +18,7 @@ from tests.support.toy_fleet import acks, models, new_run, open_run, same, sent,
 from tests.support.toys import factor_of, tensor, update
 
 HEAD = {"score.weight": np.zeros((2, 1), np.float32), "score.bias": np.zeros(2, np.float32)}
-SUM, ALONE = "gsfs:share=0.3:cap=5", "fedbuff:updates=1"
+SUM, ALONE = "gsfs:share=0.3", "fedbuff:updates=1"
 REVOKED = Order(1, 0.0, "revoke", "bad")
 
 

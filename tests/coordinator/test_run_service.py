@@ -18,6 +18,7 @@ from gradsense.coordinator.journal import RunJournal
 from gradsense.coordinator.run import Run
 from gradsense.errors import InputError
 from gradsense.federation.algorithm import get_algorithm
+from gradsense.federation.contributions import Remembered
 from gradsense.federation.coordinator import Coordinator
 from gradsense.federation.events import Arrived, Joined, Ticked
 from gradsense.learning.statistics import HEAD_BIAS, HEAD_WEIGHT, STATISTICS
@@ -556,7 +557,11 @@ def test_no_room_for_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def pure(algorithm: str, tensors: Any, devices: list[str]) -> Coordinator:
     coordinator = Coordinator(
-        tensors, get_algorithm(algorithm), seed=0, bounds=toy_job().bounds, contributions={}
+        tensors,
+        get_algorithm(algorithm),
+        seed=0,
+        bounds=toy_job().bounds,
+        contributions=Remembered(),
     )
     for device in devices:
         coordinator.handle(Joined(device))

@@ -14,6 +14,7 @@ from gradsense import errors
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.algorithms.gsfs import UNIT, RidgeSum
 from gradsense.federation.bounds import Bounds
+from gradsense.federation.contributions import Remembered
 from gradsense.federation.events import Arrived, Broadcast, Refuse, Revoked, RolledBack, WakeAt
 from gradsense.learning.statistics import STATISTICS
 from tests.support.cloud import Cloud
@@ -117,16 +118,29 @@ def test_a_norm_is_measured_by_what_the_fleet_has_shown() -> None:
     assert cloud.receive(moved("d", 1, 7.9, cloud.model.version), 0.0) is not None
 
 
-def test_a_site_weighs_no_more_than_the_cap() -> None:
-    rule = RidgeSum(cap=10)
-    cloud = Cloud(HEAD, get_algorithm("gsfs:share=1.0:cap=10"), seed=0)
+def test_a_site_counts_for_no_more_records_than_most_sites_have() -> None:
+    # The quarter's of 4 sites is the smallest, 10, rounded down to 8.
+    assert RidgeSum().weights({"a": 1000.0, "b": 10.0, "c": 16.0, "d": 20.0}) == {
+        "a": 0.008,
+        "b": 0.8,
+        "c": 0.5,
+        "d": 0.4,
+    }
+    assert RidgeSum(cap=1.0).weights({"a": 15.0, "b": 2.0}) == {"a": 8 / 15, "b": 1.0}
+    assert RidgeSum(cap=None).weights({"a": 1000.0, "b": 10.0}) == {"a": 1.0, "b": 1.0}
+    assert RidgeSum().weights({}) == {}
+    # What is exact in S holds for 512 records a site: of more, all count for less.
+    assert RidgeSum().weights({"a": 8192.0, "b": 1024.0}) == {"a": 1 / 16, "b": 1 / 2}
+
+
+def test_a_claim_of_a_thousand_records_counts_for_eight_of_the_others_ten() -> None:
+    cloud = Cloud(HEAD, get_algorithm("gsfs:share=1.0"), seed=0)
     cloud.enrol("ab")
     cloud.receive(read("a", 1, 1, 1000), 0.0)
     cloud.receive(read("b", 1, 2, 10), 0.0)
-    whole = cloud.contributions["a"]
-    assert (round(whole.records), round(rule.weight_of(whole.records), 4)) == (1000, 0.01)
+    assert round(cloud.contributions["a"].records) == 1000
     (records,) = np.diag(cloud.server_state[STATISTICS] * UNIT)[1:2]
-    assert records == pytest.approx(20)
+    assert records == pytest.approx(16, rel=1e-4)
 
 
 # Taken back -------------------------------------------------------------------------------------
@@ -135,11 +149,15 @@ def test_a_site_weighs_no_more_than_the_cap() -> None:
 @given(order=st.permutations([c for c in "abx" for _ in range(3)]), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_revoked_client_never_spoke(order: list[str], data: st.DataObject) -> None:
-    """Bit for bit, wherever in the story it is revoked, and across a restart."""
+    """Bit for bit, wherever in the story it is revoked, and across a restart.
+
+    The sites read more and more, some much more than others: what each counts for changes.
+    """
     cut = data.draw(st.integers(0, len(order)))
+    sizes = data.draw(st.lists(st.integers(1, 60), min_size=10, max_size=10))
     clouds = [
-        Cloud(HEAD, get_algorithm("gsfs:share=0.3:cap=9"), seed=0, contributions=kept)
-        for kept in (None, {})
+        Cloud(HEAD, get_algorithm("gsfs:share=0.3"), seed=0, contributions=kept)
+        for kept in (None, Remembered())
     ]
     for cloud, clients in zip(clouds, ("abx", "ab"), strict=True):
         cloud.enrol(clients)
@@ -153,10 +171,12 @@ def test_a_revoked_client_never_spoke(order: list[str], data: st.DataObject) -> 
             clouds[0].restore(values, groups)
         for cloud in clouds[: 1 if client == "x" else 2]:
             if client != "x" or left:
-                cloud.handle(Arrived(read(client, turn + 1, turn), 0.0))
+                cloud.handle(Arrived(read(client, turn + 1, turn, sizes[turn]), 0.0))
     revoked, other = clouds
     assert not left
     assert np.array_equal(revoked.server_state[STATISTICS], other.server_state[STATISTICS])
+    total = revoked.algorithm.rule.total(revoked.model.tensors, revoked.contributions)
+    assert np.array_equal(revoked.server_state[STATISTICS], total[STATISTICS])
     for name, values_of in other.model.tensors.items():
         assert np.array_equal(revoked.model.tensors[name], values_of), name
 

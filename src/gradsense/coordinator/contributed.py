@@ -5,26 +5,26 @@ A thousand devices' would not fit into memory, and an aggregation needs those of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 
 from gradsense.coordinator.journal import RunJournal
-from gradsense.federation.contributions import Contribution
+from gradsense.federation.contributions import Contribution, MutableContributions
 
 
-class Contributed(MutableMapping[str, Contribution]):
-    """Device to contribution, with the changes of the step that is being taken.
-
-    Attributes:
-        records: that each device's is of.
-    """
+class Contributed(MutableContributions):
+    """Device to contribution, with the changes of the step that is being taken."""
 
     def __init__(self, journal: RunJournal) -> None:
         self._journal = journal
         self._changed: dict[str, Contribution | None] = {}
-        self.records = journal.contributors()
+        self._records = journal.contributors()
+
+    @property
+    def records(self) -> Mapping[str, float]:
+        return self._records
 
     def __getitem__(self, device: str) -> Contribution:
-        if device not in self.records:
+        if device not in self._records:
             raise KeyError(device)
         found = self._changed.get(device) or self._journal.contribution(device)
         if found is None:
@@ -32,18 +32,18 @@ class Contributed(MutableMapping[str, Contribution]):
         return found
 
     def __setitem__(self, device: str, own: Contribution) -> None:
-        self.records[device] = own.records
+        self._records[device] = own.records
         self._changed[device] = own
 
     def __delitem__(self, device: str) -> None:
-        del self.records[device]
+        del self._records[device]
         self._changed[device] = None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.records))
+        return iter(sorted(self._records))
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self._records)
 
     def flush(self) -> dict[str, Contribution | None]:
         """What changed since the last call; None: taken back."""

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from gradsense.coordinator.lookup import contribution, contributors, newest_snapshot
+from gradsense.coordinator.lookup import ContributionsIn, newest_snapshot
 from gradsense.errors import GradsenseError
 from gradsense.federation.algorithms.gsfs import RidgeSum
 from gradsense.fleet import jobs
-from gradsense.learning.learner import Array
 from gradsense.learning.screening import contradictions
 from gradsense.learning.statistics import HEAD_BIAS, STATISTICS
 from gradsense.storage.sqlite import StorageFull
@@ -61,29 +60,15 @@ class Flags(threading.Thread):
         version, groups = newest_snapshot(folder)
         if self._seen.get(folder.name) == version:
             return
-        records = contributors(folder)
-        factors = _Factors(folder, records)
-        weights = {name: rule.weight_of(number) for name, number in records.items()}
-        classes = len(groups["model"][HEAD_BIAS])
-        found = contradictions(factors, weights, classes, rule.regularisation)
+        given = ContributionsIn(folder)
+        found = contradictions(
+            lambda name: given[name].tensors[STATISTICS],
+            rule.weights(given.records),
+            len(groups["model"][HEAD_BIAS]),
+            rule.regularisation,
+        )
         self._seen[folder.name] = version
         self.scores = {
             **self.scores,
             folder.name: {name: round(score, 4) for name, score in sorted(found.items())},
         }
-
-
-class _Factors(Mapping[str, Array]):
-    """Device to R, read when it is asked for: a thousand would not fit into memory."""
-
-    def __init__(self, folder: Path, names: Mapping[str, float]) -> None:
-        self._folder, self._names = folder, names
-
-    def __getitem__(self, name: str) -> Array:
-        return contribution(self._folder, name).tensors[STATISTICS]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -7,12 +7,13 @@ All raise ``InputError`` where the journal is damaged or was not made completely
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gradsense.coordinator.journal import FILE, SCHEMA, contribution_of, incomplete
 from gradsense.coordinator.snapshots import Snapshots
 from gradsense.errors import InputError
-from gradsense.federation.contributions import Contribution
+from gradsense.federation.contributions import Contribution, Contributions
 from gradsense.learning.learner import Array
 from gradsense.storage.sqlite import Rows, read_only
 
@@ -31,28 +32,40 @@ def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
     return version, Snapshots(folder).load(file, sha256)
 
 
-def contributions(folder: Path) -> list[Contribution]:
-    """What the devices have contributed to a run's sum."""
-    rows = _rows(folder, "SELECT updates, records, tensors FROM contributions ORDER BY device")
-    return [contribution_of(row) for row in rows]
+class ContributionsIn(Contributions):
+    """Device to what it has contributed to the sum of the run in a folder.
 
-
-def contributors(folder: Path) -> dict[str, float]:
-    """Device to the records that its part of a run's sum is of."""
-    return dict(_rows(folder, "SELECT device, records FROM contributions ORDER BY device"))
-
-
-def contribution(folder: Path, device: str) -> Contribution:
-    """What one of these has contributed.
-
-    Raises:
-        InputError: also if it was taken back meanwhile.
+    One is read when it is asked for: a thousand would not fit into memory.
     """
-    query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
-    rows = _rows(folder, query, (device,))
-    if not rows:
-        raise InputError("contributes nothing any more", hint="ask again", field=device)
-    return contribution_of(rows[0])
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        query = "SELECT device, records FROM contributions ORDER BY device"
+        self._records: dict[str, float] = dict(_rows(folder, query))
+
+    @property
+    def records(self) -> Mapping[str, float]:
+        return self._records
+
+    def __getitem__(self, device: str) -> Contribution:
+        """As the journal has it now.
+
+        Raises:
+            InputError: also if it was taken back meanwhile.
+        """
+        if device not in self._records:
+            raise KeyError(device)
+        query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
+        rows = _rows(self._folder, query, (device,))
+        if not rows:
+            raise InputError("contributes nothing any more", hint="ask again", field=device)
+        return contribution_of(rows[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
 
 
 def kept_versions(folder: Path) -> list[int]:

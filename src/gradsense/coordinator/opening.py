@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradsense.coordinator.lookup import contributions, newest_snapshot
+from gradsense.coordinator.lookup import ContributionsIn, newest_snapshot
 from gradsense.coordinator.run import Run
 from gradsense.detection.export import export
 from gradsense.errors import GradsenseError, InputError
@@ -185,7 +185,7 @@ def write_newest(fleet: Path, run: str, out: Path) -> int:
     extra = {"algorithm": about.algorithm, "run": run, "version": version, "seed": about.seed}
     rule, state = algorithm.rule, dict[str, Any](groups["server"])
     if isinstance(rule, SumRule):
-        state |= rule.total(groups["model"], contributions(place))
+        state |= rule.total(groups["model"], ContributionsIn(place))
     statistics = algorithm.statistics(state)
     score = fleet_score(statistics, len(about.labels), seed=about.seed)
     folder.save(classifier, out, score=score, extra=extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from gradsense import errors
 from gradsense.federation import events
 from gradsense.federation.algorithm import Algorithm
 from gradsense.federation.bounds import Bounds
-from gradsense.federation.contributions import Contribution
+from gradsense.federation.contributions import Contribution, MutableContributions, Remembered
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.sequences import pass_over, seen
@@ -92,7 +92,7 @@ class Coordinator:
         rounds: int | None = None,
         max_staleness: int = 20,
         bounds: Bounds | None = None,
-        contributions: MutableMapping[str, Contribution] | None = None,
+        contributions: MutableContributions | None = None,
     ) -> None:
         tensors = algorithm.opened(weights)
         self.algorithm, self.seed, self.participation = algorithm, seed, participation
@@ -100,7 +100,7 @@ class Coordinator:
         self.max_staleness, self.bounds = max_staleness, bounds or Bounds()
         self.server_state = algorithm.rule.init(tensors)
         self._kept_outside = contributions is not None
-        self.contributions = {} if contributions is None else contributions
+        self.contributions = Remembered() if contributions is None else contributions
         self.model = GlobalModel(0, tensors)
         self.shape_bounds = algorithm.shape_bounds(tensors, self.server_state)
         self.started = False
@@ -210,10 +210,11 @@ class Coordinator:
             known.pop(client, None)
         self.excused.discard(client)
         self.enrolled.discard(client)
-        rule, leaving = self.algorithm.rule, self.contributions.pop(client, None)
-        if leaving is None or not isinstance(rule, SumRule):
+        rule = self.algorithm.rule
+        if client not in self.contributions or not isinstance(rule, SumRule):
             return self._aggregate_if_ready(at)
-        rest = rule.without(self.model.tensors, leaving, self.server_state)
+        rest = rule.without(self.model.tensors, client, self.contributions, self.server_state)
+        del self.contributions[client]
         return self._issue(rest, (), at)
 
     # What may be pooled ---------------------------------------------------------------------
@@ -366,7 +367,7 @@ class Coordinator:
         groups |= {f"pooled{i}": entry.update.delta for i, entry in enumerate(self.pooled)}
         if isinstance(self.algorithm.rule, SumRule):
             groups["server"] = {}  # follows from the contributions
-        kept = {} if self._kept_outside else self.contributions
+        kept = Remembered() if self._kept_outside else self.contributions
         values["contributions"] = [[name, own.updates, own.records] for name, own in kept.items()]
         groups |= {f"contribution{i}": own.tensors for i, own in enumerate(kept.values())}
         return values, groups
@@ -375,13 +376,13 @@ class Coordinator:
         """Continue exactly where ``snapshot`` was taken."""
         self.model = GlobalModel.restored(values, groups["model"])
         if not self._kept_outside:
-            self.contributions = {
-                name: Contribution(updates, records, groups[f"contribution{i}"])
+            self.contributions = Remembered(
+                (name, Contribution(updates, records, groups[f"contribution{i}"]))
                 for i, (name, updates, records) in enumerate(values["contributions"])
-            }
+            )
         rule = self.algorithm.rule
         self.server_state = (
-            rule.total(self.model.tensors, self.contributions.values())
+            rule.total(self.model.tensors, self.contributions)
             if isinstance(rule, SumRule)
             else dict(groups["server"])
         )

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from gradsense.federation.contributions import Contribution
+from gradsense.federation.contributions import Contributions, Remembered
 from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 from gradsense.federation.update import Update
 
@@ -38,12 +38,12 @@ class Pooled:
     Attributes:
         updates: at least one, in the order of arrival.
         submissions: updates accepted from each client since the run began, these included.
-        contributions: of each client before these updates, where the rule keeps them.
+        contributions: of all clients before these updates, where the rule keeps them.
     """
 
     updates: Sequence[PooledUpdate]
     submissions: Mapping[str, int]
-    contributions: Mapping[str, Contribution] = dataclasses.field(default_factory=dict)
+    contributions: Contributions = dataclasses.field(default_factory=Remembered)
 
 
 @part

@@ -5,8 +5,8 @@
     trigger   the gradient of the global head's cross-entropy over some class of the records that
               were not reported is large: the fleet does not explain that class
     pool      30 % of the clients, or 2 s
-    rule      S = Σ_k w_k S_k over sites, each of 500 records at most, and the head that ridge
-              regression finds from S
+    rule      S = Σ_k w_k S_k over sites, each of no more records than most of them have, and the
+              head that ridge regression finds from S
 
 The sum has no order, no staleness and no drift, so no label skew bends it and whoever sent is
 counted once, late or not. Unrounded, the head is that of pooled least squares (Fed3R: Fanì et al.
@@ -17,7 +17,7 @@ the sensing are ours. ``learning.statistics`` has the arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -27,8 +27,8 @@ from pydantic import Field
 
 from gradsense.errors import NormTooLarge
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
-from gradsense.federation.contributions import Contribution
-from gradsense.federation.parts import AtLeastOne, NonNegative, part
+from gradsense.federation.contributions import Contribution, Contributions
+from gradsense.federation.parts import NonNegative, Share, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import Aggregated, SumRule
 from gradsense.federation.transforms.transform import Codec
@@ -49,8 +49,9 @@ from gradsense.learning.structure import check_structure
 #: A lossy codec rounds a factor, up as well as down: of one record alone by up to 28 %.
 _ROUNDED = 2.0
 #: What S is counted in: the square of what R is rounded to, far below any codec's rounding.
-#: 500 records fit into the 53 bits of a float64, and 20,000 sites of them into the 64 of S.
 UNIT = 2.0**-34
+#: So many records fit into the 53 bits of a float64, and 20,000 sites of them into the 64 of S.
+_MOST_RECORDS = 512.0
 #: Statistics of no record at all weigh nothing anyway.
 _LEAST_RECORDS = 1e-9
 
@@ -62,20 +63,25 @@ class RidgeSum(SumRule):
     S is a sum of whole numbers, in units of 2^-34, one term for each site. So it is the same in
     whatever order they came, and a site can be taken out of it without a trace.
 
+    Who says that it has read a million flows must not outweigh the others, and a site that reads
+    much must not drown those that read little. So no site counts for more records than the ``cap``
+    quantile of all sites' has, rounded down to a power of two: the terms are made anew when it
+    changes, which is seldom.
+
     Attributes:
         regularisation: λ of ``statistics.solve``.
         sharpness: what the regression's outputs, near 0 and 1, are multiplied with to become
             logits. It changes no verdict, only how sure the softmax sounds: with 10, an output
             of 1 against nine of 0 reads as 99.96 %.
-        cap: flows that one site counts for, at most. One that has read more weighs as much as if
-            it had read so many of the same kind; None: as many as it has read.
+        cap: a quantile of the sites' records. One that has read more weighs as much as if it had
+            read so many of the same kind; None: every site counts for what it has read.
     """
 
     name: ClassVar[str] = "ridge-sum"
 
     regularisation: Annotated[float, Field(ge=1e-12)] = 1e-4
     sharpness: Annotated[float, Field(gt=0, le=1e6)] = 10.0
-    cap: AtLeastOne | None = 500
+    cap: Share | None = 0.25
 
     def init(self, tensors: Tensors) -> ServerState:
         classes, features = tensors[HEAD_WEIGHT].shape
@@ -84,12 +90,8 @@ class RidgeSum(SumRule):
 
     def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
         """As ``Rule.apply``; the state holds S, int64 in units of ``UNIT``."""
-        total = state[STATISTICS].copy()
-        for client, whole in self.contributions(tensors, pooled).items():
-            if client in pooled.contributions:
-                total -= self._term(pooled.contributions[client])
-            total += self._term(whole)
-        return self._solved(tensors, total)
+        changed = self.contributions(tensors, pooled)
+        return self._changed(tensors, state, pooled.contributions, changed)
 
     def contributions(self, tensors: Tensors, pooled: Pooled) -> dict[str, Contribution]:
         found: dict[str, Contribution] = {}
@@ -104,24 +106,57 @@ class RidgeSum(SumRule):
             found[client] = Contribution(updates, records, {STATISTICS: factor})
         return found
 
-    def total(self, tensors: Tensors, contributions: Iterable[Contribution]) -> ServerState:
+    def total(self, tensors: Tensors, contributions: Contributions) -> ServerState:
         total = self.init(tensors)[STATISTICS]
-        for one in contributions:
-            total += self._term(one)
+        for client, weight in self.weights(contributions.records).items():
+            total += _term(contributions[client], weight)
         return {STATISTICS: total}
 
-    def without(self, tensors: Tensors, leaving: Contribution, state: ServerState) -> Aggregated:
-        return self._solved(tensors, state[STATISTICS] - self._term(leaving))
+    def without(
+        self, tensors: Tensors, client: str, contributions: Contributions, state: ServerState
+    ) -> Aggregated:
+        return self._changed(tensors, state, contributions, {client: None})
 
-    def weight_of(self, records: float) -> float:
-        """What each record counts for of a site that has contributed so many."""
-        return 1.0 if self.cap is None else min(1.0, self.cap / max(records, _LEAST_RECORDS))
+    def weights(self, records: Mapping[str, float]) -> dict[str, float]:
+        """What each record of a site counts for.
 
-    def _term(self, contribution: Contribution) -> NDArray[np.int64]:
-        factor = contribution.tensors[STATISTICS].astype(np.float64)
-        # Products and sums of whole numbers are exact in float64, however BLAS orders them.
-        whole = np.rint(factor * math.sqrt(self.weight_of(contribution.records) / UNIT))
-        return (whole.T @ whole).astype(np.int64)
+        Args:
+            records: site to those that it has contributed.
+        """
+        if self.cap is None or not records:
+            return dict.fromkeys(records, 1.0)
+        ordered = sorted(max(number, _LEAST_RECORDS) for number in records.values())
+        _, exponent = math.frexp(ordered[int(self.cap * (len(ordered) - 1))])
+        most = 2.0 ** (exponent - 1)
+        scale = min(1.0, _MOST_RECORDS / most)  # of all alike, which changes no head
+        return {site: scale * most / max(number, most) for site, number in records.items()}
+
+    def _changed(
+        self,
+        tensors: Tensors,
+        state: ServerState,
+        contributions: Contributions,
+        changed: Mapping[str, Contribution | None],
+    ) -> Aggregated:
+        """The sum in which some sites contribute something else; None: nothing."""
+        records = dict(contributions.records)
+        before = self.weights(records)
+        for client, own in changed.items():
+            records.pop(client, None)
+            if own is not None:
+                records[client] = own.records
+        after = self.weights(records)
+        total = state[STATISTICS].copy()
+        for client in before.keys() | after.keys():
+            if client not in changed and before[client] == after[client]:
+                continue
+            old = contributions.get(client)
+            new = changed.get(client, old)
+            if old is not None:
+                total -= _term(old, before[client])
+            if new is not None:
+                total += _term(new, after[client])
+        return self._solved(tensors, total)
 
     def _solved(self, tensors: Tensors, total: NDArray[np.int64]) -> Aggregated:
         weight, bias = solve(
@@ -132,6 +167,13 @@ class RidgeSum(SumRule):
             HEAD_BIAS: (self.sharpness * bias).astype(np.float32),
         }
         return dict(tensors) | head, {STATISTICS: total}
+
+
+def _term(contribution: Contribution, weight: float) -> NDArray[np.int64]:
+    factor = contribution.tensors[STATISTICS].astype(np.float64)
+    # Products and sums of whole numbers are exact in float64, however BLAS orders them.
+    whole = np.rint(factor * math.sqrt(weight / UNIT))
+    return (whole.T @ whole).astype(np.int64)
 
 
 @dataclass

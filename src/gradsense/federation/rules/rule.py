@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from gradsense.federation.contributions import Contribution
+from gradsense.federation.contributions import Contribution, Contributions
 from gradsense.federation.parts import Share, part
 from gradsense.federation.pools import Pooled, PooledUpdate
 from gradsense.learning.learner import Array, ServerState, Tensors
@@ -49,12 +49,14 @@ class SumRule(Rule):
         """What each client in the pool has contributed in all, its pooled updates included."""
 
     @abstractmethod
-    def total(self, tensors: Tensors, contributions: Iterable[Contribution]) -> ServerState:
+    def total(self, tensors: Tensors, contributions: Contributions) -> ServerState:
         """The state that these contributions give."""
 
     @abstractmethod
-    def without(self, tensors: Tensors, leaving: Contribution, state: ServerState) -> Aggregated:
-        """Tensors and state as if this contribution had never been made."""
+    def without(
+        self, tensors: Tensors, client: str, contributions: Contributions, state: ServerState
+    ) -> Aggregated:
+        """Tensors and state as if this client had never contributed what it has."""
 
 
 @part
