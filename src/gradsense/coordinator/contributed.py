@@ -6,18 +6,23 @@ A thousand devices' would not fit into memory, and an aggregation needs those of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.lookup import ContributionsIn, contribution
 from gradsense.federation.contributions import Contribution, MutableContributions
 
 
 class Contributed(MutableContributions):
-    """Device to contribution, with the changes of the step that is being taken."""
+    """Device to contribution, with the changes of the step that is being taken.
 
-    def __init__(self, journal: RunJournal) -> None:
-        self._journal = journal
+    Args:
+        folder: the run's, whose journal is there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._changed: dict[str, Contribution | None] = {}
-        self._records = journal.contributors()
+        self._records = dict(ContributionsIn(folder).records)
 
     @property
     def records(self) -> Mapping[str, float]:
@@ -26,10 +31,7 @@ class Contributed(MutableContributions):
     def __getitem__(self, device: str) -> Contribution:
         if device not in self._records:
             raise KeyError(device)
-        found = self._changed.get(device) or self._journal.contribution(device)
-        if found is None:
-            raise KeyError(device)
-        return found
+        return self._changed.get(device) or contribution(self._folder, device)
 
     def __setitem__(self, device: str, own: Contribution) -> None:
         self._records[device] = own.records

@@ -263,16 +263,6 @@ class RunJournal:
         ((last,),) = self._db.all("SELECT last_order FROM run")
         return int(last)
 
-    def contributors(self) -> dict[str, float]:
-        """Device to the records that its part of the run's sum is of."""
-        return dict(self._db.all("SELECT device, records FROM contributions ORDER BY device"))
-
-    def contribution(self, device: str) -> Contribution | None:
-        """What a device has contributed to the run's sum."""
-        query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
-        rows = self._db.all(query, (device,))
-        return contribution_of(rows[0]) if rows else None
-
     def issued(self, version: int) -> IssuedModel | None:
         """A model whose snapshot is still there."""
         query = f"SELECT {_columns(IssuedModel)} FROM models WHERE version = ? AND file IS NOT NULL"

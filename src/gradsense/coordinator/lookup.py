@@ -32,6 +32,19 @@ def newest_snapshot(folder: Path) -> tuple[int, dict[str, dict[str, Array]]]:
     return version, Snapshots(folder).load(file, sha256)
 
 
+def contribution(folder: Path, device: str) -> Contribution:
+    """What a device has contributed to the run's sum.
+
+    Raises:
+        InputError: nothing, or nothing any more.
+    """
+    query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
+    rows = _rows(folder, query, (device,))
+    if not rows:
+        raise InputError("contributes nothing any more", hint="ask again", field=device)
+    return contribution_of(rows[0])
+
+
 class ContributionsIn(Contributions):
     """Device to what it has contributed to the sum of the run in a folder.
 
@@ -55,11 +68,7 @@ class ContributionsIn(Contributions):
         """
         if device not in self._records:
             raise KeyError(device)
-        query = "SELECT updates, records, tensors FROM contributions WHERE device = ?"
-        rows = _rows(self._folder, query, (device,))
-        if not rows:
-            raise InputError("contributes nothing any more", hint="ask again", field=device)
-        return contribution_of(rows[0])
+        return contribution(self._folder, device)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)

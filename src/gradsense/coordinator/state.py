@@ -87,7 +87,7 @@ class RunState:
         self.newest = newest = journal.newest()
         groups = journal.snapshots.load(newest.file or "", newest.file_sha256 or "")
         self.hashes = journal.hashes()
-        self.contributed, self.order = Contributed(journal), journal.last_order()
+        self.contributed, self.order = Contributed(journal.file.parent), journal.last_order()
         weights = self.job.rules.weights(groups["model"])
         self.coordinator = coordinator_of(self.job, weights, self.contributed)
         self.coordinator.restore(json.loads(newest.state or ""), groups)
@@ -210,7 +210,9 @@ class RunState:
             if whole is None:
                 return
             found = self._setting.trials.handle(
-                Suspect.of(properties), lambda: self._pool(step, properties, whole)
+                Suspect.of(properties),
+                lambda: self._rehearse(properties, whole, step.batch.now),
+                lambda: self._pool(step, properties, whole),
             )
         except _FINAL as refusal:
             self.inbox.forget(device.name, chunk.message)
@@ -224,6 +226,10 @@ class RunState:
         update, body = self.inbox.open(whole, properties)
         row = self._about(step, "update", properties, samples=update.samples, body=body)
         return self._apply(step, row, update)
+
+    def _rehearse(self, properties: Properties, whole: bytes, now: float) -> None:
+        """All of ``_pool`` that depends on what a device wrote; the rest is of bounded arrays."""
+        self.coordinator.check(self.inbox.open(whole, properties)[0], now)
 
     def _admit(self, properties: Properties, now: float) -> None:
         """What an update's signed properties alone decide, before any of it is kept.

@@ -161,7 +161,7 @@ class Coordinator:
 
     def _receive(self, update: Update, at: float) -> list[events.Effect]:
         try:
-            norm = self._check(update, at)
+            norm = self.check(update, at)
         except errors.UpdateRefused as refusal:
             turned_away = self._turn_away(update.client, refusal.reason, at)
             return [events.Refuse(update, refusal), *turned_away]
@@ -242,8 +242,12 @@ class Coordinator:
         if self.bounds.full(self.pooled, self.shape_bounds):
             raise errors.PoolFull(f"{who}: the pool is full until the next model")
 
-    def _check(self, update: Update, at: float) -> float:
-        """The norm of this update if it may be pooled; the cheap questions first."""
+    def check(self, update: Update, at: float) -> float:
+        """The norm of this update if it may be pooled; the cheap questions first.
+
+        Raises:
+            errors.UpdateRefused: it may not be.
+        """
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
             raise errors.NotInvited(
