@@ -243,11 +243,7 @@ class Coordinator:
             raise errors.PoolFull(f"{who}: the pool is full until the next model")
 
     def check(self, update: Update, at: float) -> float:
-        """The norm of this update if it may be pooled; the cheap questions first.
-
-        Raises:
-            errors.UpdateRefused: it may not be.
-        """
+        """The norm of an update that may be pooled, or ``UpdateRefused``; cheap questions first."""
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
             raise errors.NotInvited(
