@@ -32,7 +32,6 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from safetensors.numpy import save
 
-from benchmarks.shared import table
 from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import read_status
 from gradsense.federation.transforms import codecs
@@ -154,7 +153,7 @@ def attacks(one: Attacker) -> dict[str, Callable[[], list[Publish]]]:
     }
 
 
-def attack(bundles: list[Path], base: str, count: int, log: Any) -> None:
+def attack(bundles: list[Path], base: str, count: int, pause_s: float, log: Any) -> None:
     """Publish so many hostile messages, an equal share of each kind; runs in its own process."""
     rng = np.random.default_rng(0)
     attackers = [Attacker(bundle, base, rng) for bundle in bundles]
@@ -175,7 +174,7 @@ def attack(bundles: list[Path], base: str, count: int, log: Any) -> None:
                     sent += 1
         if last is not None and last.rc == 0:
             last.wait_for_publish(30)
-        time.sleep(0.5)
+        time.sleep(pause_s)
     log.put(("", time.monotonic()))
     for client in clients:
         client.loop_stop()
@@ -226,8 +225,18 @@ def honest(bundle: Path, stop: threading.Event) -> Iterator[tuple[float, float]]
 # All together -------------------------------------------------------------------------------
 
 
-def play(folder: Path, count: int) -> dict[str, Any]:
-    """Figures of one attack with so many messages."""
+def play(
+    folder: Path, count: int, *, attackers: int = ATTACKERS, pause_s: float = 0.5
+) -> dict[str, Any]:
+    """Figures of one attack with so many messages.
+
+    Args:
+        folder: an empty one.
+        pause_s: after each kind of attack, six times as long before the first.
+
+    Raises:
+        InputError: no Mosquitto is installed.
+    """
     fleet, port = folder / "fleet", free_port()
     create(fleet, None, port, now=time.time())
     job = Job(run=RUN, algorithm="gsfs", labels=LABELS)
@@ -239,7 +248,7 @@ def play(folder: Path, count: int) -> dict[str, Any]:
     Run.create(place, job, head)
     (place / START).mkdir()
     (place / START / JOB_FILE).write_text(job.text())
-    bundles = [folder / f"d{number}" for number in range(ATTACKERS + 1)]
+    bundles = [folder / f"d{number}" for number in range(attackers + 1)]
     with opened(fleet) as registry:
         for bundle in bundles:
             registry.enroll(bundle.name, bundle, now=time.time() - 60, days=2, run=place / START)
@@ -256,7 +265,7 @@ def play(folder: Path, count: int) -> dict[str, Any]:
     try:
         while not (read_status(fleet) or {}).get("connected"):
             time.sleep(0.1)
-        return _played(fleet, bundles, model_hash(head), count, coordinator)
+        return _played(fleet, bundles, (model_hash(head), count, pause_s), coordinator)
     finally:
         for process in (coordinator, broker):
             process.terminate()
@@ -265,16 +274,19 @@ def play(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _played(
-    fleet: Path, bundles: list[Path], base: str, count: int, coordinator: subprocess.Popen[bytes]
+    fleet: Path,
+    bundles: list[Path],
+    plan: tuple[str, int, float],
+    coordinator: subprocess.Popen[bytes],
 ) -> dict[str, Any]:
     trips: list[tuple[float, float]] = []
     stop = threading.Event()
     listener = threading.Thread(target=lambda: trips.extend(honest(bundles[0], stop)))
     listener.start()
-    time.sleep(3)
+    time.sleep(6 * plan[2])
     context = multiprocessing.get_context("spawn")
     phases: Any = context.Queue()
-    attacker = context.Process(target=attack, args=(bundles[1:], base, count, phases))
+    attacker = context.Process(target=attack, args=(bundles[1:], *plan, phases))
     attacker.start()
     attacker.join()
     stop.set()
@@ -305,6 +317,8 @@ def _quantiles(seconds: list[float]) -> list[str]:
 
 def main() -> None:
     """Run it and print the tables."""
+    from benchmarks.shared import table  # noqa: PLC0415  (torch, for seconds; attackers need none)
+
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     asked.add_argument("--messages", type=int, default=100_000)
     arguments = asked.parse_args()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradsense.fleet import enrolment
+from gradsense.fleet.broker_process import PID_FILE
 from gradsense.fleet.certificates import Authority
 from gradsense.transport import identity, revocations
 from gradsense.transport.connection import Link
@@ -28,6 +29,7 @@ def broker(tmp_path: Path) -> Iterator[TlsBroker]:
 
 def rotated(broker: TlsBroker) -> bytes:
     """The broker's new certificate is on disk only: it still shows the old. The new list."""
+    (broker.fleet / "broker" / PID_FILE).unlink()  # or it is reloaded, maybe before the old is back
     old = {name: (broker.fleet / "broker" / name).read_bytes() for name in ("cert.pem", "key.pem")}
     with enrolment.opened(broker.fleet) as fleet:
         fleet.rotate_broker(now=time.time())

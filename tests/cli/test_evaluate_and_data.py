@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.conftest import Outcome
 
 
 def test_evaluate_says_scores_and_speed_as_json(
@@ -39,6 +44,47 @@ def test_evaluate_writes_a_verdict_a_flow_of_an_unlabelled_log(
     assert all(0 < one["score"] <= 1 for one in verdicts)
     assert "Verdicts" in done.out
     assert list(tmp_path.iterdir()) == [out]
+
+
+FULL_DISK = """
+import resource, sys
+from gradsense.cli import main
+import gradsense.experiments.evaluate  # whose files are read before the disk is full
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+main()
+"""
+
+
+@pytest.mark.parametrize("before", [None, "mine"])
+def test_verdicts_that_do_not_fit_on_the_disk(
+    before: str | None, trained: Any, sample: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "verdicts.jsonl"
+    if before is not None:
+        out.write_text(before)
+    command = ("evaluate", "--model", trained.model, "--data", sample, "--out", out)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    Outcome(done.returncode, done.stdout, done.stderr).complaint(
+        str(out), "cannot be written", "free some space"
+    )
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == (
+        {} if before is None else {out.name: before}
+    )
+
+
+def test_a_device_is_not_replaced_by_verdicts(
+    trained: Any, sample: Path, gradsense: Callable[..., Any], tmp_path: Path
+) -> None:
+    os.mkfifo(out := tmp_path / "pipe")
+    done = gradsense("evaluate", "--model", trained.model, "--data", sample, "--out", out)
+    done.complaint(str(out), "device", "give a file")
+    assert out.is_fifo()
 
 
 def test_inspect_counts_what_synth_wrote(gradsense: Callable[..., Any], tmp_path: Path) -> None:

@@ -278,6 +278,34 @@ def test_a_damaged_authority_is_named_and_not_quoted(gradsense: Command, root: P
     outcome.complaint("fleet.json", "backup")  # type: ignore[attr-defined]
 
 
+EMPTIED: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda file: file.write_bytes(b""),
+    "missing": Path.unlink,
+    "cut to a page": lambda file: file.write_bytes(file.read_bytes()[:4096]),
+    "cut in a page": lambda file: file.write_bytes(file.read_bytes()[:700]),
+}
+
+
+@pytest.mark.parametrize("how", EMPTIED)
+def test_a_registry_that_a_full_disk_emptied_is_no_empty_fleet(
+    how: str, gradsense: Command, root: Path, tmp_path: Path
+) -> None:
+    """Else nobody would be enrolled, and whoever is revoked would be let in again."""
+    EMPTIED[how](root / "registry.sqlite3")
+    before, access = contents(root), contents(root / "broker")
+    for command in (
+        *(("fleet", "list"), ("fleet", "enroll", "a", "--out", tmp_path / "a.zip")),
+        *(("fleet", "revoke", "a"), ("fleet", "rotate", "--broker")),
+        *(("fleet", "backup", tmp_path / "copy"), ("coordinator",)),
+    ):
+        outcome = gradsense(*command, "--fleet", root)
+        outcome.complaint("registry.sqlite3", "backup")  # type: ignore[attr-defined]
+    assert contents(root / "broker") == access
+    name = str(root / "registry.sqlite3")
+    assert contents(root).get(name) == before.get(name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fleet"]
+
+
 def test_without_the_library_it_says_how_to_get_it(
     gradsense: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from gradsense.detection import bundle
+from gradsense.gateway.store import GatewayStore, StoreBatch
 from tests.support.mosquitto import Broker, Listener
 
 Command = Callable[..., Any]
@@ -110,6 +112,30 @@ def test_feedback_from_alert_to_silence(
     gradsense("feedback", worst["id"], "--state", state).complaint("--benign")
     gradsense("feedback", "nope", "--benign", "--state", state).complaint("no such alert")
     gradsense("feedback", "x", "--benign", "--state", tmp_path).complaint("--state")
+
+
+def test_feedback_names_a_class_that_the_model_knows(
+    gradsense: Command, edge_bundle: Path, edge_log: Path, tmp_path: Path
+) -> None:
+    state, (manifest, _) = tmp_path / "state", bundle.read(edge_bundle)
+    watched = gradsense(
+        "watch", edge_log, "--model", edge_bundle, "--once", "--json", "--state", state
+    )
+    assert watched.code == 0, watched.err
+    (*_, oldest) = json.loads(gradsense("feedback", "--state", state, "--json").out)
+    give = ("feedback", oldest["id"], "--state", state)
+    for unknown in ("DDos", "Novel", "Benign "):
+        gradsense(*give, "--label", unknown).complaint("--label", *manifest.labels[1:])
+    store = GatewayStore(state)
+    assert store.feedback() == []
+    for label in manifest.labels:
+        assert gradsense(*give, "--label", label).code == 0
+        assert [one.label for one in store.feedback()] == [label]
+    assert gradsense(*give, "--malicious").code == 0
+    # A state of an older gradsense does not say what its model knew.
+    store.commit(StoreBatch(blobs={("model", "labels"): None}))
+    assert gradsense(*give, "--label", "Torii").code == 0
+    store.close()
 
 
 @pytest.mark.broker

@@ -130,7 +130,7 @@ def test_an_order_that_cannot_be_carried_out_stops_nothing(
 
 
 def test_orders_are_numbered_in_the_registry(tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "registry.sqlite3")
+    registry = Registry(tmp_path / "registry.sqlite3", make=True)
     registry.order_rollback("porch", 3, 7.0)
     registry.order_rollback("porch", 2, 8.0)
     assert registry.orders(1) == [Order(2, 8.0, "rollback", "", "porch", 2)]

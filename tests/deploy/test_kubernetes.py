@@ -65,6 +65,9 @@ def asked(text: str, secret: str) -> set[str]:
     return files | set(re.findall(r"--from-literal ([\w-]+)=", command))
 
 
+RE = re.MULTILINE | re.DOTALL
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -86,7 +89,10 @@ def test_services_select_one_workload_and_ports_of_it(service: Manifest) -> None
     selector = set(service["spec"]["selector"].items())
     (workload,) = (one for one in manifests("StatefulSet") if selector <= labels(one))
     for port in service["spec"]["ports"]:
-        assert ports(workload)[port["targetPort"]] == port["port"]
+        # The coordinator knows the one port that devices know, and meets another listener there.
+        target = "mqtts" if port["targetPort"] == "coordinator" else port["targetPort"]
+        assert port["targetPort"] in ports(workload)
+        assert ports(workload)[target] == port["port"]
 
 
 @each_workload
@@ -160,6 +166,26 @@ def test_emqx_listens_where_the_fleets_configuration_says() -> None:
     assert all(file.startswith("/etc/emqx/gradsense/") for file in files)
     whole = places["/opt/emqx/etc/emqx.conf"]
     assert (whole["name"], whole["subPath"]) == (folder, "emqx.conf")
+
+
+def test_devices_have_rates_and_the_coordinator_alone_a_listener_without() -> None:
+    workload = named("StatefulSet", "emqx")
+    devices, coordinator = re.findall(r"listeners\.ssl\.\w+ \{\n(.*?)^\}", emqx_conf(8883), RE)
+    for rate in ("messages_rate", "bytes_rate", "max_conn_rate"):
+        assert re.search(rf'^  {rate} = "\d+(MB)?/s"$', devices, re.MULTILINE)
+        assert rate not in coordinator
+    assert f'bind = "0.0.0.0:{ports(workload)["coordinator"]}"' in coordinator
+    assert devices[devices.index("  ssl_options") :] in coordinator, "the same certificates"
+    (policy,) = manifests("NetworkPolicy")
+    (rule,) = (
+        rule for rule in policy["spec"]["ingress"] if {"port": "coordinator"} in rule["ports"]
+    )
+    (source,) = rule["from"]
+    selector = set(source["podSelector"]["matchLabels"].items())
+    assert selector <= labels(named("StatefulSet", "coordinator"))
+    assert not selector <= labels(workload)
+    (public,) = (one for one in manifests("Service") if one["spec"].get("type") == "LoadBalancer")
+    assert "coordinator" not in {port["targetPort"] for port in public["spec"]["ports"]}
 
 
 def test_emqx_has_no_listener_beside_the_fleets() -> None:

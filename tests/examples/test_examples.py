@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 FILES = sorted(EXAMPLES.glob("*.py"))
 
 
-def run(name: str, *args: object, cwd: Path) -> str:
-    """What an example prints."""
+def run(name: str | Path, *args: object, cwd: Path) -> str:
+    """What an example prints; of examples/, or another file by its whole path."""
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, *map(str, args)],
         capture_output=True,
@@ -28,6 +29,28 @@ def run(name: str, *args: object, cwd: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def documented() -> dict[str, str]:
+    """The Python of the documentation: page and place to code."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return {
+        f"{page.name}-{number}": code
+        for page in pages
+        for number, code in enumerate(re.findall(r"(?ms)^```python\n(.+?)^```$", page.read_text()))
+    }
+
+
+@pytest.mark.parametrize("name", documented())
+def test_python_in_the_documentation_runs_as_it_is_written(
+    name: str, edge_bundle: Path, edge_log: Path, tmp_path: Path
+) -> None:
+    """Beside what every page calls by these names: an edge bundle and a log."""
+    (tmp_path / "edge").symlink_to(edge_bundle)
+    (tmp_path / "conn.log").symlink_to(edge_log)
+    (tmp_path / "page.py").write_text(documented()[name])
+    printed = run(tmp_path / "page.py", cwd=tmp_path)
+    assert printed.strip(), "it shows something"
 
 
 def table(printed: str) -> dict[str, tuple[float, int]]:

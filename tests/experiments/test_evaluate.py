@@ -150,9 +150,26 @@ def test_logs_without_flows(model: Path, tmp_path: Path) -> None:
         evaluate(model, _log(tmp_path / "conn.log", []))
 
 
+@pytest.mark.parametrize("step", ["polars.DataFrame.write_ndjson", "os.fdopen", "os.rename"])
+def test_a_disk_that_fills_at_any_step_leaves_what_was_there(
+    step: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, out = _log(tmp_path / "conn.log", ROWS), tmp_path / "verdicts.jsonl"
+    out.write_text("mine")
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(InputError, match=r"verdicts.jsonl: .*No space left.*; free some space"):
+        evaluate(model, log, out=out)
+    assert out.read_text() == "mine"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["conn.log", "verdicts.jsonl"]
+
+
 def test_an_unwritable_output(model: Path, tmp_path: Path) -> None:
     log = _log(tmp_path / "conn.log", ROWS)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         evaluate(model, log, out=tmp_path / "nowhere" / "verdicts.jsonl")
 
 

@@ -15,6 +15,7 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from gradsense.coordinator.doorkeeper import Allowance
 from gradsense.fleet import enrolment
 from gradsense.fleet.broker_files import Access, emqx_acl, emqx_conf, mosquitto_acl, mosquitto_conf
 from gradsense.localfleet.local_broker import free_port
@@ -348,8 +349,13 @@ def test_emqx_is_told_the_same() -> None:
     ]
     assert rules[-1] == "{deny, all}."
     conf = emqx_conf(8884)
-    for part in (":8884", "fail_if_no_peer_cert = true", "verify_peer", "no_match = deny"):
+    for part in (":8884", ":8885", "no_match = deny"):
         assert part in conf
+    for part in ("fail_if_no_peer_cert = true", "verify_peer"):
+        assert conf.count(part) == conf.count("listeners.ssl.") == 2
+    assert ":65534" in emqx_conf(65535)
+    assert f'messages_rate = "{Allowance().messages_per_s:.0f}/s"' in conf
+    assert f'bytes_rate = "{Allowance().bytes_per_s / (1 << 20):.0f}MB/s"' in conf
     assert "user lost\ntopic deny #\n" in mosquitto_acl(ACCESS)
 
 

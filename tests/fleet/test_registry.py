@@ -24,7 +24,7 @@ def entry(name: str = "a", serial: int = 1, at: float = 100.0, key: bytes = KEY)
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "registry.sqlite3")
+    return Registry(tmp_path / "registry.sqlite3", make=True)
 
 
 def test_an_id_is_enrolled_once_until_it_is_revoked(registry: Registry) -> None:
@@ -72,7 +72,7 @@ def test_states_and_fingerprint() -> None:
 
 def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     file = tmp_path / "registry.sqlite3"
-    first = Registry(file)
+    first = Registry(file, make=True)
     serial = 2**159 + 7  # as long as serials get, RFC 5280 4.1.2.2
     first.add(entry("a", serial))
     first.add(entry("b", 2))

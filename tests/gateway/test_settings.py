@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from gradsense.gateway.alerting.sinks.syslog import SyslogSettings
 from gradsense.gateway.alerting.sinks.webhook import WebhookSettings
 from gradsense.gateway.settings import Settings, read
 
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "watch.toml"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "deploy" / "watch.toml"
 
 
 def given(tmp_path: Path, text: str, **environ: str) -> Settings:
@@ -30,6 +33,32 @@ def test_the_example_of_the_repository_is_right() -> None:
         "mqtt",
         "prometheus",
     }
+
+
+def documented() -> list[str]:
+    """The settings that pages show, indented in a list or not."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/**/*.md")]
+    shown = re.compile(r"(?ms)^( *)```toml\n(.+?)^\1```$")
+    return [textwrap.dedent(text) for page in pages for _, text in shown.findall(page.read_text())]
+
+
+def test_settings_that_are_documented_are_right(tmp_path: Path) -> None:
+    found = documented()
+    assert len(found) >= 3
+    for text in found:
+        given(tmp_path, text, MQTT_PASSWORD="m")
+        every = re.sub(r"(?m)^# (?=\w+ = )", "", text)  # those that are commented out, too
+        given(tmp_path, every, MQTT_PASSWORD="m")
+
+
+def test_a_newcomer_finds_the_settings() -> None:
+    """From the README: a file that is enough, every key, and every sink."""
+    start = (ROOT / "README.md").read_text()
+    for link in ("docs/sinks.md#the-settings-file", "deploy/watch.toml"):
+        assert f"]({link})" in start
+    pages = "".join((ROOT / "docs" / name).read_text() for name in ("sinks.md", "edge.md"))
+    for key in Settings.model_fields:
+        assert re.search(rf"^\|.*`\[*{key}\]*`.*\|", pages, re.MULTILINE), key
 
 
 def test_an_empty_file_has_defaults(tmp_path: Path) -> None:

@@ -161,6 +161,7 @@ def test_everything_that_depends_on_the_model_follows_it(
     watch.finish(close_alerts=True)
     assert watch.counts["alarms"] == 1
     assert {alert.model for alert in watch.journal.alerts(10)} == {manifest.id}
+    assert watch.journal.labels() == tuple(manifest.labels)
     value = registry.get_sample_value
     assert value("gradsense_model_swaps_total") == 1
     assert (value("gradsense_cache_hits_total") or 0) <= flows - inferred

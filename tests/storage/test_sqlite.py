@@ -99,3 +99,15 @@ def test_what_is_foreign_or_damaged_is_refused(tmp_path: Path) -> None:
     for opening in (lambda: Database(file, SCHEMA), lambda: read_only(file, SCHEMA, ALL)):
         with pytest.raises(InputError, match="damaged, or is no list of things"):
             opening()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_file_that_must_be_there_is_not_made(tmp_path: Path, *, empty: bool) -> None:
+    file = tmp_path / "things"
+    if empty:
+        file.touch()
+    with pytest.raises(InputError, match=r"list of things is missing or empty; give another"):
+        Database(file, SCHEMA, make=False)
+    assert [one.stat().st_size for one in tmp_path.iterdir()] == [0] * empty
+    add(Database(file, SCHEMA), "kept")
+    assert Database(file, SCHEMA, make=False).all(ALL) == [("kept",)]

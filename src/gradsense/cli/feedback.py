@@ -56,6 +56,13 @@ def feedback(
         raise InputError(
             "an alert is one thing", hint="give one of --benign, --malicious or --label X"
         )
+    known = journal.labels()
+    if known and labels[0] not in (*known, *get_task().binary):
+        raise InputError(
+            f"the model knows no class '{labels[0]}'",
+            hint=f"give one of {', '.join(known)}",
+            field="--label",
+        )
     found = journal.alert(alert)
     prompts = journal.record_feedback(found, labels[0], time.time())
     if as_json:

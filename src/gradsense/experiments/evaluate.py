@@ -7,8 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ import torch
 from gradsense.data.datasets.captures import Capture, discover, in_context
 from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
-from gradsense.errors import InputError
+from gradsense.errors import InputError, input_errors
 from gradsense.learning.metrics import score
 from gradsense.models import folder
 from gradsense.models.classifier import TextClassifier
@@ -75,17 +76,14 @@ def evaluate(
     captures = discover(data)
     counts = _Counts(classifier.labels, classifier.template.task)
     began = time.perf_counter()
-    with _verdict_file(out) as sink:
+    with _verdict_file(out) as write:
         for index, capture in enumerate(captures):
             if on_file is not None:
                 on_file(capture.name, index, len(captures))
             for flows in _read(capture, classifier, counts, cap=cap, strict=strict):
                 judged = _judge(flows, classifier)
                 counts.add(judged)
-                if sink is not None:
-                    judged.select(
-                        pl.lit(str(capture.path)).alias("file"), *_VERDICT_COLUMNS[1:]
-                    ).write_ndjson(sink)
+                write(judged.select(pl.lit(str(capture.path)).alias("file"), *_VERDICT_COLUMNS[1:]))
         wall = time.perf_counter() - began
         if not counts.flows:
             raise InputError("the logs hold no flows", hint="give logs with flows", file=data)
@@ -206,18 +204,23 @@ def _judge(flows: pl.DataFrame, classifier: TextClassifier) -> pl.DataFrame:
 
 
 @contextmanager
-def _verdict_file(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """The open output, or None without one. The file appears whole at the end or not at all."""
+def _verdict_file(path: Path | None) -> Iterator[Callable[[pl.DataFrame], object]]:
+    """What takes the verdicts. The file appears whole at the end or not at all."""
     if path is None:
-        yield None
+        yield lambda verdicts: None
         return
-    if path.is_dir():
-        raise InputError("is a folder", hint="give a file as --out", file=path)
+    if path.exists() and not path.is_file():  # a device's node would be replaced
+        raise InputError("is a folder or a device", hint="give a file as --out", file=path)
+    hint = "free some space, or give a writable --out"
+    writable = partial(input_errors, "cannot be written", hint=hint, file=path)
     with ExitStack() as stack:
-        try:
+        with writable():
             sink = stack.enter_context(files.fresh(path, sync=False, mode=0o666))
-        except OSError as error:
-            raise InputError(
-                f"cannot write there: {error.strerror}", hint="give a writable --out", file=path
-            ) from error
-        yield sink
+
+        def write(verdicts: pl.DataFrame) -> None:
+            with writable():
+                verdicts.write_ndjson(sink)
+
+        yield write
+        with writable():
+            stack.close()

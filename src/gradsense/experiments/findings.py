@@ -39,6 +39,10 @@ def _f1(row: Row) -> float | None:
     return None if row.central is None else row.central.f1_macro
 
 
+def _seeds(rows: Sequence[Row]) -> set[int]:
+    return {row.seed for row in rows}
+
+
 def _ranked(
     groups: dict[str, list[Row]], get: Callable[[Row], float | None]
 ) -> list[tuple[str, Stat]]:
@@ -84,17 +88,20 @@ def _bytes_saved(federated: dict[str, list[Row]]) -> str | None:
     sentences = []
     if savers:
         share, name, ours, theirs = savers[0]
+        several = len(_seeds(federated[name]) & _seeds(federated[BASELINE])) > 1
         sentences.append(
             f"With {human_bytes(ours)} of uplink {name} first reaches {BASELINE}'s final "
-            f"macro-F1, {BASELINE} itself with {human_bytes(theirs)}: {share:.0%} less, in the "
-            "mean over seeds."
+            f"macro-F1, {BASELINE} itself with {human_bytes(theirs)}: {share:.0%} less, "
+            f"{'in the mean over seeds' if several else 'with one seed'}."
         )
     if len(savers) > 1:
         rest = ", ".join(f"{name} {share:.0%}" for share, name, *_ in savers[1:])
         sentences.append(f"By the same measure: {rest} less.")
     if missed:
+        several = len(_seeds(federated[BASELINE])) > 1
         sentences.append(
-            f"Not in every seed as good as {BASELINE} ends, at any cost: {', '.join(missed)}."
+            f"Not {'in every seed ' if several else ''}as good as {BASELINE} ends, at any cost: "
+            f"{', '.join(missed)}."
         )
     return " ".join(sentences) or None
 

@@ -9,7 +9,7 @@ that nobody can fill the broker with retained messages elsewhere:
 - ``down/...``: the coordinator publishes, every device reads.
 - ``device/DEVICE/...``: the coordinator publishes, only DEVICE reads.
 
-Sources: mosquitto.conf(5); EMQX 5, "Use ACL File" and "SSL/TLS" of its manual.
+Sources: mosquitto.conf(5); EMQX 5, "Use ACL File", "SSL/TLS" and "Rate Limit" of its manual.
 """
 
 from __future__ import annotations
@@ -138,12 +138,13 @@ def _subscribed(device: str, run: str) -> tuple[str, ...]:
 
 
 def emqx_conf(port: int) -> str:
-    """What ``emqx.conf`` of EMQX 5 needs, with the fleet's files in ``/etc/emqx/gradsense``."""
+    """What ``emqx.conf`` of EMQX 5 needs, with the fleet's files in ``/etc/emqx/gradsense``.
+
+    Devices connect to ``port``, the coordinator to the one after it (before it if it is the last).
+    """
+    own = port + 1 if port < 65535 else port - 1
     folder = "/etc/emqx/gradsense"
-    return f"""\
-# Written by gradsense fleet.
-listeners.ssl.gradsense {{
-  bind = "0.0.0.0:{port}"
+    tls = f"""\
   ssl_options {{
     cacertfile = "{folder}/ca.pem"
     certfile = "{folder}/cert.pem"
@@ -151,7 +152,26 @@ listeners.ssl.gradsense {{
     verify = verify_peer
     fail_if_no_peer_cert = true
     versions = ["tlsv1.3", "tlsv1.2"]
-  }}
+  }}"""
+    return f"""\
+# Written by gradsense fleet. Rates have the form of EMQX 5.1.
+listeners.ssl.gradsense {{
+  bind = "0.0.0.0:{port}"
+  # Of each device, on each node: what the coordinator allows one for long. EMQX 5.8 reads on later
+  # from one that sends more. There is no number of connections of a device to set: its client id is
+  # the name in its certificate, so a second connection ends the first.
+  messages_rate = "100/s"
+  bytes_rate = "4MB/s"
+  # Of all devices, on each node: handshakes cost CPU, and a stranger can begin one.
+  max_conn_rate = "500/s"
+{tls}
+}}
+# For the coordinator alone, without rates. EMQX counts every packet against them, and the
+# coordinator acknowledges each message of all devices with one. Rates belong to a listener and
+# exempt no client, and access rules do not know listeners: only a firewall keeps devices from here.
+listeners.ssl.coordinator {{
+  bind = "0.0.0.0:{own}"
+{tls}
 }}
 mqtt {{
   peer_cert_as_username = cn

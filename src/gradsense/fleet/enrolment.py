@@ -193,7 +193,7 @@ def create(folder: Path, host: str | None, port: int, *, now: float) -> FleetFil
             ca = {"ca.pem": authority.certificate}
             server = _of_broker(authority, about, now)
             client = authority.issue(COORDINATOR, now, SERVICE_DAYS)
-            registry = Registry(fresh / "registry.sqlite3")
+            registry = Registry(fresh / "registry.sqlite3", make=True)
             registry.add(_entry("broker", "broker", server, now))
             registry.add(_entry(COORDINATOR, "coordinator", client, now, signing.public))
             write_files(fresh / "ca", {**ca, "ca-key.pem": authority.key})

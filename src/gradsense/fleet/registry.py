@@ -124,15 +124,16 @@ class Registry:
     """The file of all certificates.
 
     Args:
-        file: made with mode 0600 if it is not there.
+        make: the file, with mode 0600, if it is not there. A fleet has one: where it is missing or
+            empty, nobody would be enrolled, and nobody revoked.
 
     Raises:
-        InputError: it is damaged, no registry, or one of a newer gradsense.
+        InputError: it is missing, empty, damaged, no registry, or one of a newer gradsense.
         StorageFull: it cannot be opened for now.
     """
 
-    def __init__(self, file: Path) -> None:
-        self._db = Database(file, _SCHEMA)
+    def __init__(self, file: Path, *, make: bool = False) -> None:
+        self._db = Database(file, _SCHEMA, make=make)
 
     def close(self) -> None:
         """Close the file. Nothing is lost if this is never called."""

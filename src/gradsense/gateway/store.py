@@ -287,6 +287,10 @@ class GatewayStore:
             ).fetchone()
             return int(prompts)
 
+    def labels(self) -> tuple[str, ...]:
+        """The classes of the model that watches, or was the last; empty where none is recorded."""
+        return tuple(json.loads(self.blobs("model").get("labels", b"[]")))
+
     def feedback(self) -> list[Feedback]:
         """All feedback, oldest first."""
         rows = self._db.all("SELECT alert, label, device, at FROM feedback ORDER BY at, alert")

@@ -5,6 +5,7 @@ A new bundle on disk is detected and loaded in the background, and judges from t
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -302,7 +303,8 @@ class Watch:
         }
 
     def _save_learnt(self, batch: StoreBatch) -> None:
-        """Put the baselines that changed and the state of drift into the batch."""
+        """Put the baselines that changed, the state of drift and the classes into the batch."""
+        batch.blobs["model", "labels"] = json.dumps(self.judge.detector.manifest.labels).encode()
         if self.judge.baseline is not None:
             for device, body in self.judge.baseline.dirty().items():
                 batch.blobs["baseline", device] = body

@@ -52,17 +52,23 @@ class Database:
     """One open file. Threads may share it; a lock serialises them.
 
     Args:
-        file: made if it is not there.
+        make: the file, if it is not there; else it must be there, and not empty.
 
     Raises:
-        InputError: it is damaged, foreign, or of a newer or too old a gradsense.
+        InputError: it is damaged, foreign, or of a newer or too old a gradsense; or it is missing
+            or empty, and is not to be made.
         StorageFull: it cannot be opened for now.
     """
 
-    def __init__(self, file: Path, schema: Schema) -> None:
+    def __init__(self, file: Path, schema: Schema, *, make: bool = True) -> None:
         self.file, self._schema, self._lock = file, schema, threading.RLock()
         self._guard: BinaryIO | None = None
         try:
+            # SQLite takes an empty file for a new one; a full disk or a kill may have emptied it.
+            if not make and not (file.exists() and file.stat().st_size):
+                raise InputError(
+                    f"the {schema.what} is missing or empty", hint=schema.hint, file=file
+                )
             file.touch(mode=0o600)  # SQLite gives its side files the same mode
         except OSError as error:
             raise StorageFull(f"{file}: cannot be opened: {error}") from error
