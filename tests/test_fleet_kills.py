@@ -148,7 +148,8 @@ def settle(fleet: LocalFleet) -> None:
             ):
                 return
         time.sleep(0.3)
-    raise AssertionError(f"not settled: {fleet.status()}, {fleet.ended()}")
+    said = {name: (code, fleet.last_line(name)) for name, code in fleet.ended().items()}
+    raise AssertionError(f"not settled: {said}, {fleet.status()}")
 
 
 def check(fleet: LocalFleet) -> Audit:
