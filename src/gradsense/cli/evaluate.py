@@ -94,14 +94,14 @@ def show_alerts(result: dict[str, Any], console: Console) -> None:
             table.add_column(row["title"], justify="right")
         for name, group in rows[0]["groups"].items():
             if group[size]:
-                rates = (_three(row["groups"][name][key]) for row in rows)
+                rates = (_shown(key, row["groups"][name][key]) for row in rows)
                 table.add_row(name, f"{group[size]:,}", *rates)
         console.print(table)
     whole = Table("detector", title="Mean over groups", title_justify="left")
     for title in _RATES.values():
         whole.add_column(title, justify="right")
     for row in rows:
-        whole.add_row(row["title"], *(_three(row["mean"][key]) for key in _RATES))
+        whole.add_row(row["title"], *(_shown(key, row["mean"][key]) for key in _RATES))
     console.print(whole)
     show_lines(
         console,
@@ -112,8 +112,10 @@ def show_alerts(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def _three(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.3g}"
+def _shown(key: str, rate: float | None) -> str:
+    if rate is None:
+        return "-"
+    return f"{rate:,.1f}" if key == "minutes" else f"{rate:,.3f}"
 
 
 def dropped(result: dict[str, Any]) -> list[str]:
