@@ -13,6 +13,7 @@ from rich.table import Table
 from gradsense.cli.console import results_console, show_lines
 from gradsense.cli.lazy import command
 from gradsense.cli.progress import file_bar
+from gradsense.errors import InputError
 
 
 @command(example="gradsense evaluate --model run/model --data conn.log --out verdicts.jsonl")
@@ -30,9 +31,29 @@ def evaluate(
         bool, typer.Option("--strict", help="Stop at the first malformed line.")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help="Torch threads.")] = 1,
+    alerts: Annotated[
+        bool,
+        typer.Option(
+            "--alerts",
+            help="Measure the alerts that a watch raises, in device-hours, beside published rules; "
+            "--model may be a bundle.",
+        ),
+    ] = False,
 ) -> None:
     """Show how a model does on logs: precision, recall, F1, accuracy, confusion, latency."""
     # The language model libraries take seconds to import; --help should not.
+    if alerts:
+        if out is not None or cap:
+            raise InputError("--alerts takes neither --out nor --cap", hint="leave them out")
+        from gradsense.experiments.evaluate_alerts import evaluate_alerts
+
+        with file_bar("watching") as on_file:
+            result = evaluate_alerts(model, data, strict=strict, threads=threads, on_file=on_file)
+        if as_json:
+            typer.echo(json.dumps(result, indent=2))
+        else:
+            show_alerts(result, results_console())
+        return
     from gradsense.experiments.evaluate import evaluate as run
 
     with file_bar("loading the model") as on_file:
@@ -43,6 +64,66 @@ def evaluate(
         show(result, results_console())
         if out is not None:
             show_lines(Console(stderr=True), f"verdicts: {out}")
+
+
+#: Rates of the operator's measure, and their headings.
+_RATES = {
+    "found": "found",
+    "right": "right reason",
+    "false_a_day": "false alerts/day",
+    "false_share": "false hours",
+    "minutes": "minutes",
+}
+
+
+def show_alerts(result: dict[str, Any], console: Console) -> None:
+    """Print the result of ``experiments.evaluate_alerts``: by group, then the means."""
+    source = "synthetic traffic" if result["synthetic"] else "logs as given"
+    lines = [f"{result['flows']:,} flows of {result['captures']} captures ({source})"]
+    lines += [
+        f"{name}: own networks {', '.join(own)}, as most flows have no private address"
+        for name, own in result["networks"].items()
+    ]
+    show_lines(console, *lines, *dropped(result))
+    rows = result["rows"]
+    for key in ("found", "false_a_day"):
+        size = "malicious_hours" if key == "found" else "device_days"
+        table = Table("group", title=f"{_RATES[key]}, by group", title_justify="left")
+        table.add_column(size.replace("_", " "), justify="right")
+        for row in rows:
+            table.add_column(row["title"], justify="right")
+        for name, group in rows[0]["groups"].items():
+            if group[size]:
+                rates = (_shown(key, row["groups"][name][key]) for row in rows)
+                table.add_row(name, f"{group[size]:,}", *rates)
+        console.print(table)
+    whole = Table("detector", title="Mean over groups", title_justify="left")
+    for title in _RATES.values():
+        whole.add_column(title, justify="right")
+    for row in rows:
+        whole.add_row(row["title"], *(_shown(key, row["mean"][key]) for key in _RATES))
+    console.print(whole)
+    show_lines(
+        console,
+        "found: share of the hours in which a device did or suffered something malicious that an "
+        "alert on it covers; right reason: by an alert on malicious flows; day: of one device; "
+        "false hours: share of its benign hours that false alerts cover; minutes: median from a "
+        "device's first malicious flow to the alert",
+    )
+
+
+def _shown(key: str, rate: float | None) -> str:
+    if rate is None:
+        return "-"
+    return f"{rate:,.1f}" if key == "minutes" else f"{rate:,.3f}"
+
+
+def dropped(result: dict[str, Any]) -> list[str]:
+    """What could not be read, one line a reason."""
+    return [
+        f"dropped {drop['count']:,} x {reason}, first at {drop['file']}:{drop['line']}"
+        for reason, drop in result["dropped"].items()
+    ]
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -64,9 +145,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{flows:,} flows of class '{name}', which the model does not know: counted as wrong"
         for name, flows in result["unknown_classes"].items()
     ]
-    for reason, drop in result["dropped"].items():
-        place = f"{drop['file']}:{drop['line']}"
-        lines.append(f"dropped {drop['count']:,} x {reason}, first at {place}")
+    lines += dropped(result)
     if result["capped"]:
         lines.append(f"left out by --cap: {result['capped']:,} flows")
     show_lines(console, *lines)
