@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn.ensemble import IsolationForest, RandomForestClassifier
 
 from gradsense.data.datasets.iot23 import BENIGN, BINARY_CLASSES, classed
-from gradsense.data.flows import CONTEXT_SCHEMA, ContextWindow, class_numbers
+from gradsense.data.flows import ContextWindow, class_numbers
 from gradsense.data.networks import Networks
 from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import read_log
@@ -23,7 +23,7 @@ from gradsense.detection.bundle import BundleThreshold
 from gradsense.detection.calibrate import Traffic, calibrate, log_odds
 from gradsense.detection.detector import Detector
 from gradsense.experiments.bench import Bench
-from gradsense.experiments.forest import _CATEGORIES, _NUMBERS, _TREES, _codes, _features
+from gradsense.experiments.forest import _TREES, codes, features
 from gradsense.experiments.run import train
 from gradsense.experiments.rundir import MODEL
 from gradsense.gateway.adapt.baseline import BaselineSettings, DeviceBaseline
@@ -39,7 +39,6 @@ _OWN, _PRIVATE = r"^147\.32\.", "10.32."
 _LEARNT = BaselineSettings().min_flows
 #: Below every novelty score: the model has no say, and the device's habits decide alone.
 _ALWAYS_NOVEL = BundleThreshold(value=-1e9, share=1.0, flows=0, source="heldout")
-_NAMES = (*_NUMBERS, *CONTEXT_SCHEMA)
 _COMMAND = (sys.executable, "-c", "from gradsense.cli import main; main()")
 Rings = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -167,33 +166,32 @@ class Forest:
     """The random forest of IoT-23, and the threshold that its validation flows give."""
 
     model: RandomForestClassifier
-    codes: dict[str, dict[str, float]]
+    known: dict[str, dict[str, float]]
     threshold: float
 
     @classmethod
     def grow(cls, bench: Bench) -> Forest:
         parts, classes = bench.corpus.parts, bench.corpus.classes
-        codes = {name: _codes(parts.train[name]) for name in _CATEGORIES}
+        known = codes(parts.train)
         model = RandomForestClassifier(_TREES, random_state=bench.settings.seed)
-        model.fit(_features(parts.train, _NAMES, codes), class_numbers(parts.train, classes))
+        model.fit(features(parts.train, known, context=True), class_numbers(parts.train, classes))
         quiet = parts.validation.filter(pl.col("class") == BENIGN)
-        grown = cls(model, codes, 0.0)
-        return cls(model, codes, threshold_for(grown.suspicion(quiet)))
+        grown = cls(model, known, 0.0)
+        return cls(model, known, threshold_for(grown.suspicion(quiet)))
 
     def suspicion(self, flows: pl.DataFrame) -> Scores:
         """1 - p(benign); Benign is class 0."""
-        odds = self.model.predict_proba(_features(flows, _NAMES, self.codes))
+        odds = self.model.predict_proba(features(flows, self.known, context=True))
         suspicion: Scores = odds[:, 1:].sum(axis=1)
         return suspicion
 
 
 def isolation(site: Network, seed: int) -> tuple[Scores, NDArray[np.int64]]:
     """Scores of all flows, and the calibration rows that the forest was not grown on."""
-    codes = {name: _codes(site.flows[site.benign][name]) for name in _CATEGORIES}
-    features = _features(site.flows, _NAMES, codes)
+    seen = features(site.flows, codes(site.flows[site.benign]), context=True)
     forest = IsolationForest(n_estimators=_TREES, random_state=seed)
-    forest.fit(features[site.benign[::2]])
-    return -forest.score_samples(features), site.benign[1::2]
+    forest.fit(seen[site.benign[::2]])
+    return -forest.score_samples(seen), site.benign[1::2]
 
 
 def began_outside(site: Network) -> Rings:

@@ -35,10 +35,10 @@ class RunSettings(BaseModel):
     contradictions: Literal["keep", "majority", "drop"] = Field(
         "keep", description="Training flows that read the same but carry different labels."
     )
-    split: Literal["grouped", "random"] = Field(
+    split: Literal["time", "grouped", "random"] = Field(
         "grouped",
-        description="70/20/10 into train, test, validation; grouped keeps identical prompts in "
-        "one part, random is the paper's.",
+        description="time trains on each capture's first 70 %; grouped keeps flows of one "
+        "compact text in one part; random is the paper's.",
     )
     partition: Literal["natural", "dirichlet", "iid"] = Field(
         "natural", description="Flows to clients: one client a capture, Dirichlet by class, IID."

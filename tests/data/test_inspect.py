@@ -111,3 +111,24 @@ def test_command(tmp_path: Path) -> None:
     assert "house" in shown.stdout
     assert "not a number" in shown.stdout
     assert "Example" in runner.invoke(app, ["data", "inspect", "--help"]).stdout
+
+
+def test_a_log_in_blocks_by_class_is_told(tmp_path: Path) -> None:
+    day = [60.0 * minute for minute in range(1440)]
+    for name, times in (("blocks", day[::2] + day[1::2]), ("day", day)):
+        path = tmp_path / name / "conn.log.labeled"
+        path.parent.mkdir()
+        rows = [f"{ts}\t10.0.0.1\t10.0.0.2\t80\ttcp\t-\tS0\tBenign\t-\n" for ts in times]
+        path.write_text(FIELDS.replace("\tdetail\n", "\tdetailedlabel\n") + "".join(rows))
+    found = inspect(tmp_path)
+    assert {one.name: one.order.state for one in found.captures} == {
+        "blocks": "disordered",
+        "day": "written",
+    }
+    (warning,) = found.to_json()["warnings"]
+    assert "rows not in time order: blocks (up to 50% of a log's rows)" in warning
+    assert found.to_json()["captures"][0]["order"] == {"state": "disordered", "late_rows": 716}
+    said = CliRunner().invoke(app, ["data", "inspect", str(tmp_path)])
+    assert said.exit_code == 0
+    assert "disordered" in said.stdout
+    assert "warning: rows not in time order" in said.stdout

@@ -49,7 +49,8 @@ def test_training_calibrates_on_validation_flows(run_folder: Path) -> None:
     assert card.novelty is not None
     assert card.reference is not None
     assert card.calibration.flows == card.novelty.flows == card.reference.flows > 20
-    assert card.calibration.ece_after <= card.calibration.ece_before
+    # The temperature lessens the NLL, not this error, which is small here before and after.
+    assert max(card.calibration.ece_before, card.calibration.ece_after) < 0.05
     assert card.novelty.share <= 0.005
     assert card.calibration.alarm is not None
     assert card.calibration.alarm.flows < card.calibration.flows, "on the benign ones"

@@ -140,6 +140,30 @@ def test_labels_without_the_normal_class_are_refused(captures: Path) -> None:
         load_corpus(settings(data=captures, labels=("DDoS", "C&C"), unknown_labels="drop"))
 
 
+def test_rows_in_blocks_by_class_are_noted_where_prompts_read_what_came_before(
+    captures: Path, tmp_path: Path
+) -> None:
+    log = next(captures.rglob("conn.log.labeled"))
+    lines = log.read_text().splitlines(keepends=True)
+    rows = sorted((one for one in lines if one[0] != "#"), key=lambda row: row.split("   ")[-1])
+    head = [one for one in lines if one[0] == "#" and not one.startswith("#close")]
+    (tmp_path / "conn.log").write_text("".join([*head, *rows]))
+    notes = load_corpus(settings(data=tmp_path, split="random")).notes
+    assert any(note.startswith("rows not in time order: ") for note in notes)
+    alone = load_corpus(settings(data=tmp_path, split="random", template="compact")).notes
+    assert not any("time order" in note for note in alone)
+
+
+def test_classes_that_only_the_test_has_are_noted(tmp_path: Path) -> None:
+    fields = "ts id.orig_h id.resp_h id.resp_p proto conn_state label detailedlabel"
+    rows = [(n, "Benign", "-") if n < 80 else (n, "Malicious", "DDoS") for n in range(100)]
+    lines = [f"{n}.5 10.0.0.1 10.0.0.2 80 tcp S0 {label} {detail}" for n, label, detail in rows]
+    text = "\n".join([f"#fields {fields}", *lines, ""]).replace(" ", "\t")
+    (tmp_path / "conn.log").write_text(text)
+    notes = load_corpus(settings(data=tmp_path, split="time")).notes
+    assert "classes without a training flow, tested only: DDoS" in notes
+
+
 def test_a_log_beside_the_one_that_is_read_is_noted(tmp_path: Path) -> None:
     write_fleet(tmp_path, sites=2, flows=120, seed=0)
     log = next(tmp_path.rglob("conn.log.labeled"))

@@ -206,3 +206,23 @@ def test_people_see_what_the_model_does_not_know(model: Path, tmp_path: Path) ->
     text = io.StringIO()
     command.show(result, Console(file=text, width=160))
     assert "1 flows of class 'Okiru', which the model does not know" in text.getvalue()
+
+
+def test_a_log_out_of_order_is_told_where_the_model_reads_what_came_before(
+    model: Path, tmp_path: Path
+) -> None:
+    path = _log(tmp_path / "conn.log", [(53, "Benign", "-")] * 1000)
+    head, *rows = path.read_text().split("\n1")
+    blocks = [head, *rows[500:], *(row.rstrip("\n") for row in rows[:500])]
+    path.write_text("\n1".join(row.rstrip("\n") for row in blocks) + "\n")
+    assert evaluate(model, path)["warnings"] == [], "its template reads a flow alone"
+    reader = tmp_path / "model"
+    folder.save(build("nano", template=get_template("context"), labels=LABELS, seed=0), reader)
+    result = evaluate(reader, path)
+    assert result["flows"] == 1000
+    (said,) = result["warnings"]
+    assert said.startswith("rows not in time order: conn.log")
+    console = Console(file=io.StringIO(), width=200)
+    command.show(result, console)
+    assert isinstance(console.file, io.StringIO)
+    assert "warning: rows not in time order" in console.file.getvalue()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gradsense.data.datasets.leakage import Leakage
 from gradsense.errors import InputError
 from gradsense.experiments import plots
 from gradsense.experiments.findings import findings
@@ -132,6 +133,12 @@ def test_the_page_shows_table_settings_and_footnotes(page: str) -> None:
     assert "waiting included" in page
     assert "2.50 MB" in page  # gsfs: five uploads of 0.5 MB
     assert "SYNTHETIC" not in page
+
+
+def test_what_training_saw_is_on_the_page(page: str, tmp_path: Path) -> None:
+    said = written(tmp_path, [federated(leakage=Leakage(0.0, 0.925, 1.0, 1.0))])
+    assert "the compact text of 92.5 %" in said
+    assert "training saw" not in page, "rows of an earlier version do not say"
 
 
 def test_synthetic_traffic_is_said_loudly(tmp_path: Path) -> None:

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from gradsense.data.datasets.leakage import Leakage
 from gradsense.errors import InputError
 from gradsense.experiments.results import Point, load, save, write_text
 from tests.support.report_rows import federated, reference
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
-    rows = [federated(seed=0), federated("gsfs", 1), reference("forest")]
+    seen = Leakage(text=0.0, compact=0.25, host=1.0, capture=1.0)
+    rows = [federated(seed=0), federated("gsfs", 1, leakage=seen), reference("forest")]
     save(rows, tmp_path / "results.json")
     assert load(tmp_path / "results.json") == rows
 

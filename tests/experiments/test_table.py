@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from gradsense.data.datasets.leakage import Leakage
 from gradsense.experiments.results import Row
 from gradsense.experiments.table import (
     BYTES,
@@ -16,6 +17,7 @@ from gradsense.experiments.table import (
     human_bytes,
     human_seconds,
     lines,
+    seen_in_training,
     stat,
     table,
     title,
@@ -136,3 +138,15 @@ def test_alarms_are_in_percent_and_the_footnotes_say_of_what() -> None:
     assert "share of benign and of attack test flows" in footnotes()
     (without,) = lines([reference("forest")])
     assert without.stats[titles.index(("alarms, %", "found"))] is None
+
+
+def test_what_training_saw_is_the_mean_over_seeds() -> None:
+    rows = [
+        federated(name, seed, leakage=Leakage(0.0, share, 1.0, 1.0))
+        for seed, share in enumerate((0.5, 0.75))
+        for name in ("fedavg", "gsfs")
+    ]
+    said = seen_in_training(rows)
+    assert said is not None
+    assert "the text of 0.0 %, the compact text of 62.5 %, the host of 100.0 %" in said
+    assert seen_in_training([federated()]) is None

@@ -97,11 +97,13 @@ def run_comparison(
 
 def show_table(rows: list[Row], notes: Sequence[str], console: Console) -> None:
     """Table III, with notes on the data above and on its columns below."""
-    from gradsense.experiments.table import footnotes, table
+    from gradsense.experiments.table import footnotes, seen_in_training, table
 
     for note in notes:
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(table(rows, width=console.width))
+    if (seen := seen_in_training(rows)) is not None:
+        console.print(seen, markup=False, highlight=False)
     console.print(footnotes(), style="dim", markup=False, highlight=False)
 
 

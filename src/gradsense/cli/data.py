@@ -57,10 +57,11 @@ def _show(found: Inspection, console: Console) -> None:
     )
     captures = Table("capture", title="Captures", title_justify="left")
     captures.add_column("flows", justify="right")
+    captures.add_column("order")
     captures.add_column("classes")
     for capture in found.captures:
         classes = ", ".join(f"{name} {count:,}" for name, count in capture.classes.items())
-        captures.add_row(capture.name, f"{capture.rows:,}", classes)
+        captures.add_row(capture.name, f"{capture.rows:,}", capture.order.state, classes)
     console.print(captures)
     for title, counts in (
         ("Classes", found.classes),
@@ -85,6 +86,7 @@ def _show(found: Inspection, console: Console) -> None:
             },
         )
     show_lines(console, *(f"dropped {line}" for line in found.tally.lines()))
+    show_lines(console, *(f"warning: {line}" for line in found.warnings))
 
 
 def _pairs(console: Console, title: str, rows: dict[str, str]) -> None:

@@ -25,7 +25,10 @@ def evaluate(
         Path | None, typer.Option(help="Write one JSON line a flow: verdict and its probability.")
     ] = None,
     cap: Annotated[
-        int, typer.Option(help="At most so many flows per capture and class, the first; 0 for all.")
+        int,
+        typer.Option(
+            help="At most so many flows per capture and class, the first in time; 0: all."
+        ),
     ] = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first malformed line.")
@@ -148,6 +151,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     lines += dropped(result)
     if result["capped"]:
         lines.append(f"left out by --cap: {result['capped']:,} flows")
+    lines += [f"warning: {line}" for line in result["warnings"]]
     show_lines(console, *lines)
     latency = result["latency"]
     speed = Table(title="Speed", title_justify="left", show_header=False)

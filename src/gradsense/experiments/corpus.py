@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,8 @@ import torch
 from gradsense.config import RunSettings
 from gradsense.data.datasets.captures import load
 from gradsense.data.datasets.contradictions import contradictions, resolve
+from gradsense.data.datasets.leakage import Leakage, leakage
+from gradsense.data.datasets.order import warnings
 from gradsense.data.datasets.partition import partition
 from gradsense.data.datasets.split import Split, split
 from gradsense.data.flows import class_numbers
@@ -33,7 +36,8 @@ class Corpus:
     """Labelled flows, ready for the models.
 
     Attributes:
-        parts: train, test and validation frames with ``text``, ``class``, ``capture``, ``client``.
+        parts: train, test and validation frames of ``FLOW_SCHEMA`` and ``CONTEXT_SCHEMA`` with
+            ``text``, ``compact``, ``class``, ``capture``, ``client``.
         classes: class names; their places are the class numbers.
         synthetic: whether the traffic was generated.
         notes: what a person should know about this data, one sentence each.
@@ -48,6 +52,11 @@ class Corpus:
     def clients(self) -> list[str]:
         """Sites with at least one training flow, in the data's order."""
         return self.parts.train["client"].unique(maintain_order=True).to_list()
+
+    @cached_property
+    def leakage(self) -> Leakage:
+        """What of the test flows training has seen."""
+        return leakage(self.parts.train, self.parts.test)
 
 
 def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
@@ -82,9 +91,14 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
             strict=settings.strict,
             on_file=on_file,
         )
-    flows = dataset.flows.with_columns(template.render(dataset.flows).alias("text"))
+    flows = dataset.flows.with_columns(
+        template.render(dataset.flows).alias("text"),
+        get_template("compact").render(dataset.flows).alias("compact"),
+    )
     report = contradictions(flows["text"], flows["class"])
     notes = list(dataset.tally.lines())
+    if template.needs_context:
+        notes += warnings(dataset.orders)
     notes += [
         f"capture {one.name}: {one.path.name} is read, {', '.join(log.name for log in one.unread)} "
         "beside it is not"
@@ -120,6 +134,9 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
     silent = sorted(set(parts.test["client"].unique()) - trained)
     if silent:
         notes.append(f"sites without a training flow, tested only: {', '.join(silent)}")
+    untaught = sorted(set(parts.test["class"].unique()) - set(parts.train["class"].unique()))
+    if untaught:
+        notes.append(f"classes without a training flow, tested only: {', '.join(untaught)}")
     return Corpus(parts, dataset.classes, dataset.synthetic, tuple(notes))
 
 

@@ -16,6 +16,7 @@ import polars as pl
 import torch
 
 from gradsense.data.datasets.captures import Capture, discover, in_context
+from gradsense.data.datasets.order import TimeOrder, warnings
 from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
 from gradsense.errors import InputError, input_errors
@@ -46,7 +47,7 @@ def evaluate(
     threads: int = 1,
     on_file: OnFile | None = None,
 ) -> dict[str, Any]:
-    """Classify all flows of a log or of a folder of captures, block by block.
+    """Classify all flows of a log or of a folder of captures, in time order, block by block.
 
     A flow whose class the model was not trained on counts as wrong and is listed under
     ``unknown_classes``. A flow without a label gets a verdict and no part in ``scores``.
@@ -55,14 +56,14 @@ def evaluate(
         model_dir: a folder that ``models.folder.save`` wrote.
         data: a log of any record source, or a folder of captures.
         out: a JSON lines file that takes one verdict a flow.
-        cap: at most so many flows per (capture, class), the first in the log; 0 takes all.
+        cap: at most so many flows per (capture, class), the first in time; 0 takes all.
         strict: a malformed line is an error instead of being counted.
         threads: of torch; one is best for a small model, and what an edge device has to spare.
         on_file: called with ``(capture name, index from 0, number of captures)`` before each file.
 
     Returns:
         JSON values: ``model, data, template, captures, synthetic, flows, labelled, unlabelled,
-        capped, dropped, verdicts, unknown_classes, scores`` (None without
+        capped, dropped, verdicts, unknown_classes, warnings, scores`` (None without
         labels), ``latency {mean_ms, p95_ms, requests_per_min, flows, spans}, flows_per_s`` (from
         file to verdict, in batches).
 
@@ -94,6 +95,7 @@ def evaluate(
         "captures": len(captures),
         "synthetic": any(is_synthetic(capture.path) for capture in captures),
         **counts.to_json(),
+        "warnings": list(warnings(counts.orders)) if classifier.template.needs_context else [],
         "latency": latency(classifier, counts.sample),
         "flows_per_s": counts.flows / wall,
     }
@@ -131,6 +133,7 @@ class _Counts:
     pairs: Counter[tuple[str, str]] = field(default_factory=Counter)  # (truth, verdict)
     unknown: Counter[str] = field(default_factory=Counter)
     sample: list[str] = field(default_factory=list)
+    orders: dict[str, TimeOrder] = field(default_factory=dict)
 
     def add(self, judged: pl.DataFrame) -> None:
         self.flows += judged.height
@@ -180,8 +183,9 @@ def _read(
 ) -> Iterator[pl.DataFrame]:
     """Blocks of flows with context, class and text, at most ``cap`` flows of a class."""
     taken: Counter[str | None] = Counter()
+    order = counts.orders[capture.name] = TimeOrder()
     # The context sees every flow of the log, also those that the cap removes.
-    for flows in in_context(capture, tally=counts.tally, strict=strict):
+    for flows in in_context(capture, tally=counts.tally, strict=strict, order=order):
         frame = classifier.template.task.classed(flows, classifier.labels)
         if cap:
             before = pl.Series("before", [taken[name] for name in frame["class"]])

@@ -12,9 +12,9 @@ from sklearn.ensemble import RandomForestClassifier
 from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
 
 _TREES = 200
-_CATEGORIES = ("proto", "service", "conn_state", "history")
+CATEGORIES = ("proto", "service", "conn_state", "history")
 #: No addresses, no time, no uid: they name a capture and not a behaviour.
-_NUMBERS = (
+NUMBERS = (
     *("orig_p", "resp_p", "duration", "orig_bytes", "resp_bytes", "missed_bytes"),
     *("orig_pkts", "orig_ip_bytes", "resp_pkts", "resp_ip_bytes"),
 )
@@ -41,30 +41,42 @@ def predict(
             template that does.
         jobs: processor cores. The forest is the same for any number.
     """
-    codes = {name: _codes(train[name]) for name in _CATEGORIES}
-    numbers = (*_NUMBERS, *(CONTEXT_SCHEMA if context else ()))
+    known = codes(train)
     model = RandomForestClassifier(n_estimators=_TREES, random_state=seed, n_jobs=jobs)
-    model.fit(_features(train, numbers, codes), class_numbers(train, classes))
-    predicted: npt.NDArray[np.int64] = model.predict(_features(test, numbers, codes)).astype(
+    model.fit(features(train, known, context=context), class_numbers(train, classes))
+    predicted: npt.NDArray[np.int64] = model.predict(features(test, known, context=context)).astype(
         np.int64
     )
     return predicted
 
 
-def _codes(column: pl.Series) -> dict[str, float]:
-    """A number for each category of the training flows, in alphabetical order."""
-    return {value: float(place) for place, value in enumerate(column.drop_nulls().unique().sort())}
+def codes(flows: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """A number for each category of each categorical column, in alphabetical order."""
+    return {
+        name: {
+            value: float(place)
+            for place, value in enumerate(sorted(flows[name].drop_nulls().unique()))
+        }
+        for name in CATEGORIES
+    }
 
 
-def _features(
-    flows: pl.DataFrame, names: Sequence[str], codes: dict[str, dict[str, float]]
+def features(
+    flows: pl.DataFrame, known: dict[str, dict[str, float]], *, context: bool
 ) -> npt.NDArray[np.float32]:
+    """What the forest reads of each flow, [flows, columns].
+
+    Args:
+        known: ``codes`` of the training flows.
+        context: also the columns of CONTEXT_SCHEMA.
+    """
     categories = [
-        pl.col(name).replace_strict(known, default=_MISSING, return_dtype=pl.Float64)
-        if known
+        pl.col(name).replace_strict(places, default=_MISSING, return_dtype=pl.Float64)
+        if places
         else pl.lit(_MISSING).alias(name)
-        for name, known in codes.items()
+        for name, places in known.items()
     ]
+    names = (*NUMBERS, *(CONTEXT_SCHEMA if context else ()))
     numbers = [pl.col(name).cast(pl.Float64) for name in names]
     frame = flows.select(*numbers, *categories).fill_null(_MISSING)
     return frame.to_numpy().astype(np.float32)

@@ -101,6 +101,7 @@ def _row(bench: Bench, name: str, **fields: object) -> results.Row:
             "seed": bench.settings.seed,
             "rounds": bench.settings.rounds,
             "synthetic": bench.corpus.synthetic,
+            "leakage": bench.corpus.leakage,
             **fields,
         }
     )

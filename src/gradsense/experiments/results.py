@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from gradsense.data.datasets.leakage import Leakage
 from gradsense.errors import InputError
 from gradsense.storage import files
 
@@ -96,6 +97,7 @@ class Row(_Model):
 
     Attributes:
         kind: 'federated', or 'reference' for rows that only set the scale.
+        leakage: what of the test flows training has seen.
         central: the last global model on the whole test set.
         clients: the clients' local models after their last local work, each on the whole test
             set, averaged over clients.
@@ -119,6 +121,7 @@ class Row(_Model):
     seed: int
     rounds: int
     synthetic: bool
+    leakage: Leakage | None = None
     central: ScoreSummary | None = None
     clients: ScoreSummary | None = None
     clients_own: ScoreSummary | None = None

@@ -202,6 +202,7 @@ class FederatedRun:
             seed=settings.seed,
             rounds=settings.rounds,
             synthetic=self.bench.corpus.synthetic,
+            leakage=self.bench.corpus.leakage,
             clients=average(self.clients),
             clients_own=average(self.clients_own),
             central_latency_s=central_s,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from rich import box
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gradsense.data.datasets.leakage import Leakage, sentence
 from gradsense.experiments.results import Row
 
 NOTHING = "–"
@@ -160,6 +161,18 @@ def title(rows: Iterable[Row]) -> str:
     if any(row.synthetic for row in known):
         text = f"SYNTHETIC TRAFFIC: says nothing about real networks. {text}"
     return text
+
+
+def seen_in_training(rows: Iterable[Row]) -> str | None:
+    """What of the test flows training has seen, mean over seeds; None where no row says it."""
+    found = {row.seed: row.leakage for row in rows if row.leakage is not None}
+    if not found:
+        return None
+    means = {
+        field.name: statistics.fmean(getattr(one, field.name) for one in found.values())
+        for field in fields(Leakage)
+    }
+    return sentence(Leakage(**means))
 
 
 def footnotes() -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from gradsense.data.datasets.iot23 import View, class_order, classed
+from gradsense.data.datasets.order import TimeOrder, in_time_order
 from gradsense.data.flows import CONTEXT_SCHEMA, FLOW_SCHEMA, ContextWindow
 from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic, log_names, read_log
@@ -37,12 +38,13 @@ class Dataset:
 
     Args:
         flows: ``FLOW_SCHEMA``, ``CONTEXT_SCHEMA``, ``capture`` and ``class``; ordered by capture,
-            then line.
+            then time (``order.written_at``).
         classes: those that were named, or else the classes present, in canonical order.
         captures: all captures read, also those without a labelled flow.
         tally: lines read and dropped; flows without a usable label count as dropped.
         synthetic: whether any log is marked as generated.
         capped: ``(capture, class)`` to flows seen and flows kept.
+        orders: what the order of each capture's rows says, by its name.
     """
 
     flows: pl.DataFrame
@@ -51,6 +53,7 @@ class Dataset:
     tally: Tally
     synthetic: bool
     capped: dict[tuple[str, str], tuple[int, int]]
+    orders: dict[str, TimeOrder]
 
 
 def discover(root: Path) -> list[Capture]:
@@ -100,9 +103,11 @@ def load(
     strict: bool = False,
     on_file: Callable[[str, int, int], None] | None = None,
 ) -> Dataset:
-    """Read all captures at ``root`` in one pass with memory for the kept flows only.
+    """Read all captures at ``root`` in one pass, each in time order.
 
-    Context columns see every flow of a log, also those that the cap or a missing label removes.
+    Memory is that of the kept flows and of ``order.HELD_ROWS`` others. Context columns see every
+    flow of a log, also those that the cap or a missing label removes. The order of a log's rows
+    changes neither a flow's context nor which flows the cap keeps.
 
     Args:
         cap: at most so many flows per ``(capture, class)``, drawn uniformly; 0 keeps all.
@@ -114,18 +119,21 @@ def load(
         on_file: called with ``(capture name, index from 0, number of captures)`` before each file.
 
     Raises:
-        InputError: no captures, an unreadable log, an unknown label, or no labelled flow left.
+        InputError: no captures, an unreadable log, an unknown label, no labelled flow left, or
+            a log of millions of rows far out of time order.
     """
     captures = discover(root)
     classes = tuple(labels) or class_order(view)
     tally = Tally()
     frames: list[pl.DataFrame] = []
     capped: dict[tuple[str, str], tuple[int, int]] = {}
+    orders: dict[str, TimeOrder] = {}
     for index, capture in enumerate(captures):
         if on_file is not None:
             on_file(capture.name, index, len(captures))
         reservoir = Reservoir(cap, f"{seed}/{capture.name}")
-        for flows in in_context(capture, tally=tally, strict=strict):
+        order = orders[capture.name] = TimeOrder()
+        for flows in in_context(capture, tally=tally, strict=strict, order=order):
             reservoir.add(_usable(classed(flows, classes), classes, capture.path, tally, unknown))
         frames.append(reservoir.frame().with_columns(capture=pl.lit(capture.name)))
         for name, seen in reservoir.seen.items():
@@ -142,13 +150,32 @@ def load(
         tally=tally,
         synthetic=any(is_synthetic(capture.path) for capture in captures),
         capped=capped,
+        orders=orders,
     )
 
 
-def in_context(capture: Capture, *, tally: Tally, strict: bool = False) -> Iterator[pl.DataFrame]:
-    """The flows of a capture with context columns, block by block; see ``read_log``."""
+def in_context(
+    capture: Capture, *, tally: Tally, strict: bool = False, order: TimeOrder | None = None
+) -> Iterator[pl.DataFrame]:
+    """The flows of a capture in time order with context columns, block by block.
+
+    Args:
+        order: counts what the order of the file's own rows says.
+
+    Raises:
+        InputError: as ``read_log`` and ``in_time_order``.
+    """
+    blocks = read_log(capture.path, tally=tally, strict=strict)
+    if order is not None:
+        blocks = _watched(blocks, order)
     context = ContextWindow()
-    return (context.add(flows) for flows in read_log(capture.path, tally=tally, strict=strict))
+    return (context.add(flows) for flows in in_time_order(blocks, capture.path))
+
+
+def _watched(blocks: Iterator[pl.DataFrame], order: TimeOrder) -> Iterator[pl.DataFrame]:
+    for flows in blocks:
+        order.add(flows)
+        yield flows
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
@@ -219,8 +246,8 @@ def _nothing_left(root: Path, tally: Tally) -> InputError:
 class Reservoir:
     """A uniform sample of at most ``cap`` flows per class, whatever blocks the flows come in.
 
-    Every flow draws a priority from the key and its line alone; the smallest stay. Without a
-    class is a class here.
+    Every flow draws a priority from the key and its place among the flows added; the smallest
+    stay. Without a class is a class here.
 
     Args:
         cap: 0 keeps all.
@@ -231,22 +258,27 @@ class Reservoir:
         self.cap = cap
         digest = hashlib.sha256(key.encode()).digest()
         self.base = int.from_bytes(digest[:8], "little")
+        self.count = 0
         self.seen: dict[str, int] = {}
         self.kept: list[pl.DataFrame] = []
 
     def add(self, flows: pl.DataFrame) -> None:
         for name, count in flows["class"].value_counts(sort=True).iter_rows():
             self.seen[name] = self.seen.get(name, 0) + count
-        lines = flows["line"].to_numpy().astype(np.uint64)
-        fresh = flows.with_columns(pl.Series("priority", _splitmix64(lines, self.base)))
+        # By place in time, not by line: the order of a file's rows must not choose the sample.
+        places = np.arange(self.count, self.count + flows.height, dtype=np.uint64)
+        self.count += flows.height
+        fresh = flows.with_columns(
+            pl.Series("place", places), pl.Series("priority", _splitmix64(places, self.base))
+        )
         self.kept.append(self._smallest([fresh]))
         self.kept = [self._smallest(self.kept)] if self.cap else self.kept
 
     def frame(self) -> pl.DataFrame:
-        """The kept flows in line order."""
+        """The kept flows in the order in which they were added."""
         if not self.kept:
             return pl.DataFrame(schema=FLOW_SCHEMA | CONTEXT_SCHEMA | {"class": pl.String})
-        return pl.concat(self.kept).drop("priority").sort("line")
+        return pl.concat(self.kept).sort("place").drop("priority", "place")
 
     def _smallest(self, frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
         together = pl.concat(frames)

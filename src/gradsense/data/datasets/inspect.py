@@ -14,6 +14,7 @@ import polars as pl
 from gradsense.data.datasets.captures import discover, in_context
 from gradsense.data.datasets.contradictions import ContradictionReport, report_counts, text_counts
 from gradsense.data.datasets.iot23 import CLASSES, classed
+from gradsense.data.datasets.order import TimeOrder, warnings
 from gradsense.data.sources.lines import Tally
 from gradsense.data.sources.stream import is_synthetic
 
@@ -25,7 +26,7 @@ _UNLABELLED = "unlabelled"
 
 @dataclass(frozen=True)
 class CaptureSummary:
-    """One log: rows, first and last start in epoch seconds, flows per class.
+    """One log: rows, first and last start in epoch seconds, flows per class, order of its rows.
 
     ``classes`` also has ``unlabelled`` and, for labels that are not known, the label as written.
     """
@@ -37,6 +38,12 @@ class CaptureSummary:
     end: float | None
     classes: dict[str, int]
     synthetic: bool
+    order: TimeOrder
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; times as ISO 8601 in UTC."""
+        order = {"state": self.order.state, "late_rows": self.order.late}
+        return vars(self) | {"start": _iso(self.start), "end": _iso(self.end), "order": order}
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,11 @@ class Inspection:
         return _ordered(total)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know before they believe a figure over time."""
+        return warnings({capture.name: capture.order for capture in self.captures})
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """Start of the first and of the last flow, in epoch seconds; None without flows."""
         times = [at for one in self.captures for at in (one.start, one.end) if at is not None]
@@ -95,10 +107,8 @@ class Inspection:
             "synthetic": any(capture.synthetic for capture in self.captures),
             "classes": classes,
             "unlabelled": classes.get(_UNLABELLED, 0),
-            "captures": [
-                vars(capture) | {"start": _iso(capture.start), "end": _iso(capture.end)}
-                for capture in self.captures
-            ],
+            "captures": [capture.to_json() for capture in self.captures],
+            "warnings": list(self.warnings),
             "protocols": self.protocols,
             "services": self.services,
             "tally": self.tally.to_json(),
@@ -115,7 +125,8 @@ def inspect(
 ) -> Inspection:
     """Summarise the log or the captures at ``path``.
 
-    Memory grows with the number of distinct texts (16 bytes each and class), not with rows.
+    Memory is that of ``order.HELD_ROWS`` flows, and grows with the number of distinct texts (16
+    bytes each and class), not with rows.
 
     Args:
         strict: a malformed line is an error instead of being counted.
@@ -137,7 +148,8 @@ def inspect(
         classes: Counter[str] = Counter()
         rows = 0
         times: list[float] = []
-        for flows in in_context(capture, tally=tally, strict=strict):
+        order = TimeOrder()
+        for flows in in_context(capture, tally=tally, strict=strict, order=order):
             labelled = classed(flows).with_columns(shown=_shown())
             rows += flows.height
             ts = flows["ts"].to_numpy()
@@ -156,6 +168,7 @@ def inspect(
                 end=max(times, default=None),
                 classes=_ordered(classes),
                 synthetic=is_synthetic(capture.path),
+                order=order,
             )
         )
     return Inspection(

@@ -1,7 +1,8 @@
-"""Training, test and validation parts: at random, or with no text in two parts."""
+"""Training, test and validation parts, by name: each name one rule, one function in ``SPLITS``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 
 from gradsense.data.datasets.contradictions import class_rank, majority_class
 
-How = Literal["grouped", "random"]
+How = Literal["time", "grouped", "random"]
 
 TRAIN, TEST, VALIDATION = 0, 1, 2
 _PARTS = 3
-#: Of training, test and validation (the paper's).
+#: Of training, test and validation.
 SHARES = np.array([0.7, 0.2, 0.1])
+#: The paper's: "70/20/10" names training, validation and test in this order.
+PAPER_SHARES = np.array([0.7, 0.1, 0.2])
 _Ints = NDArray[np.int64]
 
 
@@ -30,29 +33,57 @@ class Split:
 
 
 def split(frame: pl.DataFrame, *, how: How = "grouped", seed: int) -> Split:
-    """Split flows with a ``class`` (and, when grouped, a ``text``) column, class by class.
+    """Split flows as ``how`` says.
 
-    ``random`` permutes the rows of a class and cuts them; this is the paper's split, and puts
-    flows that read the same into training and test. ``grouped`` gives every text to one part
-    only. A text goes by its most frequent class. As one text may stand for thousands of flows,
-    texts are placed largest first: each into a part drawn with a chance proportional to the
-    flows that the part still lacks, among the parts that it fits into, else into the part that
-    lacks most. So large texts do not overshoot a small part and small ones fill the gaps.
+    - ``time``: of each capture the first 70 % train, the next 10 % validate, the last 20 % test.
+      The rows of a capture must stand in time order, as ``captures.load`` gives them. A class
+      that comes late is in the test alone.
+    - ``grouped``: 70 % train, 20 % test, 10 % validate, class by class, and no ``compact`` text
+      is in two parts: a test flow is one that training has not seen, whatever its template adds
+      on the flows before. A text goes by its most frequent class. As one text may stand for
+      thousands of flows, texts are placed largest first: each into a part drawn with a chance
+      proportional to the flows that the part still lacks, among the parts that it fits into, else
+      into the part that lacks most. So large texts do not overshoot a small part and small ones
+      fill the gaps.
+    - ``random``: the paper's, 70 % train, 20 % validate, 10 % test: the rows of a class are
+      permuted and cut. It puts flows that read the same into training and test.
 
-    Both ways every class with two rows (texts, when grouped) or more is in training and test,
-    and with one is in training.
+    ``grouped`` and ``random`` put every class with two rows (texts, when grouped) or more into
+    training and test, and one with a single row into training.
+
+    Args:
+        frame: with the columns ``class``, and ``compact`` when grouped, ``capture`` by time.
+        how: a name in ``SPLITS``.
+        seed: of all draws; ``time`` draws nothing.
     """
-    rng = np.random.default_rng(seed)
-    part = _random(frame["class"], rng) if how == "random" else _grouped(frame, rng)
+    part = SPLITS[how](frame, np.random.default_rng(seed))
     train, test, validation = (frame.filter(pl.Series(part == k)) for k in range(_PARTS))
     return Split(train, test, validation)
 
 
-def _random(classes: pl.Series, rng: np.random.Generator) -> _Ints:
+def _by_time(frame: pl.DataFrame, rng: np.random.Generator) -> _Ints:
+    part = np.zeros(frame.height, np.int64)
+    # Validation before test: what is chosen on it must not know the future of the test.
+    order = (TRAIN, VALIDATION, TEST)
+    later = np.array(order)
+    for rows in _rows_of(frame["capture"]):
+        part[rows] = later[dealt(SHARES[list(order)], len(rows))]
+    return part
+
+
+def _rows_of(names: pl.Series) -> list[_Ints]:
+    """Where each name stands, in order."""
+    places = pl.DataFrame({"name": names}).with_row_index("row")
+    rows = places.group_by("name", maintain_order=True).agg("row")["row"]
+    return [one.to_numpy().astype(np.int64) for one in rows]
+
+
+def _random(frame: pl.DataFrame, rng: np.random.Generator) -> _Ints:
+    classes = frame["class"]
     part = np.zeros(len(classes), np.int64)
     for name in sorted(classes.unique()):
         rows = rng.permutation((classes == name).arg_true().to_numpy())
-        part[rows] = _with_train_and_test(dealt(SHARES, len(rows)), np.ones(len(rows)))
+        part[rows] = _with_train_and_test(dealt(PAPER_SHARES, len(rows)), np.ones(len(rows)))
     return part
 
 
@@ -63,6 +94,7 @@ def dealt(shares: NDArray[np.float64], rows: int) -> _Ints:
 
 
 def _grouped(frame: pl.DataFrame, rng: np.random.Generator) -> _Ints:
+    frame = frame.select(pl.col("compact").alias("text"), "class")
     sizes = frame.group_by("text").agg(pl.len().alias("flows"))
     groups = (
         majority_class(frame)
@@ -111,3 +143,11 @@ def _with_train_and_test(placed: _Ints, sizes: NDArray[np.float64]) -> _Ints:
         pick = sizes[candidates].argmax() if part == TRAIN else sizes[candidates].argmin()
         placed[candidates[pick]] = part
     return placed
+
+
+#: Every split by name: a frame and a generator to the part of each row.
+SPLITS: dict[How, Callable[[pl.DataFrame, np.random.Generator], _Ints]] = {
+    "time": _by_time,
+    "grouped": _grouped,
+    "random": _random,
+}
