@@ -38,7 +38,7 @@ def test_eq12_counts_clients_that_have_left(among: str, version: int) -> None:
     cloud = Cloud({"w": tensor(0.0)}, get_algorithm(f"gsfs-paper:among={among}"), seed=0)
     cloud.enrol("abcde")
     for name in "cde":
-        cloud.leave(name, 1.0)
+        cloud.leave(name)
     for name in "ab":
         cloud.receive(update(name), 2.0)
     assert cloud.model.version == version
@@ -50,7 +50,7 @@ def test_eq3_n_is_every_client_of_the_fleet() -> None:
     for name in ("fedopt", "fedadam"):
         cloud = Cloud({"w": tensor(0.0)}, get_algorithm(f"{name}:beta1=0"), seed=0)
         cloud.enrol("abc")
-        cloud.leave("c", 1.0)
+        cloud.leave("c")
         for client in "ab":
             cloud.receive(update(client, delta={"w": tensor(3.0)}), 2.0)
         moved[name] = cloud.server_state["m:w"].tolist()
