@@ -176,6 +176,10 @@ def title(rows: Iterable[Row]) -> str:
     text = f"Table III, mean ± sample standard deviation over {seeds} seeds"
     if seeds == 1:
         text = "Table III, one seed (no spread)"
+    federated = [row for row in known if row.kind == "federated"]
+    allowed = {(row.epochs_allowed, row.rounds) for row in federated}
+    if len(allowed) == 1 and None not in (budget := allowed.pop()):
+        text += f"; at most {budget[0]:g} local epochs a client and {budget[1]} aggregations"
     if any(row.synthetic for row in known):
         text = f"SYNTHETIC TRAFFIC: says nothing about real networks. {text}"
     return text

@@ -102,6 +102,7 @@ class Algorithm(ABC, Generic[S]):
         name: what people call it.
         summary: one line for tables and ``--help``.
         trains: clients change weights. If not, they only read, and their model is the global one.
+        search: the setting, and its published values, that ``compare --tune`` chooses among.
         trigger: when does a client upload?
         pool: when does the cloud aggregate?
         rule: how?
@@ -116,6 +117,7 @@ class Algorithm(ABC, Generic[S]):
     name: ClassVar[str]
     summary: ClassVar[str]
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[str, tuple[float, ...]] | None] = None
 
     trigger: Trigger
     pool: Pool

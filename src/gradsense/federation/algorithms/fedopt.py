@@ -89,6 +89,8 @@ class FedOpt(FedAvg):
 
     name: ClassVar[str] = "fedopt"
     summary: ClassVar[str] = "as FedAvg, with Adam on the server (eq 3-6)"
+    # The whole powers of ten in Reddi et al.'s grid for the server's rate, up to 1.
+    search: ClassVar[tuple[str, tuple[float, ...]] | None] = ("lr", (0.001, 0.01, 0.1, 1.0))
 
     rule: DeltaRule = ServerOptimizer("adam", over="all")
 
