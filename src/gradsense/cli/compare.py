@@ -77,7 +77,8 @@ def run_comparison(
     from gradsense.experiments.tune import choose, trials
 
     planned = plan(run, algorithms, seeds, out, references=references)
-    workers, notes = jobs or os.cpu_count() or 1, ()
+    workers = jobs or os.cpu_count() or 1
+    notes: tuple[str, ...] = ()
     searched = trials(run, algorithms, out) if tune else []
     if searched:
         with _followed(searched, "all trials") as on_news:

@@ -99,6 +99,7 @@ def _keys(rows: Sequence[Row]) -> list[Key]:
 def _figures(rows: Sequence[Row]) -> dict[str, Markup]:
     drawn = {
         "loss-epoch": (plots.EPOCHS, plots.LOSS),
+        "f1-epoch": (plots.EPOCHS, plots.F1_MACRO),
         "loss": (plots.AGGREGATION, plots.LOSS),
         "f1-aggregation": (plots.AGGREGATION, plots.F1_MACRO),
         "accuracy-uplink": (plots.UPLINK, plots.ACCURACY),
