@@ -63,7 +63,13 @@ class RunSettings(BaseModel):
     algorithm: str = Field(
         "gsfs", description="An algorithm, or one with changed values: gsfs:floor=0.3."
     )
-    rounds: int = Field(10, ge=1, description="Aggregations at most, and local rounds per client.")
+    rounds: int = Field(10, ge=1, description="Aggregations at most.")
+    local_rounds: int | None = Field(
+        None,
+        ge=1,
+        description="Local rounds of each client at most, its budget of compute in units of "
+        "--epochs; without: as many as --rounds.",
+    )
     epochs: float = Field(1.0, gt=0, description="E, local epochs of one local round.")
     batch_size: int = Field(32, ge=1, description="Flows a training step.")
     lr: float = Field(1e-3, gt=0, description="Local learning rate.")
@@ -89,6 +95,11 @@ class RunSettings(BaseModel):
     seed: int = Field(
         0, ge=0, lt=1 << 31, description="Draws, splits, weights, faults: all follow from it."
     )
+
+    @property
+    def local_budget(self) -> int:
+        """Local rounds that each client may spend at most."""
+        return self.local_rounds or self.rounds
 
     @field_validator("labels", mode="before")
     @classmethod

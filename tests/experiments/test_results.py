@@ -48,7 +48,7 @@ def test_contract_of_the_design_holds(tmp_path: Path) -> None:
     assert set(promised.split()) <= set(row)
     five = {"accuracy", "precision", "recall", "f1_weighted", "f1_macro"}
     assert set(row["central"]) == set(row["clients"]) == five
-    point = {"aggregation", "virtual_s", "uplink_bytes", "accuracy", "f1_macro", "loss"}
+    point = {"aggregation", "virtual_s", "uplink_bytes", "accuracy", "f1_macro", "loss", "epochs"}
     assert set(row["curve"][0]) == point
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -53,6 +54,32 @@ def test_row_adds_up(bench: Bench) -> None:
     assert sum(map(sum, row.confusion)) == len(bench.test)
     assert sum(one.flows for one in row.per_site.values()) == len(bench.test)
     assert row.clients is not None
+
+
+@pytest.mark.parametrize(
+    ("rounds", "local", "aggregations", "epochs"), [(1, 3, 1, 1.0), (5, 2, 2, 2.0), (2, None, 2, 2)]
+)
+def test_aggregations_and_local_rounds_have_limits_of_their_own(
+    bench: Bench, rounds: int, local: int | None, aggregations: int, epochs: float
+) -> None:
+    """FedAvg aggregates once a local round, so the smaller limit ends it."""
+    own = bench.settings.model_copy(update={"rounds": rounds, "local_rounds": local})
+    run = FederatedRun(dataclasses.replace(bench, settings=own))
+    run.start()
+    row = finished(run)
+    assert (row.aggregations, row.epochs, row.rounds) == (aggregations, epochs, rounds)
+    assert row.epochs_allowed == (local or rounds)
+    assert [point.epochs for point in row.curve] == list(range(aggregations + 1))
+
+
+def test_latency_is_the_mean_inference_on_the_fleets_devices(bench: Bench) -> None:
+    """A flow's 2 N a token, over what each device computes a second."""
+    run, flop = FederatedRun(bench), flow_cost(bench).inference
+    each = [1e3 * flop / device.flops for device in run.simulator.devices.values()]
+    assert run.inference_ms() == pytest.approx(sum(each) / len(each))
+    other = bench.settings.model_copy(update={"algorithm": "gsfs-paper"})
+    same = FederatedRun(dataclasses.replace(bench, settings=other))
+    assert same.inference_ms() == run.inference_ms(), "it is the model's, not the algorithm's"
 
 
 @pytest.mark.slow
@@ -165,6 +192,18 @@ def test_plan_goes_seed_by_seed_and_names_each_once(tmp_path: Path, base: RunSet
     folders = [job.out for job in jobs]
     assert len(set(folders)) == len(folders)
     assert all(folder.parent == tmp_path for folder in folders)
+
+
+def test_references_spend_the_local_rounds_that_the_others_may(
+    tmp_path: Path, base: RunSettings
+) -> None:
+    own = base.model_copy(update={"rounds": 50, "local_rounds": 10})
+    planned = {
+        run.settings.algorithm: run.settings
+        for run in plan(own, ["fedavg"], 1, tmp_path, references=True)
+    }
+    assert (planned["fedavg"].rounds, planned["fedavg"].local_rounds) == (50, 10)
+    assert (planned["centralised"].rounds, planned["centralised"].local_rounds) == (10, None)
 
 
 def test_folder_of_a_spec_stays_below_the_comparison(tmp_path: Path, base: RunSettings) -> None:

@@ -10,6 +10,7 @@ from gradsense.experiments.results import Row
 from gradsense.experiments.table import (
     BYTES,
     COLUMNS,
+    PARTS,
     Column,
     Stat,
     by_algorithm,
@@ -95,7 +96,7 @@ def test_the_table_fits_the_terminal_uncut(width: int) -> None:
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     assert "…" not in text
     for name in [*names, "centralised", "forest"]:
-        assert text.count(f" {name} ") == 2  # once for quality, once for cost
+        assert text.count(f" {name} ") == len(PARTS)
     assert "5.00 MB" in text
     assert "± 0.100" in text
 
@@ -125,8 +126,25 @@ def test_the_footnotes_say_what_latency_spans() -> None:
     text = footnotes()
     assert "from one global model to the next" in text
     assert "waiting included" in text
-    assert "60 / latency" in text
+    assert "60,000 / ms" in text
     assert "paper does not say" in text
+
+
+def test_latency_is_the_papers_and_time_to_quality_stands_beside_it() -> None:
+    """0.9 of accuracy is reached at 1.0 * 5 / 5, after 200 s."""
+    (line,) = lines([federated(f1=1.0)])
+    titles = [(column.group, column.title) for column in COLUMNS]
+    found = dict(zip(titles, line.stats, strict=True))
+    assert found["one inference", "ms"] == Stat(2.5, None)
+    assert found["time to", "0.9 accuracy"] == Stat(200.0, None)
+    assert found["whole run", "epochs"] == Stat(5.0, None)
+
+
+def test_time_to_quality_is_left_out_where_a_seed_never_had_it() -> None:
+    place = [column.group for column in COLUMNS].index("time to")
+    for second, known in ((1.0, True), (0.8, False)):
+        (line,) = lines([federated(seed=0, f1=1.0), federated(seed=1, f1=second)])
+        assert (line.stats[place] is not None) is known
 
 
 def test_alarms_are_in_percent_and_the_footnotes_say_of_what() -> None:

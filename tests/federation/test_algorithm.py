@@ -18,7 +18,7 @@ def test_the_papers_preset_is_the_paper() -> None:
     paper = algorithms()["gsfs-paper"]
     assert isinstance(paper.trigger, AnyOf)
     assert [type(t) for t in paper.trigger.triggers] == [Performance, Gradient]
-    assert paper.pool == Quorum(0.6, deadline_s=None)
+    assert paper.pool == Quorum(0.6, "all", deadline_s=None)
     assert paper.rule == FrequencyMean()  # every tempering off
     assert not paper.keep_local
     assert not paper.partial
@@ -34,6 +34,20 @@ def test_a_spec_changes_named_values_anywhere() -> None:
     assert algorithms()["gsfs-tune"].keep_local  # the row itself is untouched
 
 
+def test_values_are_checked_together() -> None:
+    """α = 0.5 rules out the present β = 2, and is fine beside β = 1.5, in either order."""
+    made = [
+        get_algorithm(f"gsfs-paper:{pair}") for pair in ("alpha=0.5:beta=1.5", "beta=1.5:alpha=0.5")
+    ]
+    assert made[0] == made[1]
+
+
+def test_the_two_readings_of_the_paper_differ_in_what_a_look_is() -> None:
+    ours, literal = algorithms()["gsfs-paper"], algorithms()["gsfs-literal"]
+    assert get_algorithm("gsfs-paper:per=step").trigger == literal.trigger
+    assert (ours.pool, ours.rule, ours.looks) == (literal.pool, literal.rule, literal.looks)
+
+
 def test_a_deadline_may_be_taken_away() -> None:
     assert get_algorithm("gsfs-tune:deadline_s=null").pool.deadline_s is None
 
@@ -47,6 +61,9 @@ def test_a_deadline_may_be_taken_away() -> None:
         ("gsfs-tune:beta=high", "'high' does not fit 'beta'; give a value like the present 2.0"),
         ("gsfs-tune:keep_local=1", "'1' does not fit 'keep_local'"),
         ("gsfs-tune:beta", "'' does not fit 'beta'"),
+        ("gsfs-paper:beta=10", r"beta must be below 1/\(1-alpha\) = 10,"),
+        ("gsfs-paper:alpha=0.5", r"'0.5' does not fit 'alpha'; .* 1/\(1-alpha\) = 2,"),
+        ("gsfs-paper:beta=4:alpha=0.8:delta=-1", "'-1' does not fit 'delta'"),
         ("gsfs-tune:name=x", "no setting 'name'"),
         ("gsfs-tune:share=5", "'5' does not fit 'share'; .* less than or equal to 1"),
         ("gsfs-tune:deadline_s=-3", "'-3' does not fit 'deadline_s'"),

@@ -167,7 +167,7 @@ def test_what_a_codec_rounds_away_travels_later() -> None:
 
 def test_the_reference_score_is_taken_from_the_new_model() -> None:
     """Eq 7 compares with the broadcast: the goal is at 0, so the loss of θ is |θ|."""
-    client = Client("a", ToyLearner(), algorithms()["gsfs-paper"])
+    client = Client("a", ToyLearner(), get_algorithm("gsfs-paper:looks=1"))
     client.adopt(model(w=10.0))
     assert client.plan(100) == Plan(2, 2)  # one pass for the reference, one after the visit
     update = client.work(100)

@@ -32,6 +32,31 @@ def coordinator(algorithm: str = "fedavg", clients: str = "abc", **options: floa
     return made
 
 
+@pytest.mark.parametrize(("among", "version"), [("all", 0), ("connected", 1)])
+def test_eq12_counts_clients_that_have_left(among: str, version: int) -> None:
+    """Five joined and three left: 60 % of all are three, of the connected two."""
+    cloud = Cloud({"w": tensor(0.0)}, get_algorithm(f"gsfs-paper:among={among}"), seed=0)
+    cloud.enrol("abcde")
+    for name in "cde":
+        cloud.leave(name)
+    for name in "ab":
+        cloud.receive(update(name), 2.0)
+    assert cloud.model.version == version
+
+
+def test_eq3_n_is_every_client_of_the_fleet() -> None:
+    """A third client left before it sent: its part of the mean is zero for the paper's FedOpt."""
+    moved = {}
+    for name in ("fedopt", "fedadam"):
+        cloud = Cloud({"w": tensor(0.0)}, get_algorithm(f"{name}:beta1=0"), seed=0)
+        cloud.enrol("abc")
+        cloud.leave("c")
+        for client in "ab":
+            cloud.receive(update(client, delta={"w": tensor(3.0)}), 2.0)
+        moved[name] = cloud.server_state["m:w"].tolist()
+    assert moved == {"fedopt": [-2.0], "fedadam": [-3.0]}
+
+
 def test_a_round_of_fedavg() -> None:
     cloud = coordinator()
     assert cloud.receive(update("a"), 1.0) is None

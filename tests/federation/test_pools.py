@@ -30,6 +30,17 @@ def test_eq12_repeats_do_not_count() -> None:
     assert not Quorum(0.6).ready([entry("a", 1.0)] * 9, ["a", "b", "c"])
 
 
+def test_eq12_counts_all_clients_or_those_connected() -> None:
+    """Of ten clients five are there: 60 % of all are six, 60 % of the connected three."""
+    everybody, there = [f"c{i}" for i in range(10)], [f"c{i}" for i in range(5)]
+    three = [entry(name, 1.0) for name in there[:3]]
+    for among, closed in (("all", False), ("connected", True)):
+        pool = Quorum(0.6, among)
+        assert pool.ready(three, pool.voters(there, everybody)) is closed
+    six = [entry(name, 1.0) for name in everybody[:6]]
+    assert Quorum(0.6, "all").ready(six, everybody)
+
+
 def test_fedbuff_counts_updates_whoever_sent_them() -> None:
     names = [f"c{i}" for i in range(20)]
     assert Count(3).ready([entry("a", 1.0)] * 3, names)

@@ -45,6 +45,16 @@ def test_eq3_to_6_adam_two_rounds() -> None:
     assert second["w"] == pytest.approx(moved["w"] + 0.625 / (1.943125**0.5 + 0.1))
 
 
+def test_eq3_divides_by_all_clients_or_by_those_that_sent() -> None:
+    """Four clients; a moves 2 + 4 in two updates, b moves 2: g is -8 / 4, or -8 / 2."""
+    entries = [entry("a", 2.0), entry("b", 2.0), entry("a", 4.0)]
+    for over, g in (("all", -2.0), ("senders", -4.0)):
+        rule = ServerOptimizer("adam", beta1=0.0, over=over)
+        pooled = Pooled(entries, {}, clients=4)
+        _, state = rule.apply({"w": tensor(0.0)}, pooled, rule.init({"w": tensor(0.0)}))
+        assert state["m:w"] == pytest.approx([g])
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

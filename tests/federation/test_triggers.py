@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradsense.federation.triggers import (
     AnyOf,
@@ -70,6 +72,42 @@ def test_eq9_to_11_two_visits_by_hand() -> None:
     state, decision = trigger.sense(state, seen(a=7.0))
     assert state == {"mu:a": 6.5, "sigma:a": 0.75}
     assert decision.reason == "gradient"
+
+
+def test_eq9_to_11_step_by_step_by_hand() -> None:
+    """4, 8, 7 in one local round: the history is that of three rounds, and 8 and 7 both fire."""
+    steps = ({"a": 4.0, "b": 1.0}, {"a": 8.0, "b": 1.0}, {"a": 7.0, "b": 1.0})
+    sensed = Sensed({"a": 19 / 3, "b": 1.0}, None, 1, steps)
+    each = Gradient(alpha=0.5, beta=0.5, per="step")
+    state, decision = each.sense(each.init(), sensed)
+    assert state == {"mu:a": 6.5, "sigma:a": 0.75, "mu:b": 1.0, "sigma:b": 0.0}
+    assert decision == Decision("gradient", ("a",))
+    # a round of 6.4 and 6.0: μ = 6.45, then 6.225; nothing is above it
+    state, decision = each.sense(state, Sensed({"a": 6.2}, None, 1, ({"a": 6.4}, {"a": 6.0})))
+    assert state["mu:a"] == pytest.approx(6.225)
+    assert decision.reason is None
+    # once a round, the same first round only sets μ = 19 / 3
+    state, decision = Gradient(alpha=0.5, beta=0.5).sense({}, sensed)
+    assert state["mu:a"] == 19 / 3
+    assert decision.reason is None
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "says"),
+    [(0.9, 10, "= 10,"), (0.5, 2, "= 2,"), (0.75, 7.5, "= 4,"), (0.0, 0.0, "alpha must be above")],
+)
+def test_a_beta_that_can_never_fire_is_refused(alpha: float, beta: float, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Gradient(alpha=alpha, beta=beta)
+
+
+@given(st.sampled_from([0.01, 0.3, 0.5, 0.9, 0.99, 1.0]), st.floats(0, 0.99))
+def test_any_other_beta_fires_on_a_norm_that_is_large_enough(alpha: float, share: float) -> None:
+    beta = 1000.0 if alpha == 1 else share / (1 - alpha)
+    trigger = Gradient(alpha=alpha, beta=beta)
+    state, _ = trigger.sense(trigger.init(), seen(a=1.0))
+    state, _ = trigger.sense(state, seen(a=1.5))
+    assert trigger.sense(state, seen(a=1e9))[1].reason == "gradient"
 
 
 def test_only_the_loud_layers_are_named() -> None:

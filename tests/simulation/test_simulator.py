@@ -140,7 +140,7 @@ def test_bytes_joules_and_counts_of_two_rounds_by_hand() -> None:
 
 def test_validation_costs_time_where_the_trigger_asks_for_it() -> None:
     # gsfs-paper looks twice in the first visit: at the model that came, and at its own.
-    run = Fleet("gsfs-paper", {"a": ToyLearner(validation_samples=50)}, [FAST], visits=1)
+    run = Fleet("gsfs-paper:looks=1", {"a": ToyLearner(validation_samples=50)}, [FAST], visits=1)
     simulator = run.finish()
     down = 0.25 + 8 * MODEL / 16_000
     assert run.done == [(pytest.approx(down + (100 + 2 * 50 * 1) / 100), "a")]

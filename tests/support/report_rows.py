@@ -45,6 +45,10 @@ def federated(
         client_latency_s=60.0,
         requests_per_min=1.5,
         client_requests_per_min=1.0,
+        inference_ms=2.5,
+        epochs_allowed=5.0,
+        epochs=5.0,
+        validation=scores(f1),
         energy_j=1500.0,
         uplink_bytes=5 * upload,
         downlink_bytes=6 * upload,
@@ -63,6 +67,7 @@ def federated(
                 accuracy=f1 * step / 5,
                 f1_macro=f1 * step / 5,
                 loss=2.0 - 0.3 * step,
+                epochs=float(step),
             )
             for step in range(6)
         ],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from gradsense.cli.progress import bars, news
 
 if TYPE_CHECKING:
     from gradsense.config import RunSettings
-    from gradsense.experiments.compare import PlannedRun
+    from gradsense.experiments.compare import OnNews, PlannedRun
     from gradsense.experiments.results import Row
 
 
@@ -31,7 +32,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the runs.")],
     algorithms: Annotated[
         str, typer.Option(help="Names with commas between them.")
-    ] = "fedavg,fedopt,gsfs",
+    ] = "fedavg,fedopt,gsfs-paper,gsfs-literal,gsfs",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 3,
     references: Annotated[
         bool, typer.Option(help="Also local-only, centralised and a random forest.")
@@ -42,12 +43,16 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume", help="Read finished rows, continue the others.")
     ] = False,
+    tune: Annotated[
+        bool,
+        typer.Option("--tune", help="First choose each baseline's server rate on validation."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Compare algorithms with one budget of local compute over several seeds; print Table III."""
     names = [name.strip() for name in algorithms.split(",") if name.strip()]
     rows, notes = run_comparison(
-        run, names, seeds, out, references=references, jobs=jobs, resume=resume
+        run, names, seeds, out, references=references, jobs=jobs, resume=resume, tune=tune
     )
     if as_json:
         typer.echo((out / "results.json").read_text(), nl=False)
@@ -64,14 +69,35 @@ def run_comparison(
     references: bool,
     jobs: int | None,
     resume: bool,
+    tune: bool = False,
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """The comparison, with bars: its rows, and the notes on the first seed's data."""
+    """The comparison, with bars: its rows, and the notes on choices and the first seed's data."""
     from gradsense.experiments.compare import compare as compare_all
     from gradsense.experiments.compare import plan
+    from gradsense.experiments.tune import choose, trials
 
     planned = plan(run, algorithms, seeds, out, references=references)
+    workers = jobs or os.cpu_count() or 1
+    notes: tuple[str, ...] = ()
+    searched = trials(run, algorithms, out) if tune else []
+    if searched:
+        with _followed(searched, "all trials") as on_news:
+            algorithms, notes = choose(
+                searched, algorithms, out, workers=workers, resume=resume, on_news=on_news
+            )
+        # A chosen value's first seed has been run already.
+        planned, resume = plan(run, algorithms, seeds, out, references=references), True
+    with _followed(planned, "all runs") as on_news:
+        return compare_all(
+            planned, out, workers=workers, resume=resume, on_news=on_news, notes=notes
+        )
+
+
+@contextlib.contextmanager
+def _followed(planned: list[PlannedRun], label: str) -> Iterator[OnNews]:
+    """A bar for all of these runs and one for each that is at work."""
     with bars() as progress:
-        whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
+        whole = progress.add_task(label, total=len(planned), news=f"0 of {len(planned)}")
         tasks: dict[str, Any] = {}
         shares = dict.fromkeys((job.name for job in planned), 0.0)
         finished: set[str] = set()
@@ -91,8 +117,7 @@ def run_comparison(
             line = news(*(message[key] for key in keys))
             progress.update(tasks[job.name], completed=message["share"], news=line)
 
-        workers = jobs or os.cpu_count() or 1
-        return compare_all(planned, out, workers=workers, resume=resume, on_news=on_news)
+        yield on_news
 
 
 def show_table(rows: list[Row], notes: Sequence[str], console: Console) -> None:

@@ -265,7 +265,8 @@ class Run:
                 refused.setdefault(device, {})[name.removeprefix(REFUSED)] = value
             elif name.startswith(GIVEN_UP):
                 given_up[name.removeprefix(GIVEN_UP)] = value
-        invited = len(coordinator.awaited())
+        pool = coordinator.algorithm.pool
+        invited = len(pool.voters(coordinator.awaited(), coordinator.enrolled))
         return RunStatus(
             run=memory.job.run,
             algorithm=memory.job.algorithm,
@@ -279,7 +280,7 @@ class Run:
                 updates=len(pooled),
                 clients=len(senders(pooled)),
                 invited=invited,
-                needed=coordinator.algorithm.pool.needed(invited),
+                needed=pool.needed(invited),
                 deadline=coordinator.deadline(),
             ),
             online=len(online),

@@ -13,7 +13,7 @@ class PoolStatus:
     Attributes:
         updates: pooled.
         clients: distinct devices that sent them.
-        invited: connected devices that the pool may wait for.
+        invited: devices among whom the pool counts: those connected that it may wait for, or all.
         needed: how many clients it waits for; of FedBuff's pool, updates.
         deadline: when it is closed as it is, in the run's time; None: not known yet, or never.
     """

@@ -66,13 +66,16 @@ def plan(
         raise InputError("nothing to compare", hint="name an algorithm", field="--algorithms")
     for name in names:
         check(base.model_copy(update={"algorithm": name}), reference=name in REFERENCE_NAMES)
+    # A reference aggregates nothing: its rounds are the local rounds that the others may spend.
+    alone = base.model_copy(update={"rounds": base.local_budget, "local_rounds": None})
     return [
         PlannedRun(
-            base.model_copy(update={"algorithm": name, "seed": seed}),
+            one.model_copy(update={"algorithm": name, "seed": seed}),
             out / f"{re.sub(r'[^a-z0-9.-]', '_', name.replace('=', '-'))}-seed{seed}",
         )
         for seed in range(base.seed, base.seed + seeds)
         for name in names
+        for one in [alone if name in REFERENCE_NAMES else base]
     ]
 
 
@@ -109,6 +112,7 @@ def compare(
     resume: bool = False,
     on_news: OnNews = lambda job, news: None,
     title: str = "gradsense: algorithms compared",
+    notes: tuple[str, ...] = (),
 ) -> tuple[list[results.Row], tuple[str, ...]]:
     """Run all jobs and write ``results.json`` and ``report.html`` into ``out``.
 
@@ -118,16 +122,17 @@ def compare(
         workers: processes side by side.
         resume: read finished rows, continue unfinished ones.
         on_news: called with progress.
+        notes: on how the jobs were chosen.
 
     Returns:
-        The rows, and the notes on the first seed's data.
+        The rows, and the notes, those on the first seed's data behind.
 
     Raises:
         InputError: an unwritable ``out``.
         GradsenseError: the first error of a job, with its exit code; or a worker died.
     """
     prepare(out, resume=resume)
-    notes = _run_all(jobs, workers, resume, on_news)
+    notes += run_all(jobs, workers, resume, on_news)
     rows = [load_row(job.out) for job in jobs]
     order = {algorithm: i for i, algorithm in enumerate(dict.fromkeys(r.algorithm for r in rows))}
     rows.sort(key=lambda row: (row.kind == "reference", order[row.algorithm], row.seed))
@@ -167,7 +172,7 @@ def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
     return pairs | {f"note {i}": note for i, note in enumerate(notes, start=1)}
 
 
-def _run_all(
+def run_all(
     jobs: Sequence[PlannedRun], workers: int, resume: bool, on_news: OnNews
 ) -> tuple[str, ...]:
     """Deal the jobs to worker processes; the notes on the first seed's data."""

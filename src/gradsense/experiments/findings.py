@@ -26,7 +26,6 @@ def findings(rows: Sequence[Row]) -> list[str]:
         _best(federated),
         _bytes_saved(federated),
         _time_saved(federated),
-        _latency(federated),
         _gap(federated, groups.get(CENTRALISED)),
         _federation_helps(federated, groups.get(LOCAL_ONLY)),
         _never_learned(federated),
@@ -149,21 +148,6 @@ def to_reach(row: Row, base: Row, cost: Callable[[Point], float]) -> tuple[float
     ours = next((cost(point) for point in row.curve if point.f1_macro >= target), None)
     theirs = next(cost(point) for point in base.curve if point.f1_macro >= target)
     return None if ours is None else (ours, theirs)
-
-
-def _latency(federated: dict[str, list[Row]]) -> str | None:
-    ranked = _ranked(federated, lambda row: row.client_latency_s)
-    base = dict(ranked).get(BASELINE)
-    if base is None or ranked[-1][0] == BASELINE:
-        return None
-    name, value = ranked[-1]
-    if _within_spread(value, base):
-        return None
-    return (
-        f"A client of {name} starts its next piece of work after {value.mean:,.1f} virtual "
-        f"seconds, one of {BASELINE} after {base.mean:,.1f}: "
-        f"{1 - value.mean / base.mean:.0%} sooner."
-    )
 
 
 def _gap(federated: dict[str, list[Row]], centralised: list[Row] | None) -> str | None:

@@ -77,6 +77,7 @@ class Axis:
 
 
 AGGREGATION = Axis("aggregation", lambda point: point.aggregation)
+EPOCHS = Axis("local epochs worked", lambda point: point.epochs)
 UPLINK = Axis("uplink, all clients together", lambda point: point.uplink_bytes, human_bytes)
 VIRTUAL = Axis("virtual time", lambda point: point.virtual_s, human_seconds)
 LOSS = Axis("loss", lambda point: point.loss)

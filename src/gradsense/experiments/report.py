@@ -99,6 +99,8 @@ def _keys(rows: Sequence[Row]) -> list[Key]:
 
 def _figures(rows: Sequence[Row]) -> dict[str, Markup]:
     drawn = {
+        "loss-epoch": (plots.EPOCHS, plots.LOSS),
+        "f1-epoch": (plots.EPOCHS, plots.F1_MACRO),
         "loss": (plots.AGGREGATION, plots.LOSS),
         "f1-aggregation": (plots.AGGREGATION, plots.F1_MACRO),
         "accuracy-uplink": (plots.UPLINK, plots.ACCURACY),
@@ -113,7 +115,7 @@ def _table(rows: Sequence[Row]) -> list[dict[str, object]]:
     """Table III in its two parts: grouped headings, and per algorithm (mean, spread, is best)."""
     parts: list[dict[str, object]] = []
     summary = table3.lines(rows)
-    for part in ("quality", "cost"):
+    for part in table3.PARTS:
         chosen = [(i, column) for i, column in enumerate(table3.COLUMNS) if column.part == part]
         groups = Counter(column.group for _, column in chosen)
         body = [

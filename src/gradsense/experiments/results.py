@@ -72,7 +72,10 @@ class Alarms(_Model):
 
 
 class Point(_Model):
-    """The central model after one aggregation. ``loss`` is null where it was not finite."""
+    """The central model after one aggregation. ``loss`` is null where it was not finite.
+
+    ``epochs`` are local epochs worked by then: passes over all training flows of the fleet.
+    """
 
     aggregation: int
     virtual_s: float
@@ -80,6 +83,7 @@ class Point(_Model):
     accuracy: float
     f1_macro: float
     loss: Loss
+    epochs: float | None = None
 
 
 class UploadMark(_Model):
@@ -107,7 +111,12 @@ class Row(_Model):
         central_latency_s: mean virtual seconds from one global model to the next.
         client_latency_s: mean virtual seconds from the start of one piece of local work to the
             start of the next, waiting included.
-        requests_per_min, client_requests_per_min: 60 / latency, as the paper defines it.
+        requests_per_min, client_requests_per_min: 60 / latency, as the paper's Table III has it.
+        inference_ms: milliseconds of one inference, by which the paper defines its latency: the
+            mean over the fleet's device profiles, one flow at a time.
+        validation: the last global model on the validation flows, for choosing settings.
+        epochs_allowed, epochs: local epochs that each client might spend, and those worked, as
+            passes over all training flows of the fleet.
         samples_trained: local compute really spent, in training samples.
         virtual_s, wall_s: simulated seconds, and seconds on this machine.
         refused: updates turned away, by reason.
@@ -130,6 +139,10 @@ class Row(_Model):
     client_latency_s: float | None = None
     requests_per_min: float | None = None
     client_requests_per_min: float | None = None
+    inference_ms: float | None = None
+    validation: ScoreSummary | None = None
+    epochs_allowed: float | None = None
+    epochs: float | None = None
     energy_j: float | None = None
     uplink_bytes: int | None = None
     downlink_bytes: int | None = None

@@ -63,7 +63,8 @@ class FederatedRun:
             for name, learner in bench.learners.items()
         ]
         names = [client.name for client in clients]
-        self.budgets = {client.name: settings.rounds * client.round_steps for client in clients}
+        budget = settings.local_budget
+        self.budgets = {client.name: budget * client.round_steps for client in clients}
         self.simulator = Simulator(
             Coordinator(
                 bench.initial,
@@ -125,7 +126,8 @@ class FederatedRun:
     def _on_model(self, model: GlobalModel) -> None:
         now, uplink_bytes = self.simulator.now, self.simulator.meter.uplink_bytes
         weights = self.algorithm.weights(model.tensors)
-        self.curve.append(self.bench.point(model.version, weights, now, uplink_bytes))
+        point = self.bench.point(model.version, weights, now, uplink_bytes)
+        self.curve.append(point.model_copy(update={"epochs": self.epochs()}))
 
     def _on_last_work(self, client: Client) -> None:
         """Score a client's own model before a broadcast changes it.
@@ -143,6 +145,15 @@ class FederatedRun:
         own = self.bench.own_score(client.name, client.weights)
         if own is not None:
             self.clients_own[client.name] = own
+
+    def epochs(self) -> float:
+        """Local epochs worked so far: passes over all training flows of the fleet together."""
+        return self.simulator.meter.samples_trained / len(self.bench.train)
+
+    def inference_ms(self) -> float:
+        """Milliseconds of one inference, the paper's latency: the mean over the fleet's devices."""
+        flop, devices = self.simulator.cost.inference, self.simulator.devices.values()
+        return float(np.mean([1e3 * device.compute_s(flop) for device in devices]))
 
     # At rest --------------------------------------------------------------------------------
 
@@ -201,6 +212,10 @@ class FederatedRun:
             kind="federated",
             seed=settings.seed,
             rounds=settings.rounds,
+            epochs_allowed=settings.local_budget * settings.epochs,
+            epochs=self.epochs(),
+            inference_ms=self.inference_ms(),
+            validation=self.bench.evaluate(self.final(), self.bench.validation)[1],
             synthetic=self.bench.corpus.synthetic,
             leakage=self.bench.corpus.leakage,
             clients=average(self.clients),

@@ -102,6 +102,7 @@ class Algorithm(ABC, Generic[S]):
         name: what people call it.
         summary: one line for tables and ``--help``.
         trains: clients change weights. If not, they only read, and their model is the global one.
+        search: the setting, and its published values, that ``compare --tune`` chooses among.
         trigger: when does a client upload?
         pool: when does the cloud aggregate?
         rule: how?
@@ -116,6 +117,7 @@ class Algorithm(ABC, Generic[S]):
     name: ClassVar[str]
     summary: ClassVar[str]
     trains: ClassVar[bool] = True
+    search: ClassVar[tuple[str, tuple[float, ...]] | None] = None
 
     trigger: Trigger
     pool: Pool
@@ -213,12 +215,13 @@ def get_algorithm(spec: str) -> Algorithm[Any]:
     """The algorithm that ``name`` or ``name:key=value:key=value`` means.
 
     A key is a field of the algorithm or of any of its parts. ``rule``, ``codec`` and
-    ``transforms`` (several joined by ``+``) take names.
+    ``transforms`` (several joined by ``+``) take names, and are put in first. The values are
+    checked together, so their order says nothing.
 
     >>> get_algorithm("fedavg:codec=int8").codec.name
     'int8'
     >>> get_algorithm("gsfs:floor=0.2:deadline_s=60").pool
-    Quorum(deadline_s=60.0, share=0.3)
+    Quorum(deadline_s=60.0, share=0.3, among='connected')
 
     Raises:
         InputError: an unknown name, an unknown key, or a value that does not fit.
@@ -229,27 +232,44 @@ def get_algorithm(spec: str) -> Algorithm[Any]:
             f"unknown algorithm '{name}'", hint=f"choose from {', '.join(algorithms())}"
         )
     algorithm = algorithms()[name]
-    for change in changes:
-        key, _, text = change.partition("=")
+    pairs = [(key, text) for key, _, text in (change.partition("=") for change in changes)]
+    values: dict[str, str] = {}
+    for key, text in sorted(pairs, key=lambda pair: pair[0] not in _NAMED):
         present = dict(fields_of(algorithm))
         if key not in {*_NAMED, *present}:
             raise InputError(
                 f"algorithm '{name}' has no setting '{key}'",
                 hint=f"write {name}:key=value with one of {', '.join(sorted({*_NAMED, *present}))}",
             )
+        if key not in _NAMED:
+            values[key] = text
+            continue
         try:
-            algorithm = _changed(algorithm, key, text)
+            algorithm = _with_part(algorithm, key, text)
         except ValueError as error:
-            known = present.get(key)
-            like = "" if known is None else f"give a value like the present {json.dumps(known)}"
-            reason = str(error)
-            if isinstance(error, ValidationError):
-                reason = error.errors()[0]["msg"]
-            raise InputError(
-                f"algorithm '{name}': '{text}' does not fit '{key}'",
-                hint=", ".join(filter(None, (like, reason[:1].lower() + reason[1:]))),
-            ) from None
-    return algorithm
+            raise _misfit(name, key, text, present.get(key), error) from None
+    try:
+        made: Algorithm[Any] = _replaced(algorithm, _read(values))
+    except ValueError as together:
+        present = dict(fields_of(algorithm))
+        for key, text in values.items():
+            try:
+                _replaced(algorithm, _read({key: text}))
+            except ValueError as error:
+                raise _misfit(name, key, text, present[key], error) from None
+        shown, keys = ":".join(f"{key}={text}" for key, text in values.items()), ", ".join(values)
+        raise _misfit(name, keys, shown, None, together) from None
+    return made
+
+
+def _misfit(name: str, key: str, text: str, known: object, error: ValueError) -> InputError:
+    like = "" if known is None else f"give a value like the present {json.dumps(known)}"
+    reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+    reason = reason.removeprefix("Value error, ")
+    return InputError(
+        f"algorithm '{name}': '{text}' does not fit '{key}'",
+        hint=", ".join(filter(None, (like, reason[:1].lower() + reason[1:]))),
+    )
 
 
 #: Settings whose values are parts, by name.
@@ -275,35 +295,44 @@ def _nested(value: Any) -> bool:
     return dataclasses.is_dataclass(value) or isinstance(value, tuple)
 
 
-def _changed(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
-    """The algorithm with every field ``key`` inside it set to what ``text`` says: JSON, or a word.
+def _with_part(algorithm: Algorithm[Any], key: str, text: str) -> Algorithm[Any]:
+    """The algorithm with the part that ``text`` names, or the parts.
+
+    Raises:
+        ValueError: the name does not fit; the message says what would.
+    """
+    found, names = _NAMED[key](), text.split("+") if key == "transforms" else [text]
+    if not found.keys() >= set(names):
+        raise ValueError(f"one of {', '.join(sorted(found))}")
+    chosen = tuple(found[name] for name in names)
+    part_of: dict[str, Any] = {key: chosen if key == "transforms" else chosen[0]}
+    return dataclasses.replace(algorithm, **part_of)
+
+
+def _read(values: Mapping[str, str]) -> dict[str, object]:
+    """What each text says: JSON, or a word."""
+    read: dict[str, object] = {}
+    for key, text in values.items():
+        try:
+            read[key] = json.loads(text)
+        except (ValueError, RecursionError):
+            read[key] = text
+    return read
+
+
+def _replaced(value: Any, new: Mapping[str, object]) -> Any:
+    """The part with every field of these names inside it set to the new value.
 
     Raises:
         ValueError: the value does not fit; the message says what would.
     """
-    if key in _NAMED:
-        found, names = _NAMED[key](), text.split("+") if key == "transforms" else [text]
-        if not found.keys() >= set(names):
-            raise ValueError(f"one of {', '.join(sorted(found))}")
-        chosen = tuple(found[name] for name in names)
-        part_of: dict[str, Any] = {key: chosen if key == "transforms" else chosen[0]}
-        return dataclasses.replace(algorithm, **part_of)
-    try:
-        new = json.loads(text)
-    except (ValueError, RecursionError):
-        new = text
-    made: Algorithm[Any] = _replaced(algorithm, key, new)
-    return made
-
-
-def _replaced(value: Any, key: str, new: object) -> Any:
     if isinstance(value, tuple):
-        return tuple(_replaced(item, key, new) for item in value)
+        return tuple(_replaced(item, new) for item in value)
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return value
     fresh: dict[str, Any] = {}
     for one in dataclasses.fields(value):
         inner = getattr(value, one.name)
-        chosen = one.name == key and not _nested(inner)
-        fresh[one.name] = new if chosen else _replaced(inner, key, new)
+        chosen = one.name in new and not _nested(inner)
+        fresh[one.name] = new[one.name] if chosen else _replaced(inner, new)
     return type(value)(**fresh)

@@ -316,9 +316,9 @@ class Coordinator:
         ]
 
     def _ready(self) -> bool:
-        return self.algorithm.pool.ready(self.pooled, self.awaited()) or self.bounds.full(
-            self.pooled, self.shape_bounds
-        )
+        pool = self.algorithm.pool
+        voters = pool.voters(self.awaited(), self.enrolled)
+        return pool.ready(self.pooled, voters) or self.bounds.full(self.pooled, self.shape_bounds)
 
     def _aggregate_if_ready(self, at: float) -> list[events.Effect]:
         if not self.pooled or not self._ready():
@@ -328,7 +328,8 @@ class Coordinator:
 
     def _aggregate(self, at: float) -> list[events.Effect]:
         rule, tensors = self.algorithm.rule, self.model.tensors
-        pooled = Pooled(self.pooled, self.submissions, self.contributions)
+        clients = len(self.enrolled)
+        pooled = Pooled(self.pooled, self.submissions, self.contributions, clients)
         self.pooled = []
         made = rule.apply(tensors, pooled, self.server_state)
         if isinstance(rule, SumRule):

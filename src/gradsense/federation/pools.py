@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,11 +39,13 @@ class Pooled:
         updates: at least one, in the order of arrival.
         submissions: updates accepted from each client since the run began, these included.
         contributions: of all clients before these updates, where the rule keeps them.
+        clients: N, every client of the fleet; 0 where nobody has counted them.
     """
 
     updates: Sequence[PooledUpdate]
     submissions: Mapping[str, int]
     contributions: Contributions = dataclasses.field(default_factory=Remembered)
+    clients: int = 0
 
 
 @part
@@ -65,7 +67,15 @@ class Pool(ABC):
 
     @abstractmethod
     def ready(self, pooled: Sequence[PooledUpdate], invited: Collection[str]) -> bool:
-        """Whether to aggregate now. ``invited`` are the connected clients asked to take part."""
+        """Whether to aggregate now. ``invited`` is what ``voters`` gave."""
+
+    def voters(self, awaited: Collection[str], enrolled: Collection[str]) -> Collection[str]:
+        """The clients among whom ``ready`` counts.
+
+        By default ``awaited``, the connected ones asked to take part whose answer may still come;
+        ``enrolled`` are all that ever joined and were not revoked.
+        """
+        return awaited
 
 
 def senders(pooled: Sequence[PooledUpdate]) -> set[str]:
@@ -94,11 +104,20 @@ class Quorum(Pool):
 
     The paper's pool can wait for ever when too few clients ever trigger; ``deadline_s`` ends that.
 
+    Attributes:
+        share: of the distinct clients.
+        among: ``all`` counts the share over every client of the fleet, also one that is offline,
+            as eq 12 does; ``connected`` over those that can answer now.
+
     >>> Quorum(0.6, deadline_s=30.0).needed(invited=5)
     3
     """
 
     share: Share = 0.6
+    among: Literal["connected", "all"] = "connected"
+
+    def voters(self, awaited: Collection[str], enrolled: Collection[str]) -> Collection[str]:
+        return enrolled if self.among == "all" else awaited
 
     def needed(self, invited: int) -> int:
         # The share as it is written: 0.55 of 100 is 55, although 0.55 * 100 is a little more.

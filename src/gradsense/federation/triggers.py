@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Literal
 
 from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 
@@ -26,11 +28,13 @@ class Sensed:
             for a site that only reads, class to its relative norm (``learner.Observed``).
         score: M(θ_k; D_k^val), the validation loss after the round; None if not asked for.
         rounds: local rounds since the last upload, this one included.
+        step_norms: layer to ‖g‖ of each step, where they were kept.
     """
 
     gradient_norms: Mapping[str, float]
     score: float | None
     rounds: int
+    step_norms: Sequence[Mapping[str, float]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,20 +131,49 @@ class Gradient(Trigger):
     """Upload when a layer's gradient is larger than its own history says (eq 9-11).
 
     Per layer: μ ← α μ + (1−α) ‖g‖ (eq 9); σ ← α σ + (1−α) |‖g‖ − μ| (eq 10); δ = μ + β σ
-    (eq 11). Upload if any layer has ‖g‖ > δ. The first round only sets μ: with no history
+    (eq 11). Upload if any layer has ‖g‖ > δ. The first look only sets μ: with no history
     nothing can be unusual. The history outlives an upload.
 
+    δ moves with the norm that it judges. Put into one another, eq 9-11 fire when
+    (‖g‖ − μ) (1 − β (1−α)) > β σ, with the μ and σ before this look: for β ≥ 1/(1−α) never,
+    however large the norm. With α = 0 there is no history, and nothing fires either.
+
     Attributes:
-        alpha: memory of μ and σ, 0 to 1.
-        beta: how many mean deviations above the mean are news.
+        alpha: memory of μ and σ, above 0, to 1.
+        beta: how many mean deviations above the mean are news; below 1/(1−α).
+        per: what is one look: a local ``round``, at the norm averaged over its steps, or every
+            ``step``. Either way the upload follows the round, if any look in it fired.
+
+    Raises:
+        ValueError: an α and β with which it could never fire.
     """
 
     alpha: Share = 0.9
     beta: NonNegative = 2.0
+    per: Literal["round", "step"] = "round"
+
+    def __post_init__(self) -> None:
+        if self.alpha == 0:
+            raise ValueError("alpha must be above 0: without a history nothing is unusual")
+        # Compared as written: 1 - 0.9 is a little less than 0.1.
+        alpha, beta = Fraction(repr(self.alpha)), Fraction(repr(self.beta))
+        if beta * (1 - alpha) >= 1:
+            raise ValueError(
+                f"beta must be below 1/(1-alpha) = {float(1 / (1 - alpha)):g}, "
+                "from which on no gradient can exceed eq 11's threshold"
+            )
 
     def sense(self, state: State, seen: Sensed) -> tuple[State, Decision]:
+        looks = seen.step_norms if self.per == "step" and seen.step_norms else ()
+        new, loud = state, dict[str, None]()
+        for norms in looks or (seen.gradient_norms,):
+            new, now = self._look(new, norms)
+            loud |= dict.fromkeys(now)
+        return new, Decision("gradient", tuple(loud)) if loud else SILENT
+
+    def _look(self, state: State, norms: Mapping[str, float]) -> tuple[State, list[str]]:
         new, loud = dict(state), []
-        for layer, norm in seen.gradient_norms.items():
+        for layer, norm in norms.items():
             first = f"mu:{layer}" not in state
             mean = norm if first else self.alpha * state[f"mu:{layer}"] + (1 - self.alpha) * norm
             spread = self.alpha * state.get(f"sigma:{layer}", 0.0)
@@ -148,7 +181,7 @@ class Gradient(Trigger):
             new[f"mu:{layer}"], new[f"sigma:{layer}"] = mean, spread
             if norm > mean + self.beta * spread:
                 loud.append(layer)
-        return new, Decision("gradient", tuple(loud)) if loud else SILENT
+        return new, loud
 
 
 @part

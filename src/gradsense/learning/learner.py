@@ -75,12 +75,14 @@ class Trained:
         loss: mean training loss over the steps, in nats.
         mean_gradient: the batch gradient averaged over the steps, before any correction; only
             where a correction was given.
+        step_norms: the norms that were averaged, step by step; empty where nobody kept them.
     """
 
     tensors: dict[str, Array]
     gradient_norms: dict[str, float]
     loss: float
     mean_gradient: dict[str, Array] = field(default_factory=dict)
+    step_norms: tuple[dict[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

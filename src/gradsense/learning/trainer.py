@@ -120,7 +120,7 @@ class Trainer:
         state = np.random.SeedSequence([self.seed, stream, first_step]).generate_state(1)
         torch.manual_seed(int(state[0]))
         optimizer = optimizer or self.new_optimizer()
-        layer_sums = dict.fromkeys(self.layers, 0.0)
+        step_norms: list[dict[str, float]] = []
         total_loss = 0.0
         control = None if correction is None else Control(correction)
         corrections: list[Correction] = [] if control is None else [control]
@@ -130,13 +130,20 @@ class Trainer:
             self.between()
             loss, squares = self.step(examples, batch, optimizer, corrections)
             total_loss += loss
-            for layer, positions in self.layers.items():
-                layer_sums[layer] += sum(squares[i] for i in positions) ** 0.5
+            step_norms.append(
+                {
+                    layer: sum(squares[i] for i in positions) ** 0.5
+                    for layer, positions in self.layers.items()
+                }
+            )
         return Trained(
             tensors=self.classifier.tensors(),
-            gradient_norms={layer: value / steps for layer, value in layer_sums.items()},
+            gradient_norms={
+                layer: sum(norms[layer] for norms in step_norms) / steps for layer in self.layers
+            },
             loss=total_loss / steps,
             mean_gradient={} if control is None else control.mean(),
+            step_norms=tuple(step_norms),
         )
 
     def batches(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan
-from gradsense.federation.parts import part
+from gradsense.federation.parts import AtLeastOne, part
 from gradsense.federation.pools import AllInvited, Pool
 from gradsense.federation.rules.rule import DeltaRule, WeightedMean
 from gradsense.federation.triggers import EveryRound, Sensed, Trigger
@@ -39,6 +39,8 @@ class FedAvg(Algorithm[TrainingState]):
         keep_local: put the client's unsent movement on top of a new global model. False
             overwrites it, as eq 15 does.
         partial: upload only the layers that triggered; the rest stays at the client and grows.
+        looks: decisions for each E local epochs. With 5, a local round is a fifth of that long and
+            the trigger looks five times as often; the compute that may be spent is the same.
     """
 
     name: ClassVar[str] = "fedavg"
@@ -49,6 +51,7 @@ class FedAvg(Algorithm[TrainingState]):
     rule: DeltaRule = WeightedMean()
     keep_local: bool = False
     partial: bool = False
+    looks: AtLeastOne = 1
 
     # At the client --------------------------------------------------------------------------
 
@@ -70,7 +73,7 @@ class FedAvg(Algorithm[TrainingState]):
 
     def plan(self, state: TrainingState, learner: Learner, round_steps: int, budget: int) -> Plan:
         passes = 1 + state.fresh if self.trigger.needs_score else 0
-        return Plan(min(budget, round_steps), passes)
+        return Plan(min(budget, max(1, round(round_steps / self.looks))), passes)
 
     def local_round(
         self, state: TrainingState, learner: Learner, steps: int, *, first_step: int, rounds: int
@@ -83,7 +86,7 @@ class FedAvg(Algorithm[TrainingState]):
         trained = self.train(state, learner, first_step, steps)
         state.local = trained.tensors
         score = learner.score(state.local) if asks else None
-        seen = Sensed(trained.gradient_norms, score, rounds)
+        seen = Sensed(trained.gradient_norms, score, rounds, trained.step_norms)
         state.sensing, decision = self.trigger.sense(state.sensing, seen)
         if decision.reason is None:
             return None

@@ -18,5 +18,7 @@ class FedAvgM(FedAvg):
 
     name: ClassVar[str] = "fedavgm"
     summary: ClassVar[str] = "as FedAvg, with momentum on the server"
+    # From the grid of Hsu et al., and the default.
+    search: ClassVar[tuple[str, tuple[float, ...]] | None] = ("momentum", (0.5, 0.7, 0.9, 0.97))
 
     rule: DeltaRule = WeightedMean(momentum=0.5)

@@ -22,6 +22,8 @@ class FedProx(FedAvg):
 
     name: ClassVar[str] = "fedprox"
     summary: ClassVar[str] = "as FedAvg, local steps drawn back to the global model"
+    # The grid of Li et al.
+    search: ClassVar[tuple[str, tuple[float, ...]] | None] = ("proximal", (0.001, 0.01, 0.1, 1.0))
 
     proximal: NonNegative = 0.01
 

@@ -1,16 +1,21 @@
-"""GSFS to the letter (Otoum, Asad, Nayak 2025, arXiv 2504.16032).
+"""The paper's GSFS (Otoum, Asad, Nayak 2025, arXiv 2504.16032), in two readings.
 
     client    local steps                                                          (eq 1)
     trigger   the validation metric has moved since the last reference point       (eq 7-8)
               or a layer's gradient is larger than its own history says            (eq 9-11)
-    pool      60 % of the distinct clients, for ever                               (eq 12)
+    pool      60 % of all clients, for ever                                        (eq 12)
     rule      θ ← θ + Σ_k α_k Δθ_k, α_k by submission frequency                    (eq 13-14)
     broadcast every client takes θ and resets its reference                        (eq 15)
 
-What the paper does not fix: M is the validation loss; δ^perf starts at 0.05 nats and follows the
-client's own history; α = 0.9 and β = 2; one look a local round, at the batch gradient's norm
-averaged over the round; a client's several updates in one pool are pieces of one movement; after
-an upload it trains on.
+``gsfs-literal`` takes eq 9-11 step by step, as they are written: every batch gradient enters the
+history and is held against it, and a local round in which any step fired ends in an upload. One
+step in a few is above two mean deviations, so nearly every round does. ``gsfs-paper`` looks once
+a local round, at the norm averaged over its steps: what batches draw by chance is no news.
+
+What the paper does not fix, alike in both: M is the validation loss; δ^perf starts at 0.05 nats
+and follows the client's own history; α = 0.9 and β = 2; five decisions for each E local epochs,
+since with one a client has too few to bring ten aggregations about; a client's several updates in
+one pool are pieces of one movement; after an upload it trains on.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from gradsense.federation.algorithms.fedavg import FedAvg
-from gradsense.federation.parts import NonNegative, Share, part
+from gradsense.federation.parts import AtLeastOne, NonNegative, Share, part
 from gradsense.federation.pools import Pool, Pooled, Quorum
 from gradsense.federation.rules.rule import DeltaRule, WeightedSum
 from gradsense.federation.triggers import AnyOf, Gradient, Performance, Trigger
@@ -77,12 +82,23 @@ class FrequencyMean(WeightedSum):
 
 @part
 class GsfsPaper(FedAvg):
-    """The paper's Gradient Sensing Federated Strategy."""
+    """The paper's Gradient Sensing Federated Strategy, with one look a local round."""
 
     name: ClassVar[str] = "gsfs-paper"
-    summary: ClassVar[str] = "gradient sensing exactly as the paper has it (eq 7-15)"
+    summary: ClassVar[str] = "the paper's gradient sensing (eq 7-15), one look a local round"
 
     trigger: Trigger = AnyOf((Performance(), Gradient()))
-    pool: Pool = Quorum(0.6)
+    pool: Pool = Quorum(0.6, among="all")
     rule: DeltaRule = FrequencyMean()
     wait: bool = False
+    looks: AtLeastOne = 5
+
+
+@part
+class GsfsLiteral(GsfsPaper):
+    """The paper's strategy with eq 9-11 taken at every step."""
+
+    name: ClassVar[str] = "gsfs-literal"
+    summary: ClassVar[str] = "as gsfs-paper, sensing at every step, as eq 9-11 are written"
+
+    trigger: Trigger = AnyOf((Performance(), Gradient(per="step")))
