@@ -21,7 +21,12 @@ class RunSettings(BaseModel):
     data: Path | None = Field(
         None, description="Folder of captures, or one log. Without it: synthetic traffic."
     )
-    cap: int = Field(1000, ge=0, description="Flows kept of each (capture, class); 0 keeps all.")
+    cap: int | None = Field(
+        None,
+        ge=0,
+        description="Flows kept of each (capture, class); 0 keeps all. Default: 1000, and 2000 "
+        "where networks are left out.",
+    )
     view: Literal["classes", "binary"] = Field(
         "classes", description="IoT-23's classes, or benign against malicious."
     )
@@ -35,10 +40,11 @@ class RunSettings(BaseModel):
     contradictions: Literal["keep", "majority", "drop"] = Field(
         "keep", description="Training flows that read the same but carry different labels."
     )
-    split: Literal["grouped", "random"] = Field(
+    split: Literal["grouped", "random", "network"] = Field(
         "grouped",
         description="70/20/10 into train, test, validation; grouped keeps identical prompts in "
-        "one part, random is the paper's.",
+        "one part, random is the paper's. network (of compare): every group of networks is left "
+        "out in turn.",
     )
     partition: Literal["natural", "dirichlet", "iid"] = Field(
         "natural", description="Flows to clients: one client a capture, Dirichlet by class, IID."
@@ -89,6 +95,13 @@ class RunSettings(BaseModel):
     seed: int = Field(
         0, ge=0, lt=1 << 31, description="Draws, splits, weights, faults: all follow from it."
     )
+
+    @property
+    def kept(self) -> int:
+        """Flows kept of each capture and class; 0 for all."""
+        if self.cap is not None:
+            return self.cap
+        return 2000 if self.split == "network" else 1000
 
     @field_validator("labels", mode="before")
     @classmethod

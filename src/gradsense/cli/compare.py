@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gradsense.experiments.compare import PlannedRun
     from gradsense.experiments.results import Row
 
+R = TypeVar("R")
+_ALGORITHMS = ("fedavg", "fedopt", "gsfs")
+
 
 @command(
     example="gradsense compare --data iot23/ --algorithms fedavg,fedopt,gsfs --seeds 3 --out "
@@ -30,11 +33,15 @@ def compare(
     run: RunSettings,
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and the runs.")],
     algorithms: Annotated[
-        str, typer.Option(help="Names with commas between them.")
-    ] = "fedavg,fedopt,gsfs",
+        str,
+        typer.Option(
+            help="Names with commas between them; default fedavg,fedopt,gsfs, and gsfs alone with "
+            "--split network."
+        ),
+    ] = "",
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from --seed on.")] = 3,
     references: Annotated[
-        bool, typer.Option(help="Also local-only, centralised and a random forest.")
+        bool, typer.Option(help="Also the rows that set the scale: docs/benchmarks.md has them.")
     ] = True,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Processes side by side; default: one a core.")
@@ -46,13 +53,47 @@ def compare(
 ) -> None:
     """Compare algorithms with one budget of local compute over several seeds; print Table III."""
     names = [name.strip() for name in algorithms.split(",") if name.strip()]
+    if run.split == "network":
+        _leave_networks_out(
+            run, names, seeds, out, references=references, jobs=jobs, resume=resume, as_json=as_json
+        )
+        return
     rows, notes = run_comparison(
-        run, names, seeds, out, references=references, jobs=jobs, resume=resume
+        run, names or [*_ALGORITHMS], seeds, out, references=references, jobs=jobs, resume=resume
     )
     if as_json:
         typer.echo((out / "results.json").read_text(), nl=False)
         return
     show(rows, notes, out, results_console())
+
+
+def _leave_networks_out(
+    run: RunSettings,
+    names: list[str],
+    seeds: int,
+    out: Path,
+    *,
+    references: bool,
+    jobs: int | None,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    from gradsense.experiments.compare import absences
+    from gradsense.experiments.network_table import drawn, network_footnotes, sheets
+    from gradsense.experiments.networks import TABLES, compare_networks, plan_networks
+
+    planned = plan_networks(run, names or ["gsfs"], seeds, out, with_references=references)
+    rows, notes = _with_bars(planned, out, compare_networks, jobs=jobs, resume=resume)
+    if as_json:
+        typer.echo((out / "results.json").read_text(), nl=False)
+        return
+    console = results_console()
+    for note in (*notes, *(absences() if references else ())):
+        console.print(f"note: {note}", markup=False, highlight=False)
+    for sheet in sheets(rows):
+        console.print(drawn(sheet))
+    console.print(network_footnotes(rows), style="dim", markup=False, highlight=False)
+    show_lines(console, f"\nresults {out / 'results.json'}\ntables  {out / TABLES}")
 
 
 def run_comparison(
@@ -66,10 +107,23 @@ def run_comparison(
     resume: bool,
 ) -> tuple[list[Row], tuple[str, ...]]:
     """The comparison, with bars: its rows, and the notes on the first seed's data."""
+    from gradsense.experiments.compare import absences, plan
     from gradsense.experiments.compare import compare as compare_all
-    from gradsense.experiments.compare import plan
 
     planned = plan(run, algorithms, seeds, out, references=references)
+    rows, notes = _with_bars(planned, out, compare_all, jobs=jobs, resume=resume)
+    return rows, (*notes, *(absences() if references else ()))
+
+
+def _with_bars(
+    planned: Sequence[PlannedRun],
+    out: Path,
+    run_jobs: Callable[..., tuple[list[R], tuple[str, ...]]],
+    *,
+    jobs: int | None,
+    resume: bool,
+) -> tuple[list[R], tuple[str, ...]]:
+    """What ``run_jobs`` gives, with a bar for each job that runs and one for all."""
     with bars() as progress:
         whole = progress.add_task("all runs", total=len(planned), news=f"0 of {len(planned)}")
         tasks: dict[str, Any] = {}
@@ -88,11 +142,11 @@ def run_comparison(
                 progress.remove_task(tasks[job.name])
                 return
             keys = ("aggregation", "accuracy", "f1_macro", "uplink_bytes")
-            line = news(*(message[key] for key in keys))
+            line = message.get("text") or news(*(message[key] for key in keys))
             progress.update(tasks[job.name], completed=message["share"], news=line)
 
         workers = jobs or os.cpu_count() or 1
-        return compare_all(planned, out, workers=workers, resume=resume, on_news=on_news)
+        return run_jobs(planned, out, workers=workers, resume=resume, on_news=on_news)
 
 
 def show_table(rows: list[Row], notes: Sequence[str], console: Console) -> None:
