@@ -80,7 +80,7 @@ def _leave_networks_out(
 ) -> None:
     from gradsense.experiments.compare import absences
     from gradsense.experiments.network_table import drawn, network_footnotes, sheets
-    from gradsense.experiments.networks import TABLES, compare_networks, plan_networks
+    from gradsense.experiments.networks_left_out import TABLES, compare_networks, plan_networks
 
     planned = plan_networks(run, names or ["gsfs"], seeds, out, with_references=references)
     rows, notes = _with_bars(planned, out, compare_networks, jobs=jobs, resume=resume)

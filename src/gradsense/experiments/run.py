@@ -12,7 +12,7 @@ import numpy as np
 from gradsense.data.flows import class_numbers
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average
-from gradsense.experiments.references.reference import Reference
+from gradsense.experiments.references.reference import ReferenceMethod
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
@@ -291,7 +291,7 @@ def train(
 
 
 def run_reference(
-    bench: Bench, reference: Reference, out: Path, *, resume: bool, on_progress: OnProgress
+    bench: Bench, reference: ReferenceMethod, out: Path, *, resume: bool, on_progress: OnProgress
 ) -> results.Row:
     """One reference into ``out``; a finished one is only read.
 

@@ -20,7 +20,7 @@ from gradsense.config import RunSettings
 from gradsense.errors import GradsenseError
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.networks import network_corpus, run_network_job
+from gradsense.experiments.networks_left_out import network_corpus, run_network_job
 from gradsense.experiments.references import references
 from gradsense.experiments.run import RunProgress, run_reference, train
 

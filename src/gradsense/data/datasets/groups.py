@@ -1,6 +1,6 @@
 """Captures of many networks: which belong together, and how good their labels are.
 
-Two captures of one laboratory share its sensor, its addresses and its habits of labelling, so a
+Two captures of one laboratory share its sensor, its addresses and its way of labelling, so a
 claim about unseen networks leaves out whole groups. A group is the part of a capture's name before
 ``__``. The captures of IoT-23 are one group: one laboratory recorded them on one network, and
 families of malware come back from capture to capture.

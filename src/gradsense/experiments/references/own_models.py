@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, ClassVar
 
 from gradsense.experiments import results
-from gradsense.experiments.references.reference import Reference
+from gradsense.experiments.references.reference import ReferenceMethod
 
 if TYPE_CHECKING:
     from gradsense.experiments.bench import Bench
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gradsense.learning.learner import Tensors
 
 
-class LocalOnly(Reference):
+class LocalOnly(ReferenceMethod):
     """Every client trains alone; there is no central model."""
 
     name: ClassVar[str] = "local-only"
@@ -54,7 +54,7 @@ class LocalOnly(Reference):
         ), None
 
 
-class Centralised(Reference):
+class Centralised(ReferenceMethod):
     """The same model on the pooled flows, which the whole point is not to pool."""
 
     name: ClassVar[str] = "centralised"

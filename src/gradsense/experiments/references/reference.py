@@ -47,7 +47,7 @@ class Fitted:
 Fit = Callable[[Mask], Fitted]
 
 
-class Reference(ABC):
+class ReferenceMethod(ABC):
     """A row that sets the scale.
 
     Attributes:
@@ -87,7 +87,7 @@ class Reference(ABC):
         )
 
 
-class Tabular(Reference):
+class Tabular(ReferenceMethod):
     """A classifier of single flows, of the pooled flows or of what sites send of theirs."""
 
     @abstractmethod

@@ -20,7 +20,12 @@ from gradsense.experiments.network_results import (
     summaries,
 )
 from gradsense.experiments.network_table import markdown, sheets
-from gradsense.experiments.networks import left_out, network_corpus, pairs_won, plan_networks
+from gradsense.experiments.networks_left_out import (
+    left_out,
+    network_corpus,
+    pairs_won,
+    plan_networks,
+)
 from gradsense.experiments.references import references
 from gradsense.experiments.references.reference import Tabular
 from gradsense.experiments.references.table_of_flows import FlowTable
