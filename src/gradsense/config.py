@@ -21,7 +21,12 @@ class RunSettings(BaseModel):
     data: Path | None = Field(
         None, description="Folder of captures, or one log. Without it: synthetic traffic."
     )
-    cap: int = Field(1000, ge=0, description="Flows kept of each (capture, class); 0 keeps all.")
+    cap: int | None = Field(
+        None,
+        ge=0,
+        description="Flows kept of each (capture, class); 0 keeps all. Default: 1000, and 2000 "
+        "where networks are left out.",
+    )
     view: Literal["classes", "binary"] = Field(
         "classes", description="IoT-23's classes, or benign against malicious."
     )
@@ -35,10 +40,11 @@ class RunSettings(BaseModel):
     contradictions: Literal["keep", "majority", "drop"] = Field(
         "keep", description="Training flows that read the same but carry different labels."
     )
-    split: Literal["time", "grouped", "random"] = Field(
+    split: Literal["time", "grouped", "random", "network"] = Field(
         "grouped",
         description="time trains on each capture's first 70 %; grouped keeps flows of one "
-        "compact text in one part; random is the paper's.",
+        "compact text in one part; random is the paper's. network (of compare): every group of "
+        "networks is left out in turn.",
     )
     partition: Literal["natural", "dirichlet", "iid"] = Field(
         "natural", description="Flows to clients: one client a capture, Dirichlet by class, IID."
@@ -100,6 +106,13 @@ class RunSettings(BaseModel):
     def local_budget(self) -> int:
         """Local rounds that each client may spend at most."""
         return self.local_rounds or self.rounds
+
+    @property
+    def kept(self) -> int:
+        """Flows kept of each capture and class; 0 for all."""
+        if self.cap is not None:
+            return self.cap
+        return 2000 if self.split == "network" else 1000
 
     @field_validator("labels", mode="before")
     @classmethod

@@ -16,8 +16,11 @@ import pytest
 from gradsense.cli.compare import show
 from gradsense.cli.console import results_console
 from gradsense.experiments import results
+from gradsense.experiments.references import references
+from gradsense.experiments.references.reference import ReferenceMethod
+from tests.data.test_groups import BENIGN, SCAN, write_capture
 
-REFERENCES = ("local-only", "centralised", "forest")
+REFERENCES = tuple(references())
 
 
 def children(pid: int) -> list[int]:
@@ -134,6 +137,8 @@ def test_rows_keep_to_the_contract_and_to_equal_compute(
     assert {rows[name]["kind"] for name in REFERENCES} == {"reference"}
     assert rows["local-only"]["central"] is None
     assert rows["forest"]["uplink_bytes"] is None
+    assert rows["onehot-federated"]["uplink_bytes"] > 0
+    assert all(rows[name]["alarms"] for name in REFERENCES if rows[name]["central"])
     assert all(row["synthetic"] for row in rows.values())
     # What an algorithm may spend at most is what training in one place and alone do spend.
     full = rows["centralised"]["samples_trained"]
@@ -166,3 +171,60 @@ def test_comparison_into_a_used_folder_loses_nothing(
         compare = ("compare", *trained.args[1:3], "--out", trained.out, *more)
         gradsense(*compare).complaint(str(trained.out), "single run")
     assert (trained.out / "results.json").read_bytes() == whole
+
+
+def test_networks_are_left_out_and_resumed(gradsense: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("x__1", "x__2", "y__1"):
+        write_capture(tmp_path / "data", name, [BENIGN, SCAN] * 20)
+    out = tmp_path / "out"
+    command = ("compare", "--data", tmp_path / "data", "--split", "network", "--seeds", "1")
+    command = (*command, "--out", out, "--no-references")
+    told = gradsense(*command)
+    assert (told.code, told.err) == (0, "")
+    assert "AUROC by group left out" in told.out
+    assert "networks.md" in told.out
+    rows = json.loads((out / "results.json").read_text())
+    assert [(row["method"], row["group"]) for row in rows] == [("gsfs", "x"), ("gsfs", "y")]
+    gradsense(*command).complaint(str(out), "--resume")
+    again = gradsense(*command, "--resume", "--json")
+    assert json.loads(again.out) == rows
+    gradsense(*command[:-3], "--out", tmp_path / "other", "--algorithms", "fedavg").complaint(
+        "'fedavg' would have to train once for every group left out"
+    )
+    train = ("train", "--data", tmp_path / "data", "--split", "network", "--out", tmp_path / "t")
+    gradsense(*train).complaint("gradsense compare --split network")
+
+
+class Missing(ReferenceMethod):
+    name = "missing"
+    library = "no_such_library_anywhere"
+
+    def run(self, bench: Any, on_progress: Any) -> Any:
+        raise AssertionError("it cannot run")
+
+
+def test_a_reference_without_its_library_is_named_and_not_left_out_in_silence(
+    gradsense: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"missing": Missing()}
+    monkeypatch.setattr("gradsense.experiments.compare.all_references", lambda: known)
+    monkeypatch.setattr("gradsense.experiments.networks_left_out.references", lambda: known)
+    for name in ("x__1", "y__1"):
+        write_capture(tmp_path / "data", name, [BENIGN, SCAN] * 20)
+    common = ("compare", "--data", tmp_path / "data", "--algorithms", "gsfs", "--seeds", "1")
+    for place, split in enumerate(("grouped", "network")):
+        told = gradsense(
+            *common,
+            "--view",
+            "binary",
+            "--split",
+            split,
+            "--rounds",
+            "1",
+            "--out",
+            tmp_path / str(place),
+        )
+        assert told.code == 0
+        words = " ".join(told.out.split())
+        assert "'missing' is absent, because no_such_library_anywhere is not installed" in words
+        assert "pip install 'gradsense[train]'" in words

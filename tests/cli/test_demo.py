@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from gradsense.experiments.references import references
+
 
 @pytest.mark.slow
 def test_the_whole_story(gradsense: Callable[..., Any], tmp_path: Path) -> None:
@@ -18,7 +20,7 @@ def test_the_whole_story(gradsense: Callable[..., Any], tmp_path: Path) -> None:
     rows = json.loads(told.out)
     assert [row["algorithm"] for row in rows] == [
         *("fedavg", "fedopt", "gsfs"),
-        *("local-only", "centralised", "forest"),
+        *references(),
     ]
     assert all(row["synthetic"] for row in rows)
     assert "SYNTHETIC TRAFFIC" in told.err

@@ -104,7 +104,7 @@ def test_groups_list_their_commands_with_one_line_each() -> None:
         ("gradsense wa", {"watch"}),
         ("gradsense fleet r", {"revoke", "rollback", "rotate", "run"}),
         ("gradsense watch --onc", {"--once"}),
-        ("gradsense compare --split ", {"time", "grouped", "random"}),
+        ("gradsense compare --split ", {"time", "grouped", "random", "network"}),
     ],
 )
 def test_completion(line: str, offered: set[str]) -> None:

@@ -16,6 +16,7 @@ from gradsense.experiments.corpus import Corpus, by_client, examples
 from gradsense.federation.algorithm import algorithms, get_algorithm
 from gradsense.learning import metrics
 from gradsense.learning.alarms import flagged, threshold_for
+from gradsense.learning.calibration import suspicion
 from gradsense.learning.learner import Tensors
 from gradsense.learning.trainer import Examples, LocalLearner, Trainer
 from gradsense.models.build import build
@@ -81,22 +82,28 @@ class Bench:
         return metrics.score(truth, predicted, self.corpus.classes, normal=self.normal)
 
     def alarms(self, tensors: Tensors) -> results.Alarms | None:
-        """The model as an alarm, its threshold from the validation flows; None without a benign
-        class to be suspicious against."""
+        """The model as an alarm; see ``alarms_of``."""
+        self.trainer.classifier.load(tensors)
+        return self.alarms_of(self._odds(self.validation), self._odds(self.test))
+
+    def _odds(self, flows: Examples) -> np.ndarray:
+        return torch.softmax(self.trainer.logits(flows).double(), dim=1)[flows.index].numpy()
+
+    def alarms_of(self, validation: np.ndarray, test: np.ndarray) -> results.Alarms | None:
+        """A classifier as an alarm, its threshold from the validation flows.
+
+        Args:
+            validation, test: class probabilities of these flows, [flows, classes].
+
+        Returns:
+            None without a benign class to be suspicious against.
+        """
         if self.normal not in self.corpus.classes:
             return None
         benign = self.corpus.classes.index(self.normal)
-
-        def suspicion(flows: Examples) -> np.ndarray:
-            odds = torch.softmax(self.trainer.logits(flows).double(), dim=1)[flows.index]
-            # The other classes' sum, and not 1 - p: near 1 the difference would lose its digits.
-            others = [number for number in range(odds.shape[1]) if number != benign]
-            return odds[:, others].sum(dim=1).numpy()
-
-        self.trainer.classifier.load(tensors)
-        quiet = suspicion(self.validation)[self.validation.labels.numpy() == benign]
+        quiet = suspicion(validation, benign)[self.validation.labels.numpy() == benign]
         threshold, truth = threshold_for(quiet), self.test.labels.numpy()
-        suspected = suspicion(self.test)
+        suspected = suspicion(test, benign)
         recall = flagged(suspected, truth, self.corpus.classes, threshold)
         attacks = truth != benign
         return results.Alarms(

@@ -19,6 +19,7 @@ from gradsense.config import RunSettings
 from gradsense.data.datasets.captures import discover
 from gradsense.errors import GradsenseError, InputError
 from gradsense.experiments import results
+from gradsense.experiments.references import references as all_references
 from gradsense.experiments.report import write_report
 from gradsense.experiments.rundir import (
     REPORT,
@@ -31,9 +32,6 @@ from gradsense.experiments.rundir import (
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.prompts.templates import get_template
 from gradsense.simulation.devices import assign
-
-#: The rows that every comparison carries; ``references.REFERENCES`` runs them.
-REFERENCE_NAMES = ("local-only", "centralised", "forest")
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,12 @@ def plan(
     Raises:
         InputError: no algorithm, or settings that ``check`` turns down.
     """
-    names = list(dict.fromkeys([*algorithms, *(REFERENCE_NAMES if references else ())]))
+    known = [name for name, one in all_references().items() if one.absent() is None]
+    names = list(dict.fromkeys([*algorithms, *(known if references else ())]))
     if not names:
         raise InputError("nothing to compare", hint="name an algorithm", field="--algorithms")
     for name in names:
-        check(base.model_copy(update={"algorithm": name}), reference=name in REFERENCE_NAMES)
+        check(base.model_copy(update={"algorithm": name}), reference=name in known)
     # A reference aggregates nothing: its rounds are the local rounds that the others may spend.
     alone = base.model_copy(update={"rounds": base.local_budget, "local_rounds": None})
     return [
@@ -75,8 +74,13 @@ def plan(
         )
         for seed in range(base.seed, base.seed + seeds)
         for name in names
-        for one in [alone if name in REFERENCE_NAMES else base]
+        for one in [alone if name in known else base]
     ]
+
+
+def absences() -> tuple[str, ...]:
+    """The references that no comparison here can have, and what to do about each."""
+    return tuple(text for one in all_references().values() if (text := one.absent()) is not None)
 
 
 def check(settings: RunSettings, *, reference: bool = False) -> None:
@@ -175,7 +179,11 @@ def shown(settings: RunSettings, notes: Sequence[str]) -> dict[str, str]:
 def run_all(
     jobs: Sequence[PlannedRun], workers: int, resume: bool, on_news: OnNews
 ) -> tuple[str, ...]:
-    """Deal the jobs to worker processes; the notes on the first seed's data."""
+    """Deal the jobs to worker processes; the notes on the first seed's data.
+
+    Raises:
+        GradsenseError: the first error of a job, with its exit code; or a worker died.
+    """
     waiting, guard = iter(jobs), threading.Lock()
     notes: dict[int, tuple[str, ...]] = {}
 

@@ -66,6 +66,12 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
         InputError: unreadable data, labels without the normal one, or a split that leaves nothing
             to train or test on.
     """
+    if settings.split == "network":
+        raise InputError(
+            "networks are left out by 'gradsense compare' alone",
+            hint="use gradsense compare --split network, or another split here",
+            field="--split",
+        )
     template = get_template(settings.template)
     if template.task.name != DEFAULT:
         raise InputError(
@@ -83,7 +89,7 @@ def load_corpus(settings: RunSettings, on_file: OnFile | None = None) -> Corpus:
             write_fleet(root, seed=0)
         dataset = load(
             root,
-            cap=settings.cap,
+            cap=settings.kept,
             seed=settings.seed,
             view=settings.view,
             labels=settings.labels,

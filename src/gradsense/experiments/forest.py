@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from sklearn.ensemble import RandomForestClassifier
 
 from gradsense.data.flows import CONTEXT_SCHEMA, class_numbers
 
@@ -23,6 +22,62 @@ NUMBERS = (
 _MISSING = -1.0
 
 
+class Fields:
+    """Raw fields of flows as numbers; categories are numbered as the training flows have them.
+
+    Args:
+        train: the training flows.
+        context: also read the host's recent flows (CONTEXT_SCHEMA), for a fair comparison with a
+            template that does.
+    """
+
+    def __init__(self, train: pl.DataFrame, *, context: bool) -> None:
+        self._codes, self._context = codes(train), context
+
+    def __call__(self, flows: pl.DataFrame) -> npt.NDArray[np.float32]:
+        """Features [flows, fields]; unset numbers and unseen categories are -1."""
+        return features(flows, self._codes, context=self._context)
+
+
+def grown(
+    train: pl.DataFrame,
+    classes: Sequence[str],
+    *,
+    seed: int,
+    context: bool = False,
+    draws: int | None = None,
+    jobs: int = 1,
+) -> Callable[[pl.DataFrame], npt.NDArray[np.float64]]:
+    """A forest of 200 trees grown on the pooled training flows: from flows to probabilities.
+
+    Args:
+        train: flows (FLOW_SCHEMA) with ``class``, one of ``classes``.
+        classes: class names; their places are the class numbers.
+        context: of ``Fields``.
+        draws: flows that each tree draws, at most; by default as many as there are.
+        jobs: processor cores. The forest is the same for any number.
+
+    Returns:
+        A function to class probabilities [flows, classes].
+    """
+    from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (an extra brings it)
+
+    fields = Fields(train, context=context)
+    most = draws if draws is not None and draws < len(train) else None
+    model = RandomForestClassifier(
+        n_estimators=_TREES, max_samples=most, random_state=seed, n_jobs=jobs
+    )
+    model.fit(fields(train), class_numbers(train, classes))
+
+    def probabilities(flows: pl.DataFrame) -> npt.NDArray[np.float64]:
+        table = np.zeros((len(flows), len(classes)))
+        if len(flows):
+            table[:, model.classes_] = model.predict_proba(fields(flows))
+        return table
+
+    return probabilities
+
+
 def predict(
     train: pl.DataFrame,
     test: pl.DataFrame,
@@ -32,21 +87,9 @@ def predict(
     context: bool = False,
     jobs: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """Class numbers [test flows] from a forest of 200 trees grown on the pooled training flows.
-
-    Args:
-        train, test: flows (FLOW_SCHEMA) with ``class``, one of ``classes``.
-        classes: class names; their places are the class numbers.
-        context: also read the host's recent flows (CONTEXT_SCHEMA), for a fair comparison with a
-            template that does.
-        jobs: processor cores. The forest is the same for any number.
-    """
-    known = codes(train)
-    model = RandomForestClassifier(n_estimators=_TREES, random_state=seed, n_jobs=jobs)
-    model.fit(features(train, known, context=context), class_numbers(train, classes))
-    predicted: npt.NDArray[np.int64] = model.predict(features(test, known, context=context)).astype(
-        np.int64
-    )
+    """Class numbers [test flows] by a forest; see ``grown``."""
+    forest = grown(train, classes, seed=seed, context=context, jobs=jobs)
+    predicted: npt.NDArray[np.int64] = forest(test).argmax(axis=1)
     return predicted
 
 

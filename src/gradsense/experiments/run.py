@@ -12,6 +12,7 @@ import numpy as np
 from gradsense.data.flows import class_numbers
 from gradsense.experiments import results
 from gradsense.experiments.bench import Bench, average
+from gradsense.experiments.references.reference import ReferenceMethod
 from gradsense.experiments.rundir import CHECKPOINT, MODEL, RESULTS, claim, fingerprint
 from gradsense.federation.algorithm import get_algorithm
 from gradsense.federation.client import Client
@@ -302,6 +303,24 @@ def train(
     write_model(bench, run.final(), out, row, run.novelty())
     results.save([row], out / RESULTS)
     checkpoint.remove(saved)
+    return row
+
+
+def run_reference(
+    bench: Bench, reference: ReferenceMethod, out: Path, *, resume: bool, on_progress: OnProgress
+) -> results.Row:
+    """One reference into ``out``; a finished one is only read.
+
+    Raises:
+        InputError: as ``train``.
+    """
+    finished = claim(out, bench.settings, bench.corpus, resume=resume)
+    if finished is not None:
+        return finished
+    row, tensors = reference.run(bench, on_progress)
+    if tensors is not None:
+        write_model(bench, tensors, out, row)
+    results.save([row], out / RESULTS)
     return row
 
 

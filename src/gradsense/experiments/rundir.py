@@ -95,6 +95,15 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
     """Make ``out`` this run's folder; its row if the run is already finished.
 
     Raises:
+        InputError: as ``claimed``.
+    """
+    return load_row(out) if claimed(out, settings, corpus, resume=resume) else None
+
+
+def claimed(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> bool:
+    """Make ``out`` this run's folder; whether the run is already finished.
+
+    Raises:
         InputError: ``out`` cannot be written, holds another run, or a run and no ``resume``.
     """
     claimable(out, resume=resume)
@@ -102,7 +111,7 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
     own, path = fingerprint(settings, corpus), out / SETTINGS
     if not path.exists():
         results.write_text(path, json.dumps(own, indent=1) + "\n")
-        return None
+        return False
     try:
         saved = json.loads(path.read_text())
         damaged = not isinstance(saved["settings"], dict)
@@ -111,7 +120,7 @@ def claim(out: Path, settings: RunSettings, corpus: Corpus, *, resume: bool) -> 
     if damaged:
         raise InputError("damaged or unreadable", hint="choose another --out", file=path)
     _compare(saved, own, path)
-    return load_row(out) if (out / RESULTS).exists() else None
+    return (out / RESULTS).exists()
 
 
 def _compare(saved: dict[str, Any], own: dict[str, Any], path: Path) -> None:

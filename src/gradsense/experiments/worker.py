@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,23 +20,43 @@ from gradsense.config import RunSettings
 from gradsense.errors import GradsenseError
 from gradsense.experiments.bench import set_up
 from gradsense.experiments.corpus import load_corpus
-from gradsense.experiments.references import REFERENCES, run_reference
-from gradsense.experiments.run import RunProgress, train
+from gradsense.experiments.networks_left_out import network_corpus, run_network_job
+from gradsense.experiments.references import references
+from gradsense.experiments.run import RunProgress, run_reference, train
 
 #: The corpus of the last job is kept, because the next job mostly has the same.
 _corpus = lru_cache(maxsize=1)(load_corpus)
+_networks = lru_cache(maxsize=1)(network_corpus)
 
 
-def run_job(job: dict[str, Any], report: Callable[[RunProgress], None]) -> tuple[str, ...]:
-    """One algorithm or reference with one seed, into its folder; the notes on its data."""
+def run_job(job: dict[str, Any], report: Callable[..., None]) -> tuple[str, ...]:
+    """One algorithm or reference with one seed, into its folder; the notes on its data.
+
+    Args:
+        job: ``settings``, ``out`` and ``resume``.
+        report: takes what a line of progress shall hold, ``share`` (0..1) always.
+    """
     settings, out = RunSettings.model_validate(job["settings"]), Path(job["out"])
     # Jobs mostly differ in the seed and the algorithm, and no algorithm changes its data.
-    corpus = _corpus(settings.model_copy(update={"algorithm": ""}))
+    data = settings.model_copy(update={"algorithm": ""})
+
+    def on_group(done: int, groups: int) -> None:
+        report(share=done / groups, text=f"{done} of {groups} groups left out")
+
+    def on_progress(now: RunProgress) -> None:
+        report(**asdict(now))
+
+    if settings.split == "network":
+        corpus = _networks(data)
+        run_network_job(settings, corpus, out, resume=job["resume"], on_group=on_group)
+        return corpus.notes
+    corpus = _corpus(data)
     bench = set_up(settings, corpus)
-    if settings.algorithm in REFERENCES:
-        run_reference(bench, settings.algorithm, out, resume=job["resume"], on_progress=report)
+    reference = references().get(settings.algorithm)
+    if reference is not None:
+        run_reference(bench, reference, out, resume=job["resume"], on_progress=on_progress)
     else:
-        train(bench, out, resume=job["resume"], on_progress=report)
+        train(bench, out, resume=job["resume"], on_progress=on_progress)
     return corpus.notes
 
 
@@ -51,7 +71,7 @@ def serve(jobs: TextIO, news: TextIO) -> None:
 
     for job in jobs:
         try:
-            notes = run_job(json.loads(job), lambda now: send("progress", **asdict(now)))
+            notes = run_job(json.loads(job), partial(send, "progress"))
         except GradsenseError as error:
             send("error", text=str(error), exit_code=error.exit_code)
         else:
