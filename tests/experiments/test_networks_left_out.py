@@ -11,6 +11,7 @@ import pytest
 from gradsense.config import RunSettings, settings
 from gradsense.errors import InputError
 from gradsense.experiments.corpus import Corpus
+from gradsense.experiments.forest import Fields
 from gradsense.experiments.network_results import (
     CaptureCounts,
     GroupRow,
@@ -244,3 +245,24 @@ def test_what_cannot_take_part_is_refused(networks: Path, tmp_path: Path) -> Non
         planned(run_of(networks, partition="iid", clients=2), "gsfs")
     with pytest.raises(InputError, match="nothing to compare"):
         planned(run_of(networks))
+
+
+def test_neither_labels_nor_names_nor_places_are_features(networks: Path, corpus: Corpus) -> None:
+    """What names a capture, a row or a class may change at will: every reference reads the same."""
+    table = FlowTable.of(corpus, run_of(networks))
+    renamed = table.flows.with_columns(
+        pl.lit("other").alias("capture"),
+        pl.lit("Malicious").alias("label"),
+        pl.lit("DDoS").alias("detail"),
+        pl.lit("Benign").alias("class"),
+        pl.lit("DDoS").alias("kind"),
+        pl.lit("U").alias("grade"),
+        pl.lit("site").alias("client"),
+        pl.col("line").reverse(),
+        pl.col("uid").reverse(),
+        pl.col("ts") + 86_400.0,
+    )
+    assert np.array_equal(table.template.indices(table.flows), table.template.indices(renamed))
+    fields = Fields(table.flows, context=True)
+    assert np.array_equal(fields(table.flows), Fields(renamed, context=True)(renamed))
+    assert np.array_equal(fields(table.flows.reverse()), fields(table.flows)[::-1])
