@@ -57,6 +57,7 @@ bench: $(VENV)/.bench broker  ## the figures of docs/benchmarks.md (hours)
 	$(BIN)/python -m benchmarks.federated.simulator
 	$(BIN)/python -m benchmarks.fleet.thousand
 	$(BIN)/python -m benchmarks.fleet.network
+	$(BIN)/python -m benchmarks.fleet.hostile
 	$(BIN)/python -m pytest -s tests/test_fleet_kills.py --kills 200
 	$(BIN)/python -m benchmarks.transport.compare --output bench/transport.jsonl \
 		--plot bench/transport.svg $(if $(FLOWER),--flower-python $(FLOWER))
@@ -67,6 +68,7 @@ ifdef IOT23
 		--plot bench/ablation.png
 	$(BIN)/python -m benchmarks.federated.leave_one_out --data $(IOT23)
 	$(BIN)/python -m benchmarks.federated.joining --data $(IOT23)
+	$(BIN)/python -m benchmarks.federated.poisoning --data $(IOT23)
 	$(BIN)/python -m benchmarks.gateway.speed --data $(IOT23)
 endif
 ifdef ZEEK

@@ -11,7 +11,7 @@ import pytest
 from gradsense.coordinator.lookup import kept_versions, touched_by
 from gradsense.coordinator.run import Run
 from gradsense.federation.update import Update
-from gradsense.fleet.registry import Order, Registry
+from gradsense.fleet.registry import Enrolment, Order, Registry
 from gradsense.learning.statistics import STATISTICS
 from gradsense.transport.messages import Message
 from tests.support.toy_fleet import acks, models, new_run, open_run, same, sent, status
@@ -132,6 +132,27 @@ def test_an_order_that_cannot_be_carried_out_stops_nothing(
 def test_orders_are_numbered_in_the_registry(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry.sqlite3", make=True)
     registry.order_rollback("porch", 3, 7.0)
-    registry.order_rollback("porch", 2, 8.0)
-    assert registry.orders(1) == [Order(2, 8.0, "rollback", "", "porch", 2)]
+    registry.order_rollback("porch", 2, 7.0)
+    assert registry.orders(7000) == [Order(7001, 7.0, "rollback", "", "porch", 2)]
     registry.close()
+
+
+def test_an_order_in_a_registry_that_was_restored_is_carried_out(tmp_path: Path) -> None:
+    """Its backup has none of the orders whose numbers the journals know."""
+    run = story(tmp_path / "run", ["a", "bad", "c"])
+    for place, device, at in (("lost", "a", 50.0), ("restored", "bad", 60.0)):
+        registry = Registry(tmp_path / place, make=True)
+        registry.add(Enrolment(device, "device", 1, 0.0, 100.0, None, bytes(32)))
+        registry.revoke(device, at)
+        run.obey(registry.orders(), now=at)
+        registry.close()
+    assert [run.status().devices[device].records for device in ("a", "bad")] == [0, 0]
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet #1? 100%"
+    run = story(folder, ["a"])
+    version = run.newest.version
+    run.close()
+    assert open_run(folder).newest.version == version
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name], "and nothing beside it"

@@ -273,7 +273,7 @@ def test_a_refusal_is_said_again(tmp_path: Path) -> None:
 def test_another_body_under_a_used_number_is_a_replay(tmp_path: Path) -> None:
     run, base = begin(tmp_path, "a", "b")
     speak(run, *sent(update("a", delta={"w": ONE}), base))
-    assert acks(speak(run, *sent(update("a", delta={"w": TWO}), base))) == {("a", 1): ""}
+    assert acks(speak(run, *sent(update("a", delta={"w": TWO}), base))) == {("a", 1): "replay"}
     assert run.status().refused == {"replay": 1}
 
 

@@ -236,7 +236,7 @@ def test_what_cannot_take_part_is_refused(networks: Path, tmp_path: Path) -> Non
         jobs = plan_networks(run, names, 1, tmp_path, with_references=False)
         return [job.settings.algorithm for job in jobs]
 
-    assert planned(run_of(networks), "gsfs", "gsfs:cap=2000") == ["gsfs", "gsfs:cap=2000"]
+    assert planned(run_of(networks), "gsfs", "gsfs:cap=0.5") == ["gsfs", "gsfs:cap=0.5"]
     with pytest.raises(InputError, match="train once for every group"):
         planned(run_of(networks), "fedavg")
     with pytest.raises(InputError, match="no networks"):

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -287,7 +288,10 @@ class RunJournal:
 
 def contribution_of(row: tuple[Any, ...]) -> Contribution:
     updates, records, tensors = row
-    return Contribution(int(updates), float(records), load_tensors(tensors))
+    try:
+        return Contribution(int(updates), float(records), load_tensors(tensors))
+    except SafetensorError as error:
+        raise InputError(f"a contribution is damaged ({error})", hint=SCHEMA.hint) from error
 
 
 def _insert_models(

@@ -13,7 +13,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -171,17 +172,28 @@ class CoordinatorService:
                 self._take()
             else:
                 self._connected.wait(_POLL_S)
-            for name, run in self._runs.items():
+            for name, run in list(self._runs.items()):
                 due = run.deadline()
                 if due is not None and self._now(name) >= due:
-                    self._publish(run.tick(self._now(name)))
-                    self._report(name, run)
+                    with self._alone(name):
+                        self._publish(run.tick(self._now(name)))
+                        self._report(name, run)
             self._look_after()
         except StorageFull as full:
             # What could not be taken in is still at hand, and was not acknowledged.
             self.counts["stalls"] += 1
             _log.warning("%s; trying again", full)
             self.stop.wait(_RETRY_S)
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """What is damaged of one run ends the work on that run, and on no other."""
+        try:
+            yield
+        except InputError as error:
+            _log.error("run %s cannot go on: %s", name, error)
+            self.unreadable = {**self.unreadable, name: str(error)}
+            self._runs.pop(name).close()
 
     def _greet(self) -> bool:
         """Announce the models on a new connection; False before the first.
@@ -203,8 +215,9 @@ class CoordinatorService:
             self._announce(self._look_for_runs())
             self._obey()
             self._look_for_revocations()
-            for name, run in self._runs.items():
-                self._publish(run.tick(self._now(name)))  # lets go of uploads that were given up
+            for name, run in list(self._runs.items()):
+                with self._alone(name):  # lets go of uploads that were given up
+                    self._publish(run.tick(self._now(name)))
         if real >= self._next_status:
             self._write_status()
             # A status of thousands of devices takes its time; it may have a twentieth of it.
@@ -256,9 +269,10 @@ class CoordinatorService:
     def _obey(self) -> None:
         """Carry out what operators have ordered since the last look."""
         orders = self._registry.orders()
-        for name, run in self._runs.items():
-            self._publish(run.obey(orders, now=self._now(name)))
-            self._report(name, run)
+        for name, run in list(self._runs.items()):
+            with self._alone(name):
+                self._publish(run.obey(orders, now=self._now(name)))
+                self._report(name, run)
 
     def _arrived(self) -> None:
         """Fetch up to a batch of arrivals; wait for the first until something else is due."""
@@ -282,8 +296,9 @@ class CoordinatorService:
                 self.counts["unknown-run"] += len(group)
             else:
                 messages = [arrival.message for arrival in group]
-                self._publish(run.take(messages, now=self._now(name), wall=self._wall()))
-                self._report(name, run)
+                with self._alone(name):
+                    self._publish(run.take(messages, now=self._now(name), wall=self._wall()))
+                    self._report(name, run)
             for arrival in group:
                 self.link.done(arrival)
         self._batch = []

@@ -15,7 +15,7 @@ from typing import Any
 
 from gradsense.coordinator.contributed import Contributed
 from gradsense.coordinator.inbox import FINAL, Inbox, Setting
-from gradsense.coordinator.journal import RunJournal
+from gradsense.coordinator.journal import SCHEMA, RunJournal
 from gradsense.coordinator.records import (
     DUPLICATES,
     GIVEN_UP,
@@ -90,7 +90,11 @@ class RunState:
         self.contributed, self.order = Contributed(journal.file.parent), journal.last_order()
         weights = self.job.rules.weights(groups["model"])
         self.coordinator = coordinator_of(self.job, weights, self.contributed)
-        self.coordinator.restore(json.loads(newest.state or ""), groups)
+        try:
+            self.coordinator.restore(json.loads(newest.state or ""), groups)
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"the state of its newest model is damaged ({error!r})"
+            raise InputError(what, hint=SCHEMA.hint, file=journal.file) from error
         self.last_event = newest.event
         for row in journal.events(newest.event):
             self._replay(row)
@@ -259,7 +263,9 @@ class RunState:
             return False
         if found.body_sha256 != properties.body_sha256:
             self._count(step, device.name, REFUSED + Replay.reason)
-        elif properties.chunk_index == 0:  # not once for each of its chunks
+            step.acknowledge(header, Replay.reason)  # the other body's answer is not this one's
+            return True
+        if properties.chunk_index == 0:  # not once for each of its chunks
             self._count(step, "", DUPLICATES)
         step.acknowledge(header, found.refusal)
         return True

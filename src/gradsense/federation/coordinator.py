@@ -66,7 +66,7 @@ class Coordinator:
         excused: refused in this round: not waited for any longer.
         issued_at: when the newest model was made, in the driver's seconds.
         oldest_base: updates that start from a version before this one are refused.
-        norms: the largest of each client.
+        norms: the largest of each client, pooled or refused for it.
         allowances: when each client's is whole again, see ``Bounds``.
 
     >>> from gradsense.federation import get_algorithm
@@ -161,13 +161,12 @@ class Coordinator:
 
     def _receive(self, update: Update, at: float) -> list[events.Effect]:
         try:
-            norm = self.check(update, at)
+            self.check(update, at)
         except errors.UpdateRefused as refusal:
             turned_away = self._turn_away(update.client, refusal.reason, at)
             return [events.Refuse(update, refusal), *turned_away]
         pass_over(self.last_sequence, self.skipped, update.client, update.sequence)
         self.submissions[update.client] += 1
-        self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
         self._spend(update.client, at)
         staleness = max(0, self.model.version - update.base_version)
         if self.bounds.max_samples is not None:
@@ -182,8 +181,7 @@ class Coordinator:
     def _turn_away(self, client: str, reason: str, at: float) -> list[events.Effect]:
         """Count a refusal, and wait no longer for this client's answer to the current model.
 
-        A site whose update was refused may never send a better one, and one site's NaN must not
-        stop the fleet. It is asked again with the next model.
+        It may never send a better one; it is asked again with the next model.
         """
         self.refused[reason] += 1
         if client not in self.enrolled or reason in _FOR_NOW:
@@ -200,10 +198,7 @@ class Coordinator:
             self.allowances[client] = self.bounds.spent(whole_at, at)
 
     def _revoke(self, client: str, at: float) -> list[events.Effect]:
-        """Forget a client, what of it waits in the pool, and what it added to a sum.
-
-        A rule that is no sum cannot take back what it has aggregated: see ``RolledBack``.
-        """
+        """Forget a client, what of it waits in the pool, and what it added to a sum."""
         self.connected.pop(client, None)
         self.pooled = [entry for entry in self.pooled if entry.update.client != client]
         for known in (self.submissions, self.norms):
@@ -213,7 +208,8 @@ class Coordinator:
         rule = self.algorithm.rule
         if client not in self.contributions or not isinstance(rule, SumRule):
             return self._aggregate_if_ready(at)
-        rest = rule.without(self.model.tensors, client, self.contributions, self.server_state)
+        gone = {client: None}
+        rest = rule.changed(self.model.tensors, self.server_state, self.contributions, gone)
         del self.contributions[client]
         return self._issue(rest, (), at)
 
@@ -242,8 +238,8 @@ class Coordinator:
         if self.bounds.full(self.pooled, self.shape_bounds):
             raise errors.PoolFull(f"{who}: the pool is full until the next model")
 
-    def check(self, update: Update, at: float) -> float:
-        """The norm of an update that may be pooled, or ``UpdateRefused``; cheap questions first."""
+    def check(self, update: Update, at: float) -> None:
+        """Raise ``UpdateRefused`` for what may not be pooled; the cheap questions come first."""
         who = f"update {update.sequence} of client '{update.client}'"
         if update.client not in self.enrolled or not self.model.invites(update.client):
             raise errors.NotInvited(
@@ -269,9 +265,10 @@ class Coordinator:
         except errors.UpdateRefused as refusal:
             raise type(refusal)(f"{who}: {refusal}") from None
         allowed_norm = self.bounds.norm(update.client, self.norms, self.model.tensors)
+        # Also of what is refused: the first to speak must not decide for ever what is usual.
+        self.norms[update.client] = max(norm, self.norms.get(update.client, 0.0))
         if norm > allowed_norm:
             raise errors.NormTooLarge(f"{who}: a norm of {norm:.4g}; {allowed_norm:.4g} is allowed")
-        return norm
 
     def _check_tensor(self, name: str, delta: Array) -> None:
         if name not in self.shape_bounds:
@@ -331,9 +328,12 @@ class Coordinator:
         clients = len(self.enrolled)
         pooled = Pooled(self.pooled, self.submissions, self.contributions, clients)
         self.pooled = []
-        made = rule.apply(tensors, pooled, self.server_state)
         if isinstance(rule, SumRule):
-            self.contributions.update(rule.contributions(tensors, pooled))
+            contributed = rule.contributions(tensors, pooled)
+            made = rule.changed(tensors, self.server_state, self.contributions, contributed)
+            self.contributions.update(contributed)
+        else:
+            made = rule.apply(tensors, pooled, self.server_state)
         return self._issue(made, tuple(entry.update.client for entry in pooled.updates), at)
 
     def _issue(

@@ -257,9 +257,12 @@ class Registry:
 
 
 def _order(db: sqlite3.Connection, order: Order) -> None:
+    # Numbered by time: a registry restored from a backup must not use the numbers of orders that
+    # the journals have and it has not, which would pass for carried out.
     db.execute(
-        "INSERT INTO orders (at, kind, device, run, version) VALUES (?, ?, ?, ?, ?)",
-        (order.at, order.kind, order.device, order.run, order.version),
+        "INSERT INTO orders (id, at, kind, device, run, version) "
+        "SELECT max(coalesce(max(id), 0) + 1, ?), ?, ?, ?, ?, ? FROM orders",
+        (int(order.at * 1000), order.at, order.kind, order.device, order.run, order.version),
     )
 
 

@@ -19,6 +19,8 @@ import numpy as np
 from gradsense.errors import InconsistentStatistics
 from gradsense.learning.learner import Array
 
+#: No honest factor of a state's largest square goes so far beyond it, however it was rounded.
+_ROUNDED = 16.0
 #: float32's own rounding, as a share of the largest value.
 _FLOAT32 = 2.0**-21
 
@@ -74,6 +76,8 @@ def check_structure(
     states = np.add.reduceat(squares, np.arange(0, len(squares), state_width))
     block = off * math.sqrt(len(rows) * state_width)
     most = state_length * (flows + flows_slack) + 2 * block * np.sqrt(states) + block**2
+    # Rounding is measured by what was sent: of features without flows it would allow anything.
+    most = np.minimum(most, _ROUNDED * state_length * flows)
     if (states > most).any():
         which = int(np.argmax(states / most))
         raise InconsistentStatistics(

@@ -184,7 +184,7 @@ def read_only(file: Path, schema: Schema, query: str, values: tuple[object, ...]
         StorageFull: it cannot be read for now.
     """
     with _translated(file, schema):
-        db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=10)
+        db = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
         try:
             return db.execute(query, values).fetchall()
         finally:

@@ -38,8 +38,8 @@ class StatisticsOfSites:
         table: the flows.
         features: x of each distinct prompt, float32 [distinct, d].
         gsfs: whose rule and penalty it is and, if ``federated``, whose factor and codec.
-        federated: sites send factors, rounded, and none counts for more than the rule's cap of
-            flows. Otherwise flows are pooled: S is exact and every flow counts the same.
+        federated: sites send factors, rounded, and none counts for more flows than the rule's
+            cap. Otherwise flows are pooled: S is exact and every flow counts the same.
     """
 
     def __init__(
@@ -57,14 +57,26 @@ class StatisticsOfSites:
             self._read(training & (clients == name).to_numpy(), place)
             for place, name in enumerate(table.sites)
         ]
-        self._total = self._sum(np.ones(len(self._sites), bool))
+        self._given = Remembered(
+            {str(n): one.contribution for n, one in enumerate(self._sites) if one.contribution}
+        )
+        self._total = (
+            gsfs.rule.total(self._head, self._given)[STATISTICS]
+            if federated
+            else self._sum(np.ones(len(self._sites), bool))
+        )
 
     def __call__(self, sites: Mask) -> Fitted:
         if sites.all():
             matrix = self._total
+        elif self.federated:  # whole numbers, so that nothing of the sites is left behind
+            gone = dict.fromkeys(name for name in self._given if not sites[int(name)])
+            state = {STATISTICS: self._total}
+            _, rest = self.gsfs.rule.changed(self._head, state, self._given, gone)
+            matrix = rest[STATISTICS]
         elif 2 * sites.sum() < len(sites):
             matrix = self._sum(sites)
-        else:  # whole numbers, so that nothing of the sites is left behind
+        else:
             matrix = self._total - self._sum(~sites)
         rule, classes = self.gsfs.rule, len(self.table.classes)
         whole = matrix.astype(np.float64) * (UNIT if self.federated else 1.0)
@@ -108,13 +120,8 @@ class StatisticsOfSites:
         both: Matrix = np.sqrt(counts)[:, None] * np.hstack(parts)
         return both
 
-    def _sum(self, sites: Mask) -> NDArray[np.int64] | Matrix:
+    def _sum(self, sites: Mask) -> Matrix:
         chosen = [one for one, marked in zip(self._sites, sites, strict=True) if marked]
-        if self.federated:
-            given = Remembered(
-                {str(n): site.contribution for n, site in enumerate(chosen) if site.contribution}
-            )
-            return self.gsfs.rule.total(self._head, given)[STATISTICS]
         width = self.features.shape[1] + 1 + len(self.table.classes)
         total = np.zeros((width, width))
         for one in chosen:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from gradsense.errors import NormTooLarge
+from gradsense.errors import BadSampleCount, NormTooLarge
 from gradsense.federation.algorithm import Algorithm, LocalState, Outgoing, Plan, Readout
 from gradsense.federation.contributions import Contribution, Contributions
 from gradsense.federation.parts import NonNegative, Share, part
@@ -52,8 +52,8 @@ _ROUNDED = 2.0
 UNIT = 2.0**-34
 #: So many records fit into the 53 bits of a float64, and 20,000 sites of them into the 64 of S.
 _MOST_RECORDS = 512.0
-#: Statistics of no record at all weigh nothing anyway.
-_LEAST_RECORDS = 1e-9
+#: Of less than one record, rounded, are no statistics; and nobody makes others count for less.
+_LEAST_RECORDS = 0.5
 
 
 @part
@@ -88,11 +88,6 @@ class RidgeSum(SumRule):
         width = features + 1 + classes
         return {STATISTICS: np.zeros((width, width), dtype=np.int64)}
 
-    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
-        """As ``Rule.apply``; the state holds S, int64 in units of ``UNIT``."""
-        changed = self.contributions(tensors, pooled)
-        return self._changed(tensors, state, pooled.contributions, changed)
-
     def contributions(self, tensors: Tensors, pooled: Pooled) -> dict[str, Contribution]:
         found: dict[str, Contribution] = {}
         constant = -len(tensors[HEAD_BIAS]) - 1
@@ -112,11 +107,6 @@ class RidgeSum(SumRule):
             total += _term(contributions[client], weight)
         return {STATISTICS: total}
 
-    def without(
-        self, tensors: Tensors, client: str, contributions: Contributions, state: ServerState
-    ) -> Aggregated:
-        return self._changed(tensors, state, contributions, {client: None})
-
     def weights(self, records: Mapping[str, float]) -> dict[str, float]:
         """What each record of a site counts for.
 
@@ -125,33 +115,33 @@ class RidgeSum(SumRule):
         """
         if self.cap is None or not records:
             return dict.fromkeys(records, 1.0)
-        ordered = sorted(max(number, _LEAST_RECORDS) for number in records.values())
+        ordered = sorted(records.values())
         _, exponent = math.frexp(ordered[int(self.cap * (len(ordered) - 1))])
-        most = 2.0 ** (exponent - 1)
+        most = max(1.0, 2.0 ** (exponent - 1))
         scale = min(1.0, _MOST_RECORDS / most)  # of all alike, which changes no head
         return {site: scale * most / max(number, most) for site, number in records.items()}
 
-    def _changed(
+    def changed(
         self,
         tensors: Tensors,
         state: ServerState,
         contributions: Contributions,
-        changed: Mapping[str, Contribution | None],
+        changes: Mapping[str, Contribution | None],
     ) -> Aggregated:
-        """The sum in which some sites contribute something else; None: nothing."""
+        """As ``SumRule.changed``; the state holds S, int64 in units of ``UNIT``."""
         records = dict(contributions.records)
         before = self.weights(records)
-        for client, own in changed.items():
+        for client, own in changes.items():
             records.pop(client, None)
             if own is not None:
                 records[client] = own.records
         after = self.weights(records)
         total = state[STATISTICS].copy()
         for client in before.keys() | after.keys():
-            if client not in changed and before[client] == after[client]:
+            if client not in changes and before[client] == after[client]:
                 continue
             old = contributions.get(client)
-            new = changed.get(client, old)
+            new = changes.get(client, old)
             if old is not None:
                 total -= _term(old, before[client])
             if new is not None:
@@ -171,7 +161,9 @@ class RidgeSum(SumRule):
 
 def _term(contribution: Contribution, weight: float) -> NDArray[np.int64]:
     factor = contribution.tensors[STATISTICS].astype(np.float64)
-    # Products and sums of whole numbers are exact in float64, however BLAS orders them.
+    # Products and sums of whole numbers are exact in float64, however BLAS orders them, up to 2^53.
+    loudest = weight / UNIT * float(np.square(factor).sum(axis=0).max(initial=0.0))
+    weight *= min(1.0, 2.0**53 / max(loudest, 1.0))
     whole = np.rint(factor * math.sqrt(weight / UNIT))
     return (whole.T @ whole).astype(np.int64)
 
@@ -276,6 +268,8 @@ class Gsfs(Algorithm[ReadingState]):
         most = max(squares[:, -classes - 1].sum(), squares[:, -classes:].sum())
         if most > _ROUNDED * update.samples:
             raise NormTooLarge(f"statistics of {most:.0f} records, where it read {update.samples}")
+        if most < _LEAST_RECORDS:
+            raise BadSampleCount(f"{update.samples} flows read, statistics of {most:.2g}")
         if not self.transforms:  # noise leaves no structure
             check_structure(
                 factor,
@@ -286,7 +280,7 @@ class Gsfs(Algorithm[ReadingState]):
                 state_width=self.state_width,
                 state_length=self.state_length,
             )
-        return norm_of(update.delta) / math.sqrt(update.samples)
+        return norm_of(update.delta) / math.sqrt(most)
 
     def statistics(self, state: ServerState) -> FleetStatistics | None:
         matrix = state[STATISTICS] * UNIT

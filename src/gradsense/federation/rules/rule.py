@@ -53,10 +53,23 @@ class SumRule(Rule):
         """The state that these contributions give."""
 
     @abstractmethod
-    def without(
-        self, tensors: Tensors, client: str, contributions: Contributions, state: ServerState
+    def changed(
+        self,
+        tensors: Tensors,
+        state: ServerState,
+        contributions: Contributions,
+        changes: Mapping[str, Contribution | None],
     ) -> Aggregated:
-        """Tensors and state as if this client had never contributed what it has."""
+        """Tensors and state as if some clients had contributed this instead.
+
+        Args:
+            contributions: those that ``state`` is the sum of.
+            changes: client to all that it has contributed; None: nothing.
+        """
+
+    def apply(self, tensors: Tensors, pooled: Pooled, state: ServerState) -> Aggregated:
+        changes = self.contributions(tensors, pooled)
+        return self.changed(tensors, state, pooled.contributions, changes)
 
 
 @part
