@@ -23,6 +23,7 @@ from gradsense.cli.app import app
 from gradsense.coordinator import exporter, trial
 from gradsense.coordinator.doorkeeper import Allowance
 from gradsense.coordinator.journal import FILE, RunJournal
+from gradsense.coordinator.run import Run
 from gradsense.coordinator.service import CoordinatorService, read_status
 from gradsense.errors import InputError
 from gradsense.federation.transforms.transform import Parts, Plain
@@ -180,6 +181,30 @@ def test_an_unreadable_run_stops_no_other(
             if family.name == "gradsense_coordinator_unreadable_runs"
         )
         assert [sample.value for sample in metric.samples] == [3]
+        cam.link.stop()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), InputError("damaged", hint="mend it")])
+def test_a_run_that_fails_while_it_works_stops_no_other(
+    error: Exception, broker: TlsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick = Run.tick
+
+    def fails(run: Run, now: float) -> list[Message]:
+        if run.job.run == "garden":
+            raise error
+        return tick(run, now)
+
+    monkeypatch.setattr("gradsense.coordinator.service._LOOK_S", 0.1)
+    monkeypatch.setattr(Run, "tick", fails)
+    for run in ("garden", "porch"):
+        new_run(broker.fleet, job(run), START)
+    with working(broker.fleet) as process:
+        cam = Teller(broker, "porch", "cam")
+        eventually(lambda: told(process, "porch").get("online") == 1)
+        eventually(lambda: set(process.latest["unreadable"]) == {"garden"})
+        cam.tell(said("cam", 1.0), BASE)
+        eventually(lambda: told(process, "porch").get("version") == 1)
         cam.link.stop()
 
 

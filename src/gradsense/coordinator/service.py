@@ -187,12 +187,13 @@ class CoordinatorService:
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """What is damaged of one run ends the work on that run, and on no other."""
+        """What is damaged or too large of one run ends the work on that run, and on no other."""
         try:
             yield
-        except InputError as error:
-            _log.error("run %s cannot go on: %s", name, error)
-            self.unreadable = {**self.unreadable, name: str(error)}
+        except (InputError, MemoryError) as error:
+            what = str(error) or "it needs more memory than there is"
+            _log.error("run %s cannot go on: %s", name, what)
+            self.unreadable = {**self.unreadable, name: what}
             self._runs.pop(name).close()
 
     def _greet(self) -> bool:
