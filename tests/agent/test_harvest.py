@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gradsense.agent import labelling as module
 from gradsense.agent.label_rules import LabelRule, LabelRules
 from gradsense.agent.labelling import BatchBuilder, Gathered, Harvest, find_logs
-from gradsense.data.datasets.captures import Dataset, load
+from gradsense.data.datasets.captures import Dataset, in_context, load
 from gradsense.data.flows import ContextWindow, class_numbers
 from gradsense.data.networks import Networks
 from gradsense.data.sources.lines import Tally
@@ -40,6 +40,16 @@ Rows = Counter[tuple[bytes, int]]
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fleet")
     write_fleet(root, sites=2, flows=300, seed=0)
+    for capture in load(root, cap=0, seed=0).captures:  # as Zeek would have written it: an agent
+        whole = pl.concat(list(in_context(capture, tally=Tally())))  # reads a log as it grows
+        order = {uid: place for place, uid in enumerate(whole["uid"])}
+        lines = capture.path.read_text().splitlines(keepends=True)
+        rows = sorted(
+            (line for line in lines if not line.startswith("#")),
+            key=lambda line, order=order: order[line.split("\t")[1]],
+        )
+        head = [line for line in lines[:-1] if line.startswith("#")]
+        capture.path.write_text("".join([*head, *rows, lines[-1]]))
     return root
 
 

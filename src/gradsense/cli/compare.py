@@ -64,7 +64,7 @@ def compare(
         return
     rows, notes = run_comparison(
         run,
-        names or [*_ALGORITHMS],
+        names if algorithms else [*_ALGORITHMS],
         seeds,
         out,
         references=references,
