@@ -140,6 +140,7 @@ def test_a_flood_is_shut_out_and_others_are_heard(
         cam.tell(said("cam", 1.0), BASE)
         eventually(lambda: "loud" in process.latest["shut_out"])
         eventually(lambda: "user loud\ntopic deny #" in acl.read_text())
+        eventually(lambda: process.latest["turned_away"].keys() >= {"loud", "cam"})
         away = process.latest["turned_away"]
         assert away["loud"].keys() >= {"qos-0", "shut-out"}
         assert away["cam"] == {"retained": 1}
