@@ -69,7 +69,8 @@ def read_sample(out: Path, model: Path, *, seed: int) -> Reading:
     log, verdicts = out / "sample" / "conn.log", out / "sample" / "verdicts.jsonl"
     truth = classed(write_sample(log, seed=seed))
     summary = evaluate(model, log, out=verdicts)
-    judged = pl.read_ndjson(verdicts).with_columns(truth["class"])
+    # Verdicts stand in time order, the truth in the order of the log.
+    judged = pl.read_ndjson(verdicts).sort("line").with_columns(truth["class"])
     right = judged.select((pl.col("verdict") == pl.col("class")).mean()).item()
     examples = judged.unique("verdict", keep="first", maintain_order=True)
     return Reading(log, verdicts, summary, right, examples)
